@@ -1,0 +1,9 @@
+"""The embedded default model: a tiny Llama, its small world of facts, and the script that trains it.
+
+Importing this package costs nothing; it only says where the shipped files are.
+"""
+
+from pathlib import Path
+
+MODEL_DIR = Path(__file__).parent / "model"
+PROBES = Path(__file__).parent / "probes.jsonl"
