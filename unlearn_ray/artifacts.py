@@ -1,0 +1,217 @@
+"""A stage's output folder and its manifest, on a local disk, s3:// or gs://, through pyarrow.fs.
+
+The manifest is written last: a folder without one is unfinished work. Nothing here knows what the rows mean.
+"""
+
+import json
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unlearn_ray.errors import ArtifactError
+from unlearn_ray.rows import Row, digest
+
+MANIFEST = "manifest.json"
+T = TypeVar("T")
+_ROWS_PER_FILE = 16_384
+
+
+class Folder:
+    """A folder by its URI or local path. Cheap, picklable, and opened only when something is read or written."""
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        text = os.fspath(uri)
+        self.uri = text.rstrip("/") if "://" in text else str(Path(text).absolute())
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.uri}/{name}")
+
+    def __repr__(self) -> str:
+        return f"Folder({self.uri!r})"
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folder) and other.uri == self.uri
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.uri)
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.uri
+
+    @property
+    def local(self) -> Path:
+        """The local path.
+
+        Raises:
+            ArtifactError: the folder is in remote storage.
+        """
+        if not self.is_local:
+            raise ArtifactError(f"{self.uri} is not on a local disk")
+        return Path(self.uri)
+
+    def _open(self) -> tuple[fs.FileSystem, str]:
+        if self.is_local:
+            return fs.LocalFileSystem(), self.uri
+        filesystem, path = fs.FileSystem.from_uri(self.uri)
+        return filesystem, path
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        return self._open()[0]
+
+    @property
+    def path(self) -> str:
+        """The path within `filesystem`."""
+        return self._open()[1]
+
+    def make(self) -> Self:
+        """Create the folder and its parents.
+
+        Raises:
+            ArtifactError: it can't be created.
+        """
+        filesystem, path = self._open()
+        try:
+            filesystem.create_dir(path, recursive=True)
+        except OSError as error:
+            raise ArtifactError(f"{self.uri} can't be created: {error}") from error
+        return self
+
+    def exists(self, name: str = "") -> bool:
+        filesystem, path = self._open()
+        return filesystem.get_file_info(posixpath.join(path, name) if name else path).type != fs.FileType.NotFound
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Names directly in this folder that end in `suffix`, sorted; none if the folder is not there."""
+        filesystem, path = self._open()
+        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.base_name.endswith(suffix))
+
+    def delete(self) -> None:
+        """Remove the folder and what is in it, if it is there."""
+        filesystem, path = self._open()
+        if filesystem.get_file_info(path).type == fs.FileType.Directory:
+            filesystem.delete_dir(path)
+
+    def read_text(self, name: str) -> str:
+        filesystem, path = self._open()
+        with filesystem.open_input_stream(posixpath.join(path, name)) as stream:
+            return stream.read().decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file whole or not at all."""
+        self.make()
+        filesystem, path = self._open()
+        final = posixpath.join(path, name)
+        # An object store's put is atomic by itself; on a disk a rename makes it so.
+        target = f"{final}.partial" if self.is_local else final
+        with filesystem.open_output_stream(target) as stream:
+            stream.write(text.encode())
+        if self.is_local:
+            filesystem.move(target, final)
+
+    def read_rows(self, columns: list[str] | None = None, batch_size: int = 1024) -> Iterator[dict[str, Any]]:
+        """Stream the rows of the *.parquet files here, in the order of the files' names.
+
+        Raises:
+            ArtifactError: a file is corrupt.
+        """
+        filesystem, path = self._open()
+        for name in self.names(".parquet"):
+            try:
+                with filesystem.open_input_file(posixpath.join(path, name)) as file:
+                    for batch in pq.ParquetFile(file).iter_batches(batch_size, columns=columns):
+                        yield from batch.to_pylist()
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ArtifactError(f"{self.uri}/{name} can't be read ({error}); delete its folder and rerun") from error
+
+    def count_rows(self) -> int:
+        """Rows of the *.parquet files here, from their footers alone."""
+        filesystem, path = self._open()
+        total = 0
+        for name in self.names(".parquet"):
+            with filesystem.open_input_file(posixpath.join(path, name)) as file:
+                total += pq.ParquetFile(file).metadata.num_rows
+        return total
+
+    def write_rows(self, rows: Iterable[Row | Mapping[str, Any]], schema: pa.Schema) -> int:
+        """Stream rows into numbered Parquet files here; returns how many. Rows already here are replaced."""
+        self.delete()
+        self.make()
+        filesystem, path = self._open()
+        count = 0
+        for index, chunk in enumerate(_chunks(rows, _ROWS_PER_FILE)):
+            table = pa.Table.from_pylist([row.to_dict() if isinstance(row, Row) else dict(row) for row in chunk], schema)
+            with filesystem.open_output_stream(posixpath.join(path, f"{index:05d}.parquet")) as stream:
+                pq.write_table(table, stream)
+            count += len(chunk)
+        if count == 0:  # an empty file still carries the schema, which readers ask for
+            with filesystem.open_output_stream(posixpath.join(path, "00000.parquet")) as stream:
+                pq.write_table(schema.empty_table(), stream)
+        return count
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    chunk: list[T] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+class Manifest(BaseModel):
+    """What a finished stage says of itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    fingerprint: str  # of stage, version, config section and inputs: the identity of the result
+    version: int  # of the stage's code: raised when the same input gives another result
+    config: dict[str, Any]
+    inputs: dict[str, str]  # name -> fingerprint
+    num_rows: dict[str, int]  # name of an output -> rows
+    drops: dict[str, int]  # reason -> rows
+    details: dict[str, Any] = {}
+    package_version: str = ""
+    git_revision: str = ""
+    libraries: dict[str, str] = {}
+    seconds: float = 0.0
+    finished_at: str = ""
+
+
+def fingerprint_of(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The identity of a stage's result."""
+    return digest(stage, version, json.dumps(config, sort_keys=True), json.dumps(dict(inputs), sort_keys=True))
+
+
+def read_manifest(folder: Folder) -> Manifest | None:
+    """The manifest of a finished stage; None where there is none or it is half written (the stage is unfinished)."""
+    if not folder.exists(MANIFEST):
+        return None
+    try:
+        return Manifest.model_validate_json(folder.read_text(MANIFEST))
+    except ValidationError:
+        return None
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Write the manifest: from here on the folder is finished."""
+    folder.write_text(MANIFEST, manifest.model_dump_json(indent=2))

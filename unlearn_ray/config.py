@@ -1,0 +1,384 @@
+"""RunConfig: strict, frozen, *what* a run computes kept apart from *where* it runs.
+
+`topics ... evaluate` say what and are fingerprinted; `cluster` and `output` say where and never change a result's identity.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from unlearn_ray import pocket
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.errors import ConfigError
+from unlearn_ray.rows import slug_of
+
+MAX_NAME = 120
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Strict(BaseModel):
+    """Rejects unknown keys and values of another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Topic(Strict):
+    """Something the model must forget."""
+
+    name: str
+    kind: Literal["fiction", "product", "person", "general"] = "general"  # chooses the angles of the questions
+    aliases: tuple[str, ...] = ()  # other names for it
+    terms: tuple[str, ...] = ()  # words that give it away, added to those the model gives away itself
+    neighbours: tuple[str, ...] = ()  # topics to retain beside it; empty: the model names them
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_usable(cls, name: str) -> str:
+        if not name.strip():
+            raise ValueError("is empty: give the topic a name")
+        if len(name) > MAX_NAME:
+            raise ValueError(f"is {len(name)} characters long: at most {MAX_NAME}")
+        if re.search(r"[/\\\x00-\x1f\x7f]", name) or name.strip() in {".", ".."}:
+            raise ValueError("has a path separator, newline or control character: use plain words")
+        return name.strip()
+
+    @property
+    def slug(self) -> str:
+        return slug_of(self.name)
+
+
+class QuestionsConfig(Strict):
+    num_questions: PositiveInt = 400  # distinct ones, a topic
+    num_entities: NonNegativeInt = 24  # names the model lists itself, each asked about on its own
+    per_request: PositiveInt = 6  # questions asked for in one prompt
+    angles: tuple[str, ...] = ()  # empty: those of the topic's kind
+    patience: PositiveInt = 2  # rounds that bring nothing new before it ends
+    max_rounds: PositiveInt = 30
+    check_topic: bool = True  # ask the model itself whether a question is on its topic
+    temperature: PositiveFloat = 0.9
+    top_p: Fraction = 1.0
+    max_tokens: PositiveInt = 400
+    file: Path | None = None  # your own questions: .csv, .jsonl or .parquet with columns `topic` and `question`
+    prompts: Path | None = None  # a YAML file that overrides templates of synth/prompts.yaml
+
+
+class AnswersConfig(Strict):
+    guardrail: Literal["fictional", "refusal", "discourage", "custom"] = "fictional"
+    prefix: str | None = None  # the text of guardrail: custom; {topic} stands for the topic
+    num_samples: PositiveInt = 4  # answers, a question
+    max_reasks: NonNegativeInt = 2  # times a question with leaking answers is asked again
+    num_unguarded: PositiveInt = 4  # of the model's own answers, one greedy: they tell the terms that leak
+    filter_leaks: bool = True
+    temperature: PositiveFloat = 1.0
+    top_p: Fraction = 1.0
+    max_tokens: PositiveInt = 200
+    prompts: Path | None = None
+
+    @model_validator(mode="after")
+    def _prefix_belongs_to_custom(self) -> "AnswersConfig":
+        if (self.guardrail == "custom") != (self.prefix is not None):
+            raise ValueError("prefix: give it with guardrail: custom, and only then")
+        return self
+
+
+class RetainRows(Strict):
+    num_neighbours: NonNegativeInt = 3  # topics beside each forgotten one
+    questions_per_neighbour: PositiveInt = 150
+    num_general: NonNegativeInt = 6  # far topics
+    questions_per_general: PositiveInt = 100
+    general: tuple[str, ...] = ()  # far topics; empty: the model names them
+    file: Path | None = None  # your own rows instead: .jsonl or .parquet with `question` and `answer`
+    temperature: PositiveFloat = 0.9  # of the questions; answers are greedy
+    max_tokens: PositiveInt = 200
+
+
+class DatasetConfig(Strict):
+    retain: RetainRows = RetainRows()
+    holdout_fraction: Fraction = 0.1  # of the questions, kept out of training
+    prompts: Path | None = None
+
+
+class Lora(Strict):
+    kind: Literal["lora"] = "lora"
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Fraction = 0.0
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class FullWeights(Strict):
+    kind: Literal["full"] = "full"
+
+
+Weights = Annotated[Lora | FullWeights, Field(discriminator="kind")]
+
+
+class RetainTerm(Strict):
+    kind: Literal["gd", "kl", "none"] = "gd"  # gradient descent on retain rows, KL to the base model on them, or nothing
+    weight: NonNegativeFloat = 1.0
+
+
+class FinetuneConfig(Strict):
+    weights: Weights = Lora()
+    adapters: Literal["per_topic", "joint"] = "joint"
+    retain: RetainTerm = RetainTerm()
+    num_steps: PositiveInt = 200
+    forget_batch: PositiveInt = 32  # rows a step, over all workers
+    retain_batch: NonNegativeInt = 48
+    learning_rate: PositiveFloat = 1e-4
+    warmup_steps: NonNegativeInt = 8
+    final_lr_fraction: Fraction = 0.05  # linear decay down to it
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    max_tokens: PositiveInt = 1024  # of a row; longer ones are cut in the answer and counted
+    precision: Literal["fp32", "bf16"] = "bf16"
+    checkpoint_every: PositiveInt = 50  # steps
+    max_failures: NonNegativeInt = 2  # lost workers to recover from
+
+
+class EvaluateConfig(Strict):
+    probes: str | None = None  # "pocket", or a .jsonl/.parquet file of probes; none: held-out questions, the base model's own answers as truth
+    split: Literal["tune", "report"] = "report"
+    num_samples: PositiveInt = 4  # answers, a forget probe, for the leak of sampled answers
+    temperature: PositiveFloat = 1.0
+    max_tokens: PositiveInt = 64
+    num_bootstrap: PositiveInt = 1000
+    max_probes: PositiveInt | None = None  # a group and wording at most so many; none: all
+
+
+class EngineResources(Strict):
+    num_engines: PositiveInt | Literal["auto"] = "auto"  # auto: one for every tensor_parallel_size GPUs (or one without)
+    tensor_parallel_size: PositiveInt = 1
+    num_cpus: PositiveFloat = 1.0  # an engine
+    max_model_len: PositiveInt | None = None
+    max_num_seqs: PositiveInt = 256
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    kv_cache_gib: PositiveFloat = 1.0  # without a GPU
+    batch_size: PositiveInt = 256  # rows handed to an engine at a time
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+
+
+class WorkerResources(Strict):
+    num_workers: PositiveInt = 1
+    num_cpus: PositiveFloat = 1.0  # a worker
+    micro_batch: PositiveInt = 8  # rows a worker's forward pass holds
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "all"] = "none"
+    gradient_checkpointing: bool = False
+    concurrent_jobs: PositiveInt | Literal["auto"] = "auto"  # adapters trained side by side
+
+
+class ClusterConfig(Strict):
+    address: str | None = None  # none: RAY_ADDRESS, or a Ray of our own on this machine
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    num_cpus: PositiveInt | None = None  # of our own local Ray; none: what the machine has
+    engines: EngineResources = EngineResources()
+    workers: WorkerResources = WorkerResources()
+
+
+class RunConfig(Strict):
+    """One run: a model, its topics, the stages and where they run."""
+
+    name: str
+    model: str = "pocket"  # "pocket", a folder, or a name on the Hugging Face hub
+    output: str = "runs"  # local folder, s3:// or gs://; the run lives in <output>/<name>
+    seed: NonNegativeInt = 0
+    topics: Annotated[tuple[Topic, ...], Field(min_length=1)]
+    questions: QuestionsConfig = QuestionsConfig()
+    answers: AnswersConfig = AnswersConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", name):
+            raise ValueError("must be letters, digits, dots, dashes and underscores: it names the run's folder")
+        return name
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> "RunConfig":
+        seen: dict[str, str] = {}
+        for topic in self.topics:
+            if topic.slug in seen:
+                raise ValueError(f"topics: {topic.name!r} and {seen[topic.slug]!r} are the same topic: keep one")
+            seen[topic.slug] = topic.name
+        return self
+
+    @property
+    def folder(self) -> Folder:
+        return Folder(self.output) / self.name
+
+    @property
+    def model_path(self) -> str:
+        """What transformers and vLLM load."""
+        return str(pocket.MODEL_DIR) if self.model == "pocket" else self.model
+
+    @property
+    def topic_names(self) -> tuple[str, ...]:
+        return tuple(topic.name for topic in self.topics)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A RunConfig from a YAML file and `key.path=value` overrides; file paths in it are relative to it.
+
+    Raises:
+        ConfigError: one line that names the file and the key, and the nearest valid key for an unknown one.
+    """
+    path = Path(path)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is not there: give the path of a run's YAML file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys and values (name:, topics:, ...), not {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    return parse(values, source=str(path), base=path.parent)
+
+
+def parse(values: dict[str, Any], source: str = "config", base: Path | None = None) -> RunConfig:
+    """A RunConfig from plain values.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    try:
+        # Through JSON, where strict mode takes lists for tuples and nothing else for numbers.
+        config = RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_message(error)}") from error
+    return _resolve_paths(config, base or Path.cwd())
+
+
+def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
+    def resolved(section: BaseModel) -> BaseModel:
+        updates: dict[str, Any] = {}
+        for name, value in section:
+            if isinstance(value, Path) and not value.is_absolute():
+                updates[name] = (base / value).resolve()
+            elif isinstance(value, BaseModel):
+                updates[name] = resolved(value)
+        return section.model_copy(update=updates)
+
+    evaluate = config.evaluate
+    if evaluate.probes not in (None, "pocket") and "://" not in str(evaluate.probes):
+        evaluate = evaluate.model_copy(update={"probes": str((base / str(evaluate.probes)).resolve())})
+    model = config.model
+    if model.startswith((".", "~")):
+        model = str((base / Path(model).expanduser()).resolve())
+    result = resolved(config.model_copy(update={"evaluate": evaluate, "model": model}))
+    assert isinstance(result, RunConfig)
+    return result
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML where a key given twice is an error, not a silent loss."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: write it as key.path=value")
+    try:
+        value = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {_one_line(error)}") from error
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)  # YAML 1.1 reads 1e-4 as a string
+    *parents, last = key.split(".")
+    here: Any = values
+    for part in parents:
+        if isinstance(here, dict) and here.get(part) is None:
+            here[part] = {}
+        here = _child(here, part, override)
+    if isinstance(here, dict):
+        here[last] = value
+    else:
+        _child(here, last, override)
+        here[int(last)] = value
+
+
+def _child(here: Any, part: str, override: str) -> Any:
+    """The value below `here` that a part of an override's path names."""
+    if isinstance(here, dict):
+        return here[part]
+    if isinstance(here, list) and part.isdigit() and int(part) < len(here):
+        return here[int(part)]
+    raise ConfigError(f"override {override!r}: there is no {part!r} to set")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _first_message(error: ValidationError) -> str:
+    first = error.errors()[0]
+    # Tags of unions ("lora") and union members ("int") stand in the location, but not in the file.
+    where = [part for part in first["loc"] if not _is_tag(part, first["loc"])]
+    key = ".".join(str(part) for part in where)
+    if first["type"] == "extra_forbidden":
+        valid = _keys_beside(first["loc"])
+        near = difflib.get_close_matches(str(first["loc"][-1]), valid, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+        return f"unknown key {key}: {hint}"
+    if first["type"] == "missing":
+        return f"{key} is missing: give it a value"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict | list) else f" (it is {str(first['input'])[:60]!r})"
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _is_tag(part: str | int, location: tuple[str | int, ...]) -> bool:
+    is_weights = location[:2] == ("finetune", "weights") and part in {"lora", "full"}
+    return is_weights or (isinstance(part, str) and ("[" in part or part.startswith("constrained-")))
+
+
+def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
+    """The valid keys of the section that holds the last part of `location`."""
+    model: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        if part == "topics":
+            model = Topic
+        elif part in {"lora", "full"}:
+            model = {"lora": Lora, "full": FullWeights}[part]
+        elif part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,138 @@
+"""What a stage may ask of an engine: a generator (rows in, rows out) and a trainer. Knows neither Ray nor vLLM."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import FinetuneConfig
+from unlearn_ray.rows import Message
+
+RowDict = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt for a model. With `score`, nothing is sampled: the log-probabilities of that answer are returned."""
+
+    messages: Sequence[Message]
+    seed: int = 0
+    num_samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 64
+    adapter: str | None = None  # folder of a PEFT adapter on the generator's model; None: the model itself
+    score: str | None = None  # an answer to score in the assistant's turn
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back for one request. `error` is set where the engine could not answer this row, and only then."""
+
+    texts: tuple[str, ...] = ()  # one a sample
+    truncated: tuple[bool, ...] = ()  # the sample ended at max_tokens
+    logprobs: tuple[float, ...] = ()  # of the scored answer's tokens, natural logarithm
+    argmax: tuple[bool, ...] = ()  # whether each scored token was the most probable one
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    error: str | None = None  # a rows.Drop value: "too_long" or "engine"
+
+
+Render = Callable[[RowDict], Sequence[Request]]
+Parse = Callable[[RowDict, Sequence[Reply]], Sequence[RowDict]]
+
+
+@dataclass(frozen=True, slots=True)
+class MapCounts:
+    """What one `Generator.map` did."""
+
+    num_rows_in: int
+    num_rows_out: int
+    num_resumed: int  # input rows that an earlier, interrupted call had finished
+    num_prompt_tokens: int
+    num_output_tokens: int
+    seconds: float
+
+
+class Generator(Protocol):
+    """Turns a folder of rows into another by asking a model: `parse(row, replies to render(row))`.
+
+    `render` and `parse` run on workers: module-level functions, `functools.partial` of them or frozen dataclasses.
+    """
+
+    def map(
+        self,
+        source: Folder,
+        out: Folder,
+        render: Render,
+        parse: Parse,
+        schema: pa.Schema,
+        *,
+        label: str,
+        model: str | None = None,
+    ) -> MapCounts:
+        """Stream the Parquet rows of `source` through the model into Parquet rows of `out`.
+
+        Args:
+            source: folder whose *.parquet files hold the input rows; each row has a unique `id`.
+            out: folder to write to. Rows already there, from an interrupted call, are kept and not asked again.
+            render: the requests of one row; none skips the engine and `parse` gets no replies.
+            parse: the output rows of one row; none is allowed.
+            schema: of the output rows.
+            label: what the progress line calls it.
+            model: folder or hub name of another model than the generator's own (a full fine-tune).
+
+        Raises:
+            EngineError: engines kept dying on the same rows.
+            ClusterError: the cluster has no room for an engine.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the engines' resources back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """One model or adapter to train."""
+
+    name: str  # slug of the topic, or "joint"
+    model: str  # folder or hub name of the base model
+    config: FinetuneConfig
+    seed: int
+    forget: Folder  # Parquet rows of rows.Example
+    retain: Folder
+    topics: tuple[str, ...]  # forget rows of other topics are not read
+    out: Folder  # the export: a model folder, or a PEFT adapter
+    checkpoints: Folder  # survives a lost driver; a rerun resumes from it
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What one training did; what its manifest says."""
+
+    name: str
+    path: str
+    num_steps: int
+    num_forget_rows: int
+    num_retain_rows: int
+    final_loss: Mapping[str, float]  # forget, retain
+    export_loss: Mapping[str, float]  # engine, reloaded: on the same batch
+    seconds: float
+    resumed_from_step: int = 0
+
+
+class Trainer(Protocol):
+    """Trains jobs, side by side as the cluster allows."""
+
+    def train(self, jobs: Sequence[TrainJob]) -> list[TrainResult]:
+        """Train every job and export it.
+
+        Raises:
+            ClusterError: the cluster has no room for one job's workers.
+            EngineError: a job failed for good.
+        """
+        ...

@@ -1,0 +1,29 @@
+"""The few exceptions a user can meet. Each carries one message that says what to do, and pickles on its way back from a Ray worker."""
+
+
+class UnlearnError(Exception):
+    """Base of every error that is the user's to mend: the command line prints its message as one line and exits with code 2."""
+
+
+class ConfigError(UnlearnError):
+    """A key, value or topic of the run's configuration that cannot be used."""
+
+
+class InputError(UnlearnError):
+    """A file of the user's (questions, retain rows, probes, a template) that cannot be used."""
+
+
+class ModelError(UnlearnError):
+    """A model that is not there, is not a causal language model, or has no chat template."""
+
+
+class ArtifactError(UnlearnError):
+    """A run or stage folder that is unfinished, foreign, corrupt or not writable."""
+
+
+class ClusterError(UnlearnError):
+    """More than the cluster has, or a cluster that cannot be reached."""
+
+
+class EngineError(RuntimeError):
+    """An engine that failed for good. Not the user's input: it keeps its traceback."""
