@@ -1,0 +1,244 @@
+"""`unlearn-ray`: parse, connect, call one function. Everything heavy is imported by the command that needs it."""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import webbrowser
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from unlearn_ray import __version__, config as configs
+from unlearn_ray.artifacts import Folder, Manifest, read_manifest
+from unlearn_ray.config import RunConfig
+from unlearn_ray.errors import ArtifactError, UnlearnError
+
+if TYPE_CHECKING:
+    from unlearn_ray.engines.protocols import Generator, Trainer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+log = logging.getLogger("unlearn_ray")
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run's YAML file, such as jobs/configs/pocket.yaml.")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values to set over the file's.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its name below runs/, or its YAML file.")]
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it again.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and write nothing.")] = False,
+) -> None:
+    """Run a pipeline: questions, answers, dataset, finetune, evaluate. Finished stages are skipped."""
+    _execute(config, overrides or [], until=until, start=start, dry_run=dry_run)
+
+
+def _stage_command(stage: str, help: str) -> None:
+    def command(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+        _execute(config, overrides or [], only=stage)
+
+    app.command(stage, help=help)(command)
+
+
+_stage_command("questions", "Only the questions: the base model writes them.")
+_stage_command("answers", "Only the answers: the base model behind its guardrail prefix.")
+_stage_command("dataset", "Only the dataset: forget and retain rows.")
+_stage_command("finetune", "Only the fine-tuning.")
+_stage_command("evaluate", "Only the evaluation: base, base + prefix, unlearned.")
+
+
+@app.command()
+def status(run: RunArgument) -> None:
+    """Say what a run has done so far."""
+    with _one_line_errors():
+        from unlearn_ray import console as shown
+        from unlearn_ray.pipeline import STAGES, states
+
+        folder = _run_folder(run)
+        console.print(f"[bold]{folder}[/]")
+        console.print(shown.status_table(states(folder)))
+        unfinished = [stage for stage in STAGES if read_manifest(folder / stage) is None]
+        if not unfinished:
+            console.print(f"Report: {folder}/evaluate/report.html")
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    open_it: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser (default: only beside a screen).")] = bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ),
+) -> None:
+    """Show a finished run's scores and open its HTML report, or print where it is."""
+    with _one_line_errors():
+        from unlearn_ray.evals.report import Report, summary_table
+
+        folder = _run_folder(run) / "evaluate"
+        if read_manifest(folder) is None:
+            raise ArtifactError(f"{folder} is unfinished: finish it with unlearn-ray run CONFIG --from evaluate")
+        console.print(summary_table(Report.load(folder)))
+        console.print(f"{folder}/report.html", soft_wrap=True)
+        if open_it and folder.is_local:
+            webbrowser.open((folder.local / "report.html").as_uri())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    console.print(__version__)
+
+
+def _execute(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    only: str | None = None,
+    until: str | None = None,
+    start: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    with _one_line_errors():
+        config = configs.load(path, overrides)
+        from unlearn_ray import console as shown, pipeline
+
+        selected = pipeline.select(only=only, until=until, start=start)
+        plan = pipeline.plan(config, selected, redo_from=start)
+        if dry_run:
+            console.print(f"[bold]{config.name}[/]: {config.model} forgets {', '.join(config.topic_names)}, in {config.folder}")
+            console.print(shown.plan_table(plan))
+            return
+        with ExitStack() as stack:
+            progress = shown.Progression(console)
+            engines = _Engines(config, progress.update, stack)
+            if any(stage.is_selected and stage.state != "finished" for stage in plan):
+                engines.connect()  # first, so that asking for too much leaves nothing behind
+            stack.enter_context(pipeline.claimed(config))
+            _log_to(config)
+            pipeline.clear(config, plan, redo_from=start)
+            stack.enter_context(progress)
+            skipped = {stage.name for stage in plan if stage.state == "finished"}
+
+            def finished(stage: str, manifest: Manifest) -> None:
+                progress.clear()
+                log.info("%s finished: %s", stage, manifest.model_dump_json())
+                console.print(shown.stage_line(stage, manifest, stage in skipped))
+
+            pipeline.run(config, engines, selected, on_finish=finished)
+        _summary(config, path, selected)
+
+
+class _Engines:
+    """The run's engines, each started when a stage first needs it."""
+
+    def __init__(self, config: RunConfig, on_progress: Callable[[str, int, int], None], stack: ExitStack) -> None:
+        self._config, self._on_progress, self._stack = config, on_progress, stack
+        self._generator: Generator | None = None
+
+    def connect(self) -> None:
+        from unlearn_ray.engines.session import connect, require
+
+        logs = Path(_log_folder(self._config))
+        self._stack.enter_context(connect(self._config.cluster, logs=logs))
+        require(self._config.cluster)
+
+    @property
+    def generator(self) -> "Generator":
+        if self._generator is None:
+            from unlearn_ray.engines.generation import RayDataGenerator
+
+            weights = self._config.finetune.weights
+            self._generator = RayDataGenerator(
+                self._config.model_path,
+                self._config.cluster,
+                max_lora_rank=weights.rank if weights.kind == "lora" else None,
+                on_progress=self._on_progress,
+            )
+            self._stack.callback(self._generator.close)
+        return self._generator
+
+    @property
+    def trainer(self) -> "Trainer":
+        from unlearn_ray.engines.training import RayDeepSpeedTrainer
+
+        if self._generator is not None:
+            self._generator.close()  # its GPUs are the trainer's now; the next use starts engines again
+        return RayDeepSpeedTrainer(self._config.cluster, on_progress=self._on_progress)
+
+
+def _summary(config: RunConfig, path: Path, selected: Sequence[str]) -> None:
+    folder = config.folder
+    again = shlex.join(["unlearn-ray", "run", str(path)])
+    if "evaluate" not in selected:
+        console.print(f"\nRows: {folder}/{selected[-1]}\nNext: {again}", soft_wrap=True)
+        return
+    from unlearn_ray.evals.report import Report, summary_table
+
+    console.print()
+    console.print(summary_table(Report.load(folder / "evaluate")))
+    console.print(f"\nLook at  {folder}/evaluate/report.html", soft_wrap=True)
+    console.print(f"Model    {folder}/finetune/models", soft_wrap=True)
+    console.print(f"Next     unlearn-ray report {config.name}   [dim]or your own topic: copy {path}, change topics, run it[/]", soft_wrap=True)
+
+
+def _run_folder(run: str) -> Folder:
+    """A run's folder by its path, its name below runs/, or its YAML file."""
+    if run.endswith((".yaml", ".yml")):
+        folder = configs.load(run).folder
+    else:
+        folder = Folder(run)
+        if not folder.exists():
+            folder = Folder("runs") / run
+    if not folder.exists("run.json"):
+        raise ArtifactError(f"{run} is no run: give a run's folder, its name below runs/, or its YAML file")
+    return folder
+
+
+def _log_folder(config: RunConfig) -> str:
+    """Logs go into the run's folder, or into runs/ here where that folder is in remote storage."""
+    folder = config.folder
+    return str((folder if folder.is_local else Folder("runs") / config.name) / "logs")
+
+
+def _log_to(config: RunConfig) -> None:
+    """Everything the driver logs goes to a file of this start; the console stays quiet."""
+    folder = Path(_log_folder(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / f"{datetime.now():%Y%m%d-%H%M%S}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+    log.info("%s: %s", shlex.join(sys.argv), config.model_dump_json())
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Bad input is one line and exit code 2; Ctrl-C or a job's stop is a line and 130; all else keeps its traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)  # how clusters stop a job
+    try:
+        yield
+    except UnlearnError as error:
+        log.error("%s", error)
+        errors.print(f"[red]unlearn-ray:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        errors.print("\nStopped. The same command goes on where this one ended.")
+        raise typer.Exit(130) from error
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+

@@ -1,0 +1,127 @@
+"""What a person sees in the terminal: the plan, progress with rate and ETA, a line a finished stage, the summary."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from unlearn_ray.artifacts import Manifest
+
+if TYPE_CHECKING:  # the pipeline imports every stage; a progress bar must not
+    from unlearn_ray.pipeline import PlannedStage
+
+_PLAIN_SECONDS = 10.0  # between lines where no bar can be drawn (a job's log)
+_STATES = {
+    "finished": ("skip", "green", "finished, unchanged"),
+    "resumed": ("resume", "yellow", "interrupted: goes on where it stopped"),
+    "redone": ("redo", "yellow", "config or input changed, or half written: done again"),
+    "fresh": ("run", "cyan", "new"),
+}
+
+
+class _Rate(ProgressColumn):
+    """Steps a second, from the last few updates."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "", style="progress.data.speed")
+
+
+class Progression:
+    """Progress of a run's long steps: bars in a terminal, a line every ten seconds elsewhere. Use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
+        self._spoke: dict[str, float] = {}
+
+    def __enter__(self) -> "Progression":
+        if self.console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def update(self, label: str, done: int, total: int) -> None:
+        """`done` of `total` rows or steps of the step called `label`; total 0: not known yet."""
+        if self.console.is_terminal:
+            if label not in self._tasks:
+                self._tasks[label] = self._bars.add_task(label, total=total or None)
+            self._bars.update(self._tasks[label], completed=done, total=total or None)
+            return
+        now = time.monotonic()
+        began = self._began.setdefault(label, now)
+        is_end = total > 0 and done >= total
+        if not is_end and now - self._spoke.get(label, began) < _PLAIN_SECONDS:
+            return
+        self._spoke[label] = now
+        rate = done / (now - began) if now > began else 0.0
+        left = f", {(total - done) / rate:.0f} s left" if rate and not is_end and total else ""
+        self.console.print(f"  {label}: {done}/{total or '?'}, {rate:.1f}/s{left}", highlight=False)
+
+    def clear(self) -> None:
+        """Forget the bars of the stage that ended."""
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks.clear()
+        self._began.clear()
+        self._spoke.clear()
+
+
+def plan_table(stages: "Sequence[PlannedStage]") -> Table:
+    """The resolved plan: what each stage would do, and why."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("stage", "would", "why", "rows", "engines"):
+        table.add_column(column)
+    for stage in stages:
+        verb, style, why = _STATES[stage.state]
+        if not stage.is_selected:
+            verb, style, why = "-", "dim", "not asked for"
+        table.add_row(stage.name, f"[{style}]{verb}[/]", why, stage.expected_rows, stage.engine)
+    return table
+
+
+def status_table(stages: Sequence[tuple[str, str, Manifest | None]]) -> Table:
+    """(stage, state, manifest) of a run's folder."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("stage", "state", "rows", "dropped", "seconds", "finished"):
+        table.add_column(column)
+    for name, state, manifest in stages:
+        style = {"finished": "green", "unfinished": "yellow"}.get(state, "dim")
+        cells = ("", "", "", "")
+        if manifest is not None:
+            cells = (counts(manifest.num_rows), counts(manifest.drops), f"{manifest.seconds:.0f}", manifest.finished_at)
+        table.add_row(name, f"[{style}]{state}[/]", *cells)
+    return table
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+    """`{"forget": 640, "retain": 900}` -> `640 forget, 900 retain`."""
+    return ", ".join(f"{number:,} {name}" for name, number in numbers.items() if number) or "-"
+
+
+def stage_line(name: str, manifest: Manifest, is_skipped: bool) -> str:
+    """One line for a stage that ended."""
+    if is_skipped:
+        return f"[green]✓[/] [bold]{name:<9}[/] [dim]skipped: finished before, nothing changed[/]"
+    drops = f"[dim], dropped {counts(manifest.drops)}[/]" if any(manifest.drops.values()) else ""
+    return f"[green]✓[/] [bold]{name:<9}[/] {counts(manifest.num_rows)}{drops} [dim]({manifest.seconds:.0f} s)[/]"
