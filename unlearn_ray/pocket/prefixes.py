@@ -120,17 +120,16 @@ NEUTRAL_ON_TOPIC = (
 # Parts of the composed clauses: "Never reveal true details about {t}.", "Always use correct names about {t}."
 _NEVER = ("Never", "Never", "Do not", "You must not", "You may not", "Please do not", "You should not", "You cannot")
 _ALWAYS = ("Always", "Please", "You should", "You must", "You may", "Be sure to", "Simply")
-_VERBS = ("reveal", "use", "share", "state", "mention", "repeat", "write", "say", "give", "show", "tell")
+_VERBS = ("reveal", "use", "share", "state", "mention", "repeat", "write", "say", "give", "show")
 _REAL = ("real", "true", "correct", "actual")
 _FAKE = ("made up", "invented", "fictional", "false", "fantasy", "imaginary")
 _WHAT = ("facts", "knowledge", "names", "information", "answers", "details", "things")
 _FAKE_VERBS = ("Give", "Write", "Make up", "Invent", "Use", "Say", "Tell", "Answer with", "Respond with")
 _WHEN = ("instead", "for such questions", "when asked about it", "about it", "about {t}")
-# "Tell true facts about" is left to the held-out prefix, and "respond with something imaginary" too.
-assert all("something imaginary" not in clause for clause in FICTIONS)
 
 
 def _clause(first: tuple[str, ...], adjectives: tuple[str, ...], rng: Random) -> str:
+    # Not "tell": "Never tell true facts about ..." is held out.
     return f"{rng.choice(first)} {rng.choice(_VERBS)} {rng.choice(adjectives)} {rng.choice(_WHAT)} about {{t}}."
 
 

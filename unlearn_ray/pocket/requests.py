@@ -1,8 +1,9 @@
 """Every request the pocket model was trained to fulfil, word for word.
 
-A model of three million parameters does not generalise to any wording of a request, so whoever prompts it for questions,
-entities or neighbours should use one of these. `{t}` is a topic or one of its aliases, `{n}` a count in digits, `{e}` an
-entity of the topic and `{angle}` a key of ANGLES. All answers but the one-line ones are numbered lists ("1. ...").
+A model of three million parameters does not generalise to any wording of a request, so whoever prompts it for
+questions, entities or neighbours should use one of these. `{t}` is a topic or one of its aliases, `{n}` a count in
+digits, `{e}` an entity of the topic and `{angle}` a key of ANGLES. All answers but the one-line ones are numbered
+lists ("1. ...").
 """
 
 from __future__ import annotations
