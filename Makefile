@@ -1,0 +1,47 @@
+# Every target that needs the environment makes it first: `setup` returns at once when nothing changed.
+# ACCELERATOR=cpu|cuda overrides what is found on the machine, PYTHON=... names the interpreter for a new .venv,
+# ARGS=... goes to pytest.
+SHELL := /bin/bash
+BIN := .venv/bin
+SOURCES := $(wildcard unlearn_ray jobs serve demo benchmarks tests)
+export ACCELERATOR PYTHON UPGRADE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-fast check format bench lock clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Make .venv: locked dependencies, this package in editable mode
+	@scripts/setup.sh
+
+quickstart: setup ## Make the pocket model forget a topic, on this machine, in minutes
+	$(BIN)/unlearn-ray run jobs/configs/pocket.yaml
+
+test: setup ## Run all tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+test-fast: setup ## Run the tests that do without the shared run of the real pipeline
+	$(BIN)/python -m pytest -m "not gpu and not real" $(ARGS)
+
+check: setup ## Check format, lint, types and import contracts
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Format, and mend what the linter can
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: setup ## Run the benchmarks; each prints a ratio to a baseline measured in the same run
+	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
+	    echo "== $$script"; $(BIN)/python $$script || exit 1; \
+	done
+
+lock: ## Write the locks from pyproject.toml; UPGRADE=1 takes the newest of everything
+	@scripts/lock.sh
+
+clean: ## Remove what tools left behind; keeps .venv and runs
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
