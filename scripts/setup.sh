@@ -36,7 +36,8 @@ if [ "$accelerator" = cpu ]; then
     say "installing $(cat locks/cpu-torch.txt)"
     # From where pip is configured to look, else from PyTorch's own index, which is asked for torch alone.
     uv pip install --quiet --no-deps --requirement locks/cpu-torch.txt 2>/dev/null ||
-        uv pip install --no-deps --default-index "$PYTORCH_CPU_INDEX" --requirement locks/cpu-torch.txt
+        uv pip install --no-deps --default-index "$PYTORCH_CPU_INDEX" --requirement locks/cpu-torch.txt ||
+        fail "$(cat locks/cpu-torch.txt) is neither where pip looks nor at $PYTORCH_CPU_INDEX: let pip find its wheel (PIP_FIND_LINKS=/folder)"
 fi
 say "installing ${locks[0]}: $(grep -c '^[a-z]' "${locks[0]}") packages, minutes on the first time"
 uv pip sync "${locks[@]}" 2>&1 | awk '!/^ [+-] /' # progress, without the list of packages
