@@ -1,0 +1,228 @@
+"""Probes: read from a file with every mistake named, kept apart from the training data, capped by hash.
+
+A probe file is JSONL or Parquet with the keys of `rows.Probe`; `topic`, `question` and `answer` are required.
+"""
+
+import difflib
+import heapq
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.errors import InputError
+from unlearn_ray.evals.folding import normalised
+from unlearn_ray.rows import Group, Probe, Row, digest
+
+_REQUIRED = ("topic", "question", "answer")
+_TEXTS = ("topic", "question", "answer", "fact", "wording", "split", "reference")
+_LISTS = ("near", "aliases", "wrong")
+_KNOWN = (*_TEXTS, *_LISTS, "id")
+
+
+class Excluded(StrEnum):
+    """Why a probe is not asked."""
+
+    TRAINED_ON = "trained_on"  # its question stands in the training rows
+    DUPLICATE = "duplicate"
+    CAPPED = "capped"  # beyond evaluate.max_probes
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedProbe:
+    """A probe with its group in this run and the topic whose prefix and adapter answer it."""
+
+    probe: Probe
+    group: Group
+    served_topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExcludedProbe(Row):
+    """A probe that is not asked, with its reason."""
+
+    topic: str
+    question: str
+    wording: str
+    drop: str
+
+    @property
+    def id(self) -> str:
+        return digest(self.topic, self.question)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The probes of an evaluation, and those left out."""
+
+    kept: list[PlacedProbe]
+    excluded: list[ExcludedProbe]
+
+    def num_excluded(self) -> dict[str, int]:
+        counts = Counter(probe.drop for probe in self.excluded)
+        return {reason: counts[reason] for reason in sorted(counts)}
+
+    def num_kept(self) -> dict[str, int]:
+        counts = Counter(placed.group for placed in self.kept)
+        return {group: counts[group] for group in ("forget", "near", "far")}
+
+
+def read_probes(path: str) -> Iterator[Probe]:
+    """Stream the probes of a .jsonl or .parquet file, on a disk or in s3:// or gs://.
+
+    Raises:
+        InputError: names the file, the line and the key.
+    """
+    suffix = PurePosixPath(path).suffix
+    if suffix not in {".jsonl", ".parquet"}:
+        raise InputError(f"{path} is no probe file: give a .jsonl or .parquet one")
+    file = Folder(path)
+    if file.filesystem.get_file_info(file.path).type != fs.FileType.File:
+        raise InputError(f"{path} is not there: evaluate.probes must name a file of probes")
+    rows = _json_lines(file) if suffix == ".jsonl" else _parquet_rows(file)
+    for where, row in rows:
+        yield _probe(where, row)
+
+
+def check_topics(probes: Iterable[Probe], topics: Sequence[str], path: str) -> None:
+    """Refuse a probe file that asks nothing about a topic of the run.
+
+    Raises:
+        InputError: names the topic and those that the file has.
+    """
+    found = Counter(probe.topic for probe in probes)
+    for topic in topics:
+        if topic not in found:
+            shown = ", ".join(repr(name) for name, _ in found.most_common(6)) or "none"
+            raise InputError(
+                f"{path} has no probe about {topic!r} (its topics: {shown}): add some, or leave evaluate.probes out to ask held-out questions"
+            )
+
+
+def trained_questions(probes: Iterable[Probe], training: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The normalised probe questions that stand among the training rows; streams the rows once."""
+    asked = {normalised(probe.question) for probe in probes}
+    return {question for row in training if (question := normalised(row["question"])) in asked}
+
+
+def select_probes(
+    probes: Iterable[Probe], topics: Sequence[str], split: Literal["tune", "report"], trained: set[str], max_probes: int | None
+) -> Selection:
+    """The probes to ask: of one split, once each, none trained on, at most `max_probes` a group and wording.
+
+    Args:
+        trained: normalised questions of the training rows.
+    """
+    excluded: list[ExcludedProbe] = []
+    seen: set[str] = set()
+    piles: dict[tuple[str, str], list[tuple[str, str, PlacedProbe]]] = {}
+    for probe in probes:
+        if probe.split != split:
+            continue
+        question = normalised(probe.question)
+        if question in trained:
+            excluded.append(_excluded(probe, Excluded.TRAINED_ON))
+            continue
+        if question in seen:
+            excluded.append(_excluded(probe, Excluded.DUPLICATE))
+            continue
+        seen.add(question)
+        placed = place(probe, topics)
+        pile = piles.setdefault((placed.group, probe.wording), [])
+        # By the fact's hash first, so that a cap keeps the same facts in every wording.
+        pile.append((digest("cap", probe.topic, probe.fact_id), probe.id, placed))
+
+    kept = []
+    for pile in piles.values():
+        chosen = pile if max_probes is None else heapq.nsmallest(max_probes, pile, key=lambda item: item[:2])
+        ids = {probe_id for _, probe_id, _ in chosen}
+        kept += [placed for _, _, placed in chosen]
+        excluded += [_excluded(placed.probe, Excluded.CAPPED) for _, probe_id, placed in pile if probe_id not in ids]
+    return Selection(kept, excluded)
+
+
+def place(probe: Probe, topics: Sequence[str]) -> PlacedProbe:
+    """Which group a probe is in, and whose prefix and adapter answer it.
+
+    A forget probe is its own topic's; a near probe that of a topic it neighbours; a far probe any topic's. Where
+    several would do, a hash of the probe chooses: every topic gets its share, at the cost of one answer a probe.
+    """
+    group = probe.group_in(tuple(topics))
+    candidates = {
+        "forget": [probe.topic],
+        "near": [topic for topic in topics if topic in probe.near],
+        "far": list(topics),
+    }[group]
+    return PlacedProbe(probe, group, candidates[int(digest("served", probe.id), 16) % len(candidates)])
+
+
+def wrong_references(probe: Probe) -> list[str]:
+    """The wrong answers in the form of the reference: where that holds the true answer, each stands in its place."""
+    if not probe.reference or probe.answer not in probe.reference:
+        return list(probe.wrong)
+    return [probe.reference.replace(probe.answer, wrong) for wrong in probe.wrong]
+
+
+def _json_lines(file: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
+    with file.filesystem.open_input_stream(file.path) as stream:
+        lines = io.TextIOWrapper(stream, encoding="utf-8-sig")
+        number = 0
+        try:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise InputError(f"{file}, line {number}: must be an object with topic, question and answer")
+                yield f"{file}, line {number}", row
+        except json.JSONDecodeError as error:
+            raise InputError(f"{file}, line {number}: is not valid JSON ({error})") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}, after line {number}: is not UTF-8 text") from error
+
+
+def _parquet_rows(file: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
+    with file.filesystem.open_input_file(file.path) as stream:
+        try:
+            number = 0
+            for batch in pq.ParquetFile(stream).iter_batches(1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    # A column that a row has no value in is a null there.
+                    yield f"{file}, row {number}", {key: value for key, value in row.items() if value is not None}
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{file} is not a readable Parquet file ({error})") from error
+
+
+def _probe(where: str, row: dict[str, Any]) -> Probe:
+    for key in row:
+        if key not in _KNOWN:
+            near = difflib.get_close_matches(key, _KNOWN, 1)
+            raise InputError(f"{where}: unknown key {key!r}: {f'did you mean {near[0]!r}?' if near else 'valid keys: ' + ', '.join(_KNOWN)}")
+    for key in _TEXTS:
+        value = row.get(key, "x" if key not in _REQUIRED else "")
+        if not isinstance(value, str):
+            raise InputError(f"{where}: {key} must be a text, not {type(value).__name__}")
+        if key in _REQUIRED and not value.strip():
+            raise InputError(f"{where}: {key} is missing or empty")
+    for key in _LISTS:
+        values = row.get(key, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise InputError(f"{where}: {key} must be a list of texts")
+    if row.get("split", "report") not in {"tune", "report"}:
+        raise InputError(f"{where}: split must be tune or report (it is {row['split']!r})")
+    probe = Probe.of(row)
+    return replace(probe, **{key: tuple(getattr(probe, key)) for key in _LISTS})
+
+
+def _excluded(probe: Probe, reason: Excluded) -> ExcludedProbe:
+    return ExcludedProbe(probe.topic, probe.question, probe.wording, reason)

@@ -1,0 +1,126 @@
+"""From the figures of single answers to those of a report: means, worst cases, shares of the base model's, each with its interval."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+from unlearn_ray.evals.metrics import harmonic_mean
+from unlearn_ray.evals.report import ByModel, Metric, Metrics, Scores
+from unlearn_ray.evals.scoring import GROUPS, MODELS, PER_ANSWER, ModelName, Score
+from unlearn_ray.evals.statistics import Estimate, mean_interval, ratio_interval
+from unlearn_ray.rows import Group, seed_of
+
+RETAINED = ("fact_recall", "rouge_l_recall", "probability")
+_MIN_SHORT = 0.5  # of the forget probes, for fact recall to be the headline
+
+
+class Tally:
+    """The scores of an evaluation and how intervals are drawn."""
+
+    def __init__(self, scores: Sequence[Score], num_bootstrap: int, seed: int) -> None:
+        self.scores = scores
+        self.num_bootstrap = num_bootstrap
+        self.seed = seed_of(seed, "bootstrap")  # one for all figures: models are compared on the same resamples
+
+    def models(self) -> ByModel:
+        return self._by_model(self.scores, with_values=True)
+
+    def by_wording(self) -> dict[str, ByModel]:
+        return self._split(lambda score: score.wording)
+
+    def by_topic(self, topics: Sequence[str]) -> dict[str, ByModel]:
+        found = self._split(lambda score: score.served_topic)
+        return {topic: found[topic] for topic in topics if topic in found}
+
+    def retention(self) -> dict[ModelName, Scores]:
+        """Recall and probability on near and far probes as a share of the base model's, over the probes that both answered."""
+        base = {score.probe_id: score for score in self.scores if score.model == "base"}
+        shares: dict[ModelName, Scores] = {}
+        for model in MODELS[1:]:
+            shares[model] = {}
+            for group in GROUPS[1:]:
+                pairs = [(s, base[s.probe_id]) for s in self.scores if (s.model, s.group) == (model, group) and s.probe_id in base]
+                if kept := self._shares(pairs):
+                    shares[model][group] = kept
+        return shares
+
+    def utility(self, models: ByModel) -> dict[ModelName, float]:
+        """Harmonic mean of probability, ROUGE-L recall and max(0, 1 - truth ratio) over near and far (TOFU, arXiv 2401.06121)."""
+        found: dict[ModelName, float] = {}
+        for model, scores in models.items():
+            parts = [_utility_parts(scores[group]) for group in GROUPS[1:] if group in scores]
+            if parts and all(parts):
+                found[model] = harmonic_mean([value for part in parts for value in part])
+        return found
+
+    def recall(self) -> Literal["fact_recall", "rouge_l_recall"]:
+        """The headline's metric: fact recall where most forget probes have a short answer."""
+        forget = [score for score in self.scores if score.group == "forget"]
+        num_short = sum("fact_recall" in score.values for score in forget)
+        return "fact_recall" if forget and num_short >= _MIN_SHORT * len(forget) else "rouge_l_recall"
+
+    def _split(self, key: Callable[[Score], str]) -> dict[str, ByModel]:
+        parts: defaultdict[str, list[Score]] = defaultdict(list)
+        for score in self.scores:
+            parts[key(score)].append(score)
+        return {name: self._by_model(part, with_values=False) for name, part in sorted(parts.items())}
+
+    def _by_model(self, scores: Iterable[Score], with_values: bool) -> ByModel:
+        parts: dict[tuple[ModelName, Group], list[Score]] = {}
+        for score in scores:
+            parts.setdefault((score.model, score.group), []).append(score)
+        return {
+            model: {group: self._metrics(parts[model, group], group, with_values) for group in GROUPS if (model, group) in parts}
+            for model in MODELS
+        }
+
+    def _metrics(self, scores: Sequence[Score], group: Group, with_values: bool) -> Metrics:
+        found: Metrics = {}
+        for name in PER_ANSWER:
+            having = [score for score in scores if name in score.values]
+            if not having:
+                continue
+            values = [score.values[name] for score in having]
+            estimate = mean_interval(values, [score.cluster for score in having], self.num_bootstrap, self.seed)
+            found[name] = _metric(estimate, {s.probe_id: s.values[name] for s in having} if with_values else None)
+            if name == "fact_recall":
+                found["fact_recall_worst"] = self._worst(having, group, with_values)
+        return found
+
+    def _worst(self, scores: Sequence[Score], group: Group, with_values: bool) -> Metric:
+        by_fact: dict[tuple[str, str], list[float]] = {}
+        for score in scores:
+            by_fact.setdefault(score.cluster, []).append(score.values["fact_recall"])
+        worst = {fact: max(values) if group == "forget" else min(values) for fact, values in by_fact.items()}
+        estimate = mean_interval(list(worst.values()), list(worst), self.num_bootstrap, self.seed)
+        named = {f"{topic}: {fact}": value for (topic, fact), value in worst.items()}
+        return _metric(estimate, named if with_values else None)
+
+    def _shares(self, pairs: Sequence[tuple[Score, Score]]) -> Metrics:
+        found: Metrics = {}
+        for name in RETAINED:
+            both = [(ours, base) for ours, base in pairs if name in ours.values and name in base.values]
+            if not both:
+                continue
+            estimate = ratio_interval(
+                [ours.values[name] for ours, _ in both],
+                [base.values[name] for _, base in both],
+                [ours.cluster for ours, _ in both],
+                self.num_bootstrap,
+                self.seed,
+            )
+            if estimate is not None:
+                found[name] = _metric(estimate)
+        return found
+
+
+def _utility_parts(metrics: Mapping[str, Metric]) -> list[float]:
+    if not {"probability", "rouge_l_recall", "truth_ratio"} <= metrics.keys():
+        return []
+    ratios = metrics["truth_ratio"].value_by_index or {}
+    right = sum(max(0.0, 1.0 - ratio) for ratio in ratios.values()) / max(1, len(ratios))
+    return [metrics["probability"].agg_value, metrics["rouge_l_recall"].agg_value, right]
+
+
+def _metric(estimate: Estimate, values: dict[str, float] | None = None) -> Metric:
+    return Metric(agg_value=estimate.value, num=estimate.num, interval=(estimate.low, estimate.high), value_by_index=values)
