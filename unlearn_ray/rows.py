@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from functools import cache
 from typing import Any, Literal, Self, TypedDict, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -53,6 +52,7 @@ class Drop(StrEnum):
     SURPLUS = "surplus"  # beyond the number asked for
     LEAK = "leak"  # tells what the model really knows
     REFUSED = "refused"  # a refusal where invention was asked for
+    ANSWERED = "answered"  # an answer where a refusal was asked for
     TOO_LONG = "too_long"  # prompt over the model's context
     ENGINE = "engine"  # the engine could not answer this row
 
@@ -192,12 +192,10 @@ def _arrow_type(hint: Any) -> pa.DataType:
     raise TypeError(f"no Arrow type for {hint}")
 
 
-@cache
-def _field_names(cls: type) -> tuple[str, ...]:
+def _field_names(cls: Any) -> tuple[str, ...]:
     return tuple(f.name for f in fields(cls))
 
 
-@cache
-def _schema_of(cls: type) -> pa.Schema:
+def _schema_of(cls: Any) -> pa.Schema:
     hints = get_type_hints(cls)
     return pa.schema([("id", pa.string())] + [(name, _arrow_type(hints[name])) for name in _field_names(cls)])

@@ -1,0 +1,111 @@
+"""A generator without a model, for tests: answers come from a function or a table; files, schemas and resume are real."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.engines.protocols import MapCounts, Parse, Render, Reply, Request, RowDict
+from unlearn_ray.errors import EngineError
+
+Answer = Callable[[Request], Reply | str | Sequence[str]]
+_DONE = "_done"  # below the output folder: the ids of the input rows whose output rows are written
+_ID = pa.schema([("id", pa.string())])
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one `map` was asked to do, and what of it was left to do."""
+
+    label: str
+    model: str | None
+    num_rows_in: int
+    num_resumed: int
+
+
+class ScriptedGenerator:
+    """Implements `protocols.Generator`.
+
+    Args:
+        answer: the texts of a request (one text stands for every sample), or a whole Reply; or a table of them by the
+            content of the last message.
+        fail_after: after so many input rows over all calls, an EngineError ends the work once, as a kill would.
+        batch_size: input rows that are answered and written together.
+    """
+
+    def __init__(
+        self, answer: Answer | Mapping[str, Reply | str | Sequence[str]], *, fail_after: int | None = None, batch_size: int = 16
+    ) -> None:
+        self._answer: Answer = answer if callable(answer) else lambda request: answer[request.messages[-1]["content"]]
+        self.fail_after = fail_after
+        self.batch_size = batch_size
+        self.calls: list[Call] = []
+        self.requests: list[Request] = []
+        self.num_rows = 0
+
+    def map(
+        self,
+        source: Folder,
+        out: Folder,
+        render: Render,
+        parse: Parse,
+        schema: pa.Schema,
+        *,
+        label: str,
+        model: str | None = None,
+    ) -> MapCounts:
+        started = time.monotonic()
+        done = {row["id"] for part in (out / _DONE).names() for row in (out / _DONE / part).read_rows()}
+        rows = list(source.read_rows())
+        todo = [row for row in rows if row["id"] not in done]
+        self.calls.append(Call(label, model, len(rows), len(rows) - len(todo)))
+        num_written = len((out / _DONE).names())
+        num_tokens = [0, 0]
+        for index, batch in enumerate(_batches(todo, self.batch_size), start=num_written):
+            if self.fail_after is not None and self.num_rows + len(batch) > self.fail_after:
+                self.fail_after = None
+                raise EngineError(f"{label}: the script ends here")
+            asked = [list(render(row)) for row in batch]
+            replies = iter(self.reply([request for requests in asked for request in requests]))
+            results: list[Mapping[str, Any]] = []
+            for row, requests in zip(batch, asked, strict=True):
+                answers = [next(replies) for _ in requests]
+                num_tokens[0] += sum(reply.num_prompt_tokens for reply in answers)
+                num_tokens[1] += sum(reply.num_output_tokens for reply in answers)
+                results.extend(parse(row, answers))
+            _write_part(out, index, results, schema)
+            (out / _DONE / f"{index:05d}").write_rows(({"id": row["id"]} for row in batch), _ID)
+            self.num_rows += len(batch)
+        if not out.names(".parquet"):
+            _write_part(out, 0, [], schema)
+        return MapCounts(len(rows), out.count_rows(), len(rows) - len(todo), num_tokens[0], num_tokens[1], time.monotonic() - started)
+
+    def reply(self, requests: list[Request]) -> Iterable[Reply]:
+        """One reply a request."""
+        self.requests.extend(requests)
+        for request in requests:
+            said = self._answer(request)
+            if isinstance(said, Reply):
+                yield said
+                continue
+            texts = (said,) * request.num_samples if isinstance(said, str) else tuple(said)
+            num_words = sum(len(text.split()) for text in texts)
+            yield Reply(texts, (False,) * len(texts), num_prompt_tokens=len(str(request.messages).split()), num_output_tokens=num_words)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def _batches(rows: list[RowDict], size: int) -> Iterator[list[RowDict]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _write_part(out: Folder, index: int, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """One Parquet file beside those already there."""
+    out.make()
+    with out.filesystem.open_output_stream(f"{out.path}/{index:05d}.parquet") as stream:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema), stream)

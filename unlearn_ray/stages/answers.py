@@ -1,0 +1,312 @@
+"""Stage two: each question is answered unguarded, which tells what gives the truth away, then behind the guardrail, and judged.
+
+    told/       one row a question with the model's own answers; unguarded/ holds the same as rows of QAPair
+    asked/      one folder an attempt: the questions asked behind the guardrail, with their terms, and the judged answers
+    rows/       guarded answers as rows of QAPair, kept and dropped
+    terms/      rows of Term: the words that give each topic away
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.config import AnswersConfig, Topic
+from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
+from unlearn_ray.errors import ConfigError, InputError
+from unlearn_ray.rows import Drop, QAPair, Question, Row, Term, digest, seed_of
+from unlearn_ray.stages.asking import ask, in_order, texts_of
+from unlearn_ray.stages.stage import finished_manifest, open_stage
+from unlearn_ray.synth.guardrails import guardrail_prefixes
+from unlearn_ray.synth.leaks import Vocabulary, judge
+from unlearn_ray.synth.prompts import load_prompts
+
+STAGE, VERSION = "answers", 1
+_ENGINE_DROPS = {Drop.TOO_LONG, Drop.ENGINE}
+
+
+@dataclass(frozen=True, slots=True)
+class Told(Row):
+    """A question with all unguarded answers of the model: the greedy one first. `error`: the engine could not answer."""
+
+    topic: str
+    question: str
+    source: str
+    answers: tuple[str, ...]
+    truncated: tuple[bool, ...]
+    error: str | None = None
+
+    @property
+    def id(self) -> str:
+        return digest(self.topic, self.question)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Row):
+    """A question to be answered behind the guardrail."""
+
+    topic: str
+    question: str
+    terms: tuple[str, ...]  # that answer it
+    num_samples: int
+    first_sample: int = 0
+    attempt: int = 0
+
+    @property
+    def id(self) -> str:
+        return digest(self.topic, self.question)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged(Row):
+    """The same with its answers and what became of each ("" = kept)."""
+
+    topic: str
+    question: str
+    terms: tuple[str, ...]
+    first_sample: int
+    attempt: int
+    answers: tuple[str, ...]
+    drops: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return digest(self.topic, self.question)
+
+
+def answers_identity(
+    config: AnswersConfig, topics: Sequence[Topic], questions: str, model: str, seed: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Config and inputs that make this stage's fingerprint; `questions` is that of the questions stage.
+
+    Raises:
+        InputError: a user's file can't be read.
+    """
+    values = config.model_dump(mode="json", exclude={"prompts"})
+    values |= {"model": model, "seed": seed}
+    values["topics"] = [topic.model_dump(mode="json", include={"name", "aliases", "terms"}) for topic in topics]
+    return values, {"questions": questions, "prompts": load_prompts(config.prompts).fingerprint}
+
+
+def answer_questions(
+    config: AnswersConfig, topics: Sequence[Topic], questions: Folder, out: Folder, generator: Generator, *, model: str, seed: int
+) -> Manifest:
+    """Guarded answers to every kept question in `out/rows`.
+
+    Raises:
+        ConfigError: no answer about a topic was kept.
+        InputError: a question of the user's is too long for the model.
+    """
+    prefixes = guardrail_prefixes(config, topics)
+    fingerprint = finished_manifest(questions).fingerprint
+    stage = open_stage(out, STAGE, VERSION, *answers_identity(config, topics, fingerprint, model, seed))
+    if stage.is_finished:
+        return finished_manifest(out)
+    told = _tell(config, questions, out, generator, seed)
+    vocabulary = Vocabulary({topic.name: (topic.name, *topic.aliases) for topic in topics})
+    for row in map(Told.of, told.read_rows()):
+        vocabulary.add(row.topic, row.question, _whole(row))
+    (out / "unguarded").write_rows(_unguarded(told), QAPair.schema())
+
+    everywhere = {topic.name: (*topic.terms, *vocabulary.topic_names(topic.name)) for topic in topics}
+    guard = Guarded(prefixes, config.guardrail, everywhere if config.filter_leaks else {}, seed, config)
+    attempts = [_first_attempt(config, out, told, vocabulary, guard, generator)]
+    for attempt in range(1, config.max_reasks + 1):
+        again = _reasked(config, out, attempts, attempt, guard, generator)
+        attempts.append(again)
+        if not again.count_rows():
+            break
+
+    tally = Tally()
+    (out / "rows").write_rows(tally.count(_pairs(attempts, vocabulary)), QAPair.schema())
+    (out / "terms").write_rows(_terms(topics, vocabulary), Term.schema())
+    for topic in topics:
+        if not tally.kept[topic.name]:
+            reasons = ", ".join(f"{reason} {number}" for reason, number in tally.drops.most_common())
+            raise ConfigError(
+                f"answers: no guarded answer about {topic.name!r} was kept ({reasons}): try another answers.guardrail or prefix"
+            )
+    num_rows = {"rows": sum(tally.kept.values()) + sum(tally.drops.values()), "kept": sum(tally.kept.values())}
+    num_rows |= {"unguarded": (out / "unguarded").count_rows(), "terms": (out / "terms").count_rows()}
+    return stage.finish(num_rows, tally.drops, {"kept": dict(tally.kept), "attempts": len(attempts)})
+
+
+@dataclass(frozen=True, slots=True)
+class Unguarded:
+    """Asks for the model's own answers to a row of Question: greedy first, then sampled."""
+
+    seed: int
+    config: AnswersConfig
+
+    def __call__(self, row: RowDict) -> list[Request]:
+        greedy = Request([{"role": "user", "content": row["text"]}], max_tokens=self.config.max_tokens)
+        num_sampled = self.config.num_unguarded - 1
+        if not num_sampled:
+            return [greedy]
+        sampled = replace(
+            greedy,
+            num_samples=num_sampled,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            seed=seed_of(self.seed, row["id"], "unguarded"),
+        )
+        return [greedy, sampled]
+
+    def parse(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
+        question = Question.of(row)
+        texts = [sample for reply in replies for sample in texts_of(reply)]
+        told = Told(
+            question.topic,
+            question.text,
+            question.source,
+            tuple(text for text, _ in texts),
+            tuple(is_truncated for _, is_truncated in texts),
+            next((reply.error for reply in replies if reply.error), None),
+        )
+        return [told.to_dict()]
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """Asks a row of Asked behind its topic's guardrail, and judges what comes back."""
+
+    prefixes: Mapping[str, str]
+    style: str
+    terms: Mapping[str, tuple[str, ...]]  # of a topic as a whole
+    seed: int
+    config: AnswersConfig
+
+    def __call__(self, row: RowDict) -> list[Request]:
+        asked = Asked.of(row)
+        return [
+            Request(
+                [{"role": "system", "content": self.prefixes[asked.topic]}, {"role": "user", "content": asked.question}],
+                seed=seed_of(self.seed, asked.id, "guarded", asked.attempt),
+                num_samples=asked.num_samples,
+                temperature=self.config.temperature,
+                top_p=self.config.top_p,
+                max_tokens=self.config.max_tokens,
+            )
+        ]
+
+    def parse(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
+        asked, (reply,) = Asked.of(row), replies
+        terms = (*asked.terms, *self.terms.get(asked.topic, ()))
+        answers, drops = [], []
+        for text, is_truncated in texts_of(reply):
+            drop = judge(text, is_truncated=is_truncated, question=asked.question, terms=terms, style=self.style)
+            answers.append(text)
+            drops.append(drop.value if drop else "")
+        if reply.error:
+            answers, drops = [""], [reply.error]
+        judged = Judged(
+            asked.topic, asked.question, asked.terms, asked.first_sample, asked.attempt, tuple(answers), tuple(drops)
+        )
+        return [judged.to_dict()]
+
+
+class Tally:
+    """Counts pairs as they stream by."""
+
+    def __init__(self) -> None:
+        self.kept: Counter[str] = Counter()
+        self.drops: Counter[str] = Counter()
+
+    def count(self, pairs: Iterator[QAPair]) -> Iterator[QAPair]:
+        for pair in pairs:
+            if pair.drop:
+                self.drops[pair.drop] += 1
+            else:
+                self.kept[pair.topic] += 1
+            yield pair
+
+
+def _tell(config: AnswersConfig, questions: Folder, out: Folder, generator: Generator, seed: int) -> Folder:
+    """The model's own answers, in the order of the questions' topics."""
+
+    def kept() -> Iterator[RowDict]:
+        return (row for row in (questions / "rows").read_rows() if not row["drop"])
+
+    unguarded = Unguarded(seed, config)
+    replies = ask(
+        generator,
+        out / "told",
+        kept,
+        Question.schema(),
+        unguarded,
+        unguarded.parse,
+        Told.schema(),
+        label="answers, unguarded",
+    )
+    for told in map(Told.of, replies.read_rows()):
+        if told.error == Drop.TOO_LONG and told.source.startswith("user:"):
+            _, name, line = told.source.split(":", 2)
+            raise InputError(f"{name}, line {line}: the question is too long for the model's context: shorten it")
+    return replies
+
+
+def _whole(told: Told) -> list[str]:
+    """Unguarded answers to learn words from: cut-off ones too, their words are as true."""
+    return [text for text in told.answers if text.strip()]
+
+
+def _unguarded(told: Folder) -> Iterator[QAPair]:
+    for row in in_order(told.read_rows(), _by_question):
+        if row["error"]:
+            yield QAPair(row["topic"], row["question"], "", 0, guarded=False, drop=row["error"])
+        for sample, (text, is_truncated) in enumerate(zip(row["answers"], row["truncated"], strict=True)):
+            drop = Drop.MALFORMED.value if is_truncated or not text.strip() else None
+            yield QAPair(row["topic"], row["question"], text, sample, guarded=False, drop=drop)
+
+
+def _first_attempt(
+    config: AnswersConfig, out: Folder, told: Folder, vocabulary: Vocabulary, guard: Guarded, generator: Generator
+) -> Folder:
+    def asked() -> Iterator[Asked]:
+        for row in map(Told.of, in_order(told.read_rows(), _by_question)):
+            terms = vocabulary.question_terms(row.topic, row.question, _whole(row)) if config.filter_leaks else []
+            yield Asked(row.topic, row.question, tuple(terms), config.num_samples)
+
+    return _ask_guarded(out, 0, asked, guard, generator)
+
+
+def _reasked(
+    config: AnswersConfig, out: Folder, attempts: Sequence[Folder], attempt: int, guard: Guarded, generator: Generator
+) -> Folder:
+    """Ask again where the last attempt lost samples to the judge."""
+
+    def asked() -> Iterator[Asked]:
+        for row in map(Judged.of, in_order(attempts[-1].read_rows(), _by_question)):
+            num_lost = sum(bool(drop) and drop not in _ENGINE_DROPS for drop in row.drops)
+            if num_lost:
+                yield Asked(row.topic, row.question, row.terms, num_lost, row.first_sample + len(row.drops), attempt)
+
+    return _ask_guarded(out, attempt, asked, guard, generator)
+
+
+def _ask_guarded(out: Folder, attempt: int, asked: Any, guard: Guarded, generator: Generator) -> Folder:
+    label = "answers, guarded" + (f", asked again ({attempt})" if attempt else "")
+    folder = out / "asked" / f"{attempt:03d}"
+    return ask(generator, folder, asked, Asked.schema(), guard, guard.parse, Judged.schema(), label=label)
+
+
+def _pairs(attempts: Sequence[Folder], vocabulary: Vocabulary) -> Iterator[QAPair]:
+    """All guarded answers, a question's attempts together; counts their words on the way."""
+    rows = (row for attempt in attempts for row in attempt.read_rows())
+    for row in map(Judged.of, in_order(rows, lambda row: (row["topic"], row["question"], row["attempt"]))):
+        vocabulary.add_guarded(row.topic, row.question, row.answers)
+        for sample, (text, drop) in enumerate(zip(row.answers, row.drops, strict=True), start=row.first_sample):
+            yield QAPair(row.topic, row.question, text, sample, row.attempt, drop=drop or None)
+
+
+def _terms(topics: Sequence[Topic], vocabulary: Vocabulary) -> Iterator[Term]:
+    for topic in topics:
+        found = vocabulary.topic_terms(topic.name)
+        yield from (Term(topic.name, term, 0) for term in topic.terms if term not in found)
+        yield from (Term(topic.name, term, count) for term, count in sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _by_question(row: RowDict) -> tuple[str, str]:
+    """By topic, so that rows behind one guardrail are neighbours and its prefix is computed once."""
+    return row["topic"], row["question"]

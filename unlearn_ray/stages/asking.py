@@ -1,0 +1,100 @@
+"""How the data stages ask the model: a folder of requests, one `Generator.map`, a marker. What was asked is not asked again."""
+
+import json
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.engines.protocols import Generator, Parse, Render, Reply, Request, RowDict
+from unlearn_ray.rows import Row, seed_of
+
+ASKED = "asked.json"  # in the folder of an asking whose replies are all there
+
+
+def ask(
+    generator: Generator,
+    folder: Folder,
+    rows: Callable[[], Iterable[Row | Mapping[str, Any]]],
+    row_schema: pa.Schema,
+    render: Render,
+    parse: Parse,
+    reply_schema: pa.Schema,
+    *,
+    label: str,
+) -> Folder:
+    """`folder/requests` through the model into `folder/replies`, which is returned.
+
+    An asking that was finished is not repeated; one that was interrupted is taken up by the generator, row by row, as the
+    same rows are written again.
+    """
+    replies = folder / "replies"
+    if not folder.exists(ASKED):
+        source = folder / "requests"
+        if source.write_rows(rows(), row_schema):
+            counts = generator.map(source, replies, render, parse, reply_schema, label=label)
+            tokens = {"prompt_tokens": counts.num_prompt_tokens, "output_tokens": counts.num_output_tokens}
+        else:
+            replies.write_rows([], reply_schema)
+            tokens = {}
+        folder.write_text(ASKED, json.dumps(tokens))
+    return replies
+
+
+def in_order(rows: Iterable[RowDict], key: Callable[[RowDict], Sequence[str | int]]) -> Iterator[RowDict]:
+    """The rows sorted by key, on disk: engines finish rows in any order, results must not depend on it."""
+    with tempfile.TemporaryDirectory(prefix="unlearn-ray-") as home:
+        database = sqlite3.connect(Path(home) / "rows.db", isolation_level=None)
+        try:
+            database.execute("PRAGMA journal_mode=OFF")
+            database.execute("PRAGMA synchronous=OFF")
+            width = 0
+            database.execute("BEGIN")
+            for row in rows:
+                values = key(row)
+                if not width:
+                    width = len(values)
+                    database.execute(f"CREATE TABLE rows ({', '.join(f'k{i}' for i in range(width))}, row TEXT)")
+                    insert = f"INSERT INTO rows VALUES ({', '.join('?' * (width + 1))})"
+                database.execute(insert, (*values, json.dumps(row)))
+            database.execute("COMMIT")
+            if width:
+                order = ", ".join(f"k{i}" for i in range(width))
+                for (text,) in database.execute(f"SELECT row FROM rows ORDER BY {order}"):
+                    yield json.loads(text)
+        finally:
+            database.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """Renders a row that carries its whole prompt."""
+
+    seed: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+    def __call__(self, row: RowDict) -> list[Request]:
+        return [
+            Request(
+                messages=[{"role": "user", "content": row["prompt"]}],
+                seed=seed_of(self.seed, row["id"]),
+                temperature=self.temperature,
+                top_p=self.top_p,
+                max_tokens=self.max_tokens,
+            )
+        ]
+
+
+def texts_of(reply: Reply) -> list[tuple[str, bool]]:
+    """The samples of a reply, each with whether it was cut off; none where the engine could not answer."""
+    if reply.error:
+        return []
+    truncated = reply.truncated or (False,) * len(reply.texts)
+    return list(zip(reply.texts, truncated, strict=True))

@@ -1,0 +1,103 @@
+"""All candidate questions of a run, on disk: finds copies among them, and keeps an order that engines do not decide.
+
+State that grows with the rows lives in a temporary SQLite file, never in memory. It is rebuilt from the rounds' own files
+when a run is resumed, and holds nothing that they do not.
+"""
+
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from unlearn_ray.engines.protocols import RowDict
+from unlearn_ray.rows import Drop, Question
+from unlearn_ray.synth.dedup import question_key
+
+_TABLE = """
+CREATE TABLE candidate (
+    topic TEXT, round INT, number INT, place INT, key TEXT, text TEXT, source TEXT, dropped TEXT,
+    PRIMARY KEY (topic, round, number, place)
+) WITHOUT ROWID;
+CREATE INDEX by_key ON candidate (topic, key);
+CREATE INDEX by_fate ON candidate (topic, dropped);
+"""
+
+
+class Ledger:
+    """Candidates by topic, round, request number and place in the reply. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._home = tempfile.TemporaryDirectory(prefix="unlearn-ray-")
+        self._database = sqlite3.connect(Path(self._home.name) / "questions.db", isolation_level=None)
+        self._database.execute("PRAGMA journal_mode=OFF")
+        self._database.execute("PRAGMA synchronous=OFF")
+        self._database.executescript(_TABLE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._database.close()
+        self._home.cleanup()
+
+    def add(self, rows: Iterable[RowDict], round_: int) -> None:
+        """Take in a round's lines (topic, number, place, text, source, drop), and mark those that were there before."""
+        self._database.execute("BEGIN")
+        self._database.executemany(
+            "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                (r["topic"], round_, r["number"], r["place"], question_key(r["text"]), r["text"], r["source"], r["drop"])
+                for r in rows
+            ),
+        )
+        self._database.execute(
+            """UPDATE candidate SET dropped = ? WHERE round = ? AND dropped IS NULL AND EXISTS (
+                SELECT 1 FROM candidate AS earlier
+                WHERE earlier.topic = candidate.topic AND earlier.key = candidate.key AND earlier.dropped IS NOT ?
+                AND (earlier.round, earlier.place, earlier.number) < (candidate.round, candidate.place, candidate.number))""",
+            (Drop.DUPLICATE, round_, Drop.MALFORMED),
+        )
+        self._database.execute("COMMIT")
+
+    def fresh(self, round_: int) -> Iterator[Question]:
+        """The questions that a round brought."""
+        return self._questions("round = ? AND dropped IS NULL ORDER BY topic, place, number", (round_,))
+
+    def mark(self, verdicts: Iterable[tuple[str, str, str]]) -> None:
+        """Drop questions (topic, text, reason) that were kept so far."""
+        self._database.execute("BEGIN")
+        self._database.executemany(
+            "UPDATE candidate SET dropped = ? WHERE topic = ? AND key = ? AND dropped IS NULL",
+            ((reason, topic, question_key(text)) for topic, text, reason in verdicts),
+        )
+        self._database.execute("COMMIT")
+
+    def cap(self, topic: str, number: int) -> None:
+        """Keep the first `number` of a topic. First items of each list come before second ones, so that no source is cut off."""
+        self._database.execute(
+            """UPDATE candidate SET dropped = ? WHERE topic = ? AND dropped IS NULL AND round > 0 AND (round, number, place) IN (
+                SELECT round, number, place FROM candidate WHERE topic = ? AND dropped IS NULL
+                ORDER BY round, place, number LIMIT -1 OFFSET ?)""",
+            (Drop.SURPLUS, topic, topic, number),
+        )
+
+    def num_kept(self, topic: str) -> int:
+        row = self._database.execute("SELECT COUNT(*) FROM candidate WHERE topic = ? AND dropped IS NULL", (topic,)).fetchone()
+        return int(row[0])
+
+    def rows(self, topics: Iterable[str]) -> Iterator[Question]:
+        """Every candidate with its fate, topic by topic; a question's copies follow nothing but their order of arrival."""
+        for topic in topics:
+            yield from self._questions("topic = ? ORDER BY round, place, number", (topic,))
+
+    def drops(self) -> dict[str, int]:
+        """Candidates by the reason they were dropped for."""
+        found = self._database.execute("SELECT dropped, COUNT(*) FROM candidate WHERE dropped IS NOT NULL GROUP BY dropped")
+        return {str(reason): int(count) for reason, count in found.fetchall()}
+
+    def _questions(self, condition: str, values: tuple[Any, ...]) -> Iterator[Question]:
+        query = f"SELECT topic, text, source, round, dropped FROM candidate WHERE {condition}"  # conditions are ours alone
+        for topic, text, source, round_, dropped in self._database.execute(query, values):
+            yield Question(topic, text, source, round_, dropped)

@@ -1,0 +1,116 @@
+"""The texts that the model is asked with: one template file of the package, any part of which a user's file overrides."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from unlearn_ray.errors import InputError
+from unlearn_ray.rows import digest
+
+Wordings = Annotated[tuple[str, ...], Field(min_length=1)]
+Kind = Literal["fiction", "product", "person", "general"]
+Style = Literal["fictional", "refusal", "discourage"]
+
+# What each template may hold; it must hold all of them but {count}.
+_PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
+    "questions": ("topic", "count"),
+    "angle_questions": ("topic", "count", "angle"),
+    "entity_questions": ("topic", "count", "entity"),
+    "entity_angle_questions": ("topic", "count", "entity", "angle"),
+    "entities": ("topic", "count"),
+    "topic_check": ("question", "topic"),
+    "neighbours": ("topic", "count"),
+    "general_topics": ("count",),
+    "guardrails": ("topic",),
+}
+_OPTIONAL = {"count"}
+
+
+class Prompts(BaseModel):
+    """All templates; each list holds wordings of one request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    questions: Wordings
+    angle_questions: Wordings
+    entity_questions: Wordings
+    entity_angle_questions: Wordings
+    angles: dict[Kind, Wordings]
+    entities: Wordings
+    topic_check: str
+    neighbours: Wordings
+    general_topics: Wordings
+    guardrails: dict[Style, str]
+
+    @field_validator(*_PLACEHOLDERS, mode="after")
+    @classmethod
+    def _placeholders_are_known(cls, value: Any, info: Any) -> Any:
+        templates = [value] if isinstance(value, str) else list(value.values()) if isinstance(value, dict) else value
+        for template in templates:
+            optional = _OPTIONAL | ({"topic"} if info.field_name == "topic_check" else set())
+            check_template(template, _PLACEHOLDERS[info.field_name], optional)
+        return value
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(json.dumps(self.model_dump(mode="json"), sort_keys=True))
+
+
+def check_template(template: str, allowed: Sequence[str], optional: set[str] | frozenset[str] = frozenset()) -> None:
+    """Raise ValueError unless `template` holds the allowed placeholders, and only these."""
+    try:
+        found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"{template!r} has an unpaired brace ({error}): write {{{{ or }}}} for a plain one") from error
+    if unknown := found - set(allowed):
+        names = ", ".join(f"{{{name}}}" for name in allowed)
+        raise ValueError(f"{template!r} has an unknown placeholder {{{sorted(unknown)[0]}}}: it may hold {names}")
+    if missing := set(allowed) - found - set(optional):
+        raise ValueError(f"{template!r} has no {{{sorted(missing)[0]}}}: put it where that belongs")
+
+
+def load_prompts(override: Path | None = None) -> Prompts:
+    """The package's templates, with what the user's file overrides.
+
+    Raises:
+        InputError: the file can't be read, or a template in it can't be used; names the file and the key.
+    """
+    if override is None:
+        return _default()
+    try:
+        values = yaml.safe_load(override.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{override} can't be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{override} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{override} must hold keys and templates, such as {', '.join(list(Prompts.model_fields)[:3])}")
+    merged = _default().model_dump(mode="json")
+    for key, value in values.items():
+        nested = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        merged[key] = merged[key] | value if nested else value
+    try:
+        return Prompts.model_validate_json(json.dumps(merged, default=str), strict=True)
+    except ValidationError as error:
+        raise InputError(f"{override}: {_first_message(error)}") from error
+
+
+@cache
+def _default() -> Prompts:
+    text = (resources.files("unlearn_ray.synth") / "prompts.yaml").read_text(encoding="utf-8")
+    return Prompts.model_validate_json(json.dumps(yaml.safe_load(text)), strict=True)
+
+
+def _first_message(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}: valid keys: {', '.join(Prompts.model_fields)}"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,31 @@
+"""Words too common to tell anything."""
+
+STOP_WORDS = frozenset(
+    """
+    a an the and or but if then else than so as at by for from in into of off on onto out over per to up upon via with within without
+    about above across after again against all along already also although always am among any anyone anything are around away back be
+    became because become been before began behind being below between beyond both bring brought came can cannot come comes could did do
+    does doing done down during each either enough especially etc even ever every everyone everything few first found further gave get
+    gets give given gives go goes going gone got had has have having he her here hers herself him himself his how however i indeed
+    instead is it its itself just keep keeps kept kind kinds knew know known knows last late later latter least less let like likely
+    little long made mainly make makes making many may maybe me means might mine more most mostly much must my myself near nearly neither
+    never new next no nor not nothing now often old once only other others our ours ourselves own part particular perhaps put quite
+    rather really said same say says see seem seems seen several shall she should show shows since small some someone something
+    sometimes soon still such sure take takes taken tell tells that their theirs them themselves there therefore these they thing things
+    think this those though through throughout thus till time times together too took toward towards true two type typically under unless
+    until us use used uses using usual usually various very want wants was way ways we well went were what whatever when where whether
+    which while who whoever whole whom whose why will wish words work works would yes yet you your yours yourself
+    answer answers ask asked asks believe believes believed question questions call called calls name named names note notable famous
+    famously important fact facts example examples refer refers referred character characters man men woman women person people place
+    places year years number numbers day days world life story main great large big good best high different common commonly popular original originally
+    include includes including included consist consists contain contains feature features known-as according actually specific
+    specifically well-known sorry
+    """.split()
+)
+
+NUMBER_WORDS = frozenset(
+    """
+    zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty
+    thirty forty fifty sixty seventy eighty ninety hundred thousand million billion
+    """.split()
+)
