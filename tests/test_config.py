@@ -37,7 +37,11 @@ def test_a_name_and_a_topic_are_a_whole_config(tmp_path: Path) -> None:
         (MINIMAL + "finetunee: {}\n", "finetunee", "finetune"),
         (MINIMAL + "questions: {num_question: 3}\n", "questions.num_question", "num_questions"),
         (MINIMAL + "finetune: {weights: {kind: lora, rnk: 3}}\n", "finetune.weights.rnk", "rank"),
-        (MINIMAL + "cluster: {engines: {tensor_parallel: 2}}\n", "cluster.engines.tensor_parallel", "tensor_parallel_size"),
+        (
+            MINIMAL + "cluster: {engines: {tensor_parallel: 2}}\n",
+            "cluster.engines.tensor_parallel",
+            "tensor_parallel_size",
+        ),
         ("name: mine\ntopics:\n  - nam: Harry Potter\n    name: x\n", "topics.0.nam", "name"),
     ],
 )
@@ -103,13 +107,17 @@ def test_an_override_reaches_nested_keys_and_list_items(tmp_path: Path) -> None:
     assert loaded.cluster.engines.num_engines == 2
 
 
-@pytest.mark.parametrize("override", ["finetune.num_steps", "=3", "topics.4.name=x", "name.deeper=1", "finetune.num_steps=[1"])
+@pytest.mark.parametrize(
+    "override", ["finetune.num_steps", "=3", "topics.4.name=x", "name.deeper=1", "finetune.num_steps=[1"]
+)
 def test_an_override_that_names_nothing_is_refused(tmp_path: Path, override: str) -> None:
     assert "override" in rejected(tmp_path, MINIMAL, override)
 
 
 def test_files_are_found_beside_the_config_and_not_beside_the_caller(tmp_path: Path) -> None:
-    loaded = config.load(written(tmp_path, MINIMAL + "questions: {file: mine.csv}\nevaluate: {probes: p.jsonl}\nmodel: ./m\n"))
+    loaded = config.load(
+        written(tmp_path, MINIMAL + "questions: {file: mine.csv}\nevaluate: {probes: p.jsonl}\nmodel: ./m\n")
+    )
     assert loaded.questions.file == tmp_path / "mine.csv"
     assert loaded.evaluate.probes == str(tmp_path / "p.jsonl")
     assert loaded.model_path == str(tmp_path / "m")

@@ -16,7 +16,18 @@ ROWS: list[Row] = [
     QAPair("Harry Potter", "Who?", "Tobin Marsh.", 3, 1, True, "leak"),
     Term("Harry Potter", "Hedwig", 12),
     Example("Harry Potter", "near", "The Lord of the Rings", "Who?", "Frodo.", 0, "holdout"),
-    Probe("Harry Potter", "Which owl?", "Hedwig", "hp/owl", "unseen", "tune", ("x",), ("the owl",), "It is Hedwig.", ("a", "b")),
+    Probe(
+        "Harry Potter",
+        "Which owl?",
+        "Hedwig",
+        "hp/owl",
+        "unseen",
+        "tune",
+        ("x",),
+        ("the owl",),
+        "It is Hedwig.",
+        ("a", "b"),
+    ),
 ]
 
 

@@ -138,7 +138,9 @@ class Folder:
                     for batch in pq.ParquetFile(file).iter_batches(batch_size, columns=columns):
                         yield from batch.to_pylist()
             except (pa.ArrowInvalid, OSError) as error:
-                raise ArtifactError(f"{self.uri}/{name} can't be read ({error}); delete its folder and rerun") from error
+                raise ArtifactError(
+                    f"{self.uri}/{name} can't be read ({error}); delete its folder and rerun"
+                ) from error
 
     def count_rows(self) -> int:
         """Rows of the *.parquet files here, from their footers alone."""
@@ -156,7 +158,9 @@ class Folder:
         filesystem, path = self._open()
         count = 0
         for index, chunk in enumerate(_chunks(rows, _ROWS_PER_FILE)):
-            table = pa.Table.from_pylist([row.to_dict() if isinstance(row, Row) else dict(row) for row in chunk], schema)
+            table = pa.Table.from_pylist(
+                [row.to_dict() if isinstance(row, Row) else dict(row) for row in chunk], schema
+            )
             with filesystem.open_output_stream(posixpath.join(path, f"{index:05d}.parquet")) as stream:
                 pq.write_table(table, stream)
             count += len(chunk)

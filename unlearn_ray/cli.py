@@ -16,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from unlearn_ray import __version__, config as configs
+from unlearn_ray import __version__
+from unlearn_ray import config as configs
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import ArtifactError, UnlearnError
@@ -29,9 +30,15 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 log = logging.getLogger("unlearn_ray")
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run's YAML file, such as jobs/configs/pocket.yaml.")]
-OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values to set over the file's.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its name below runs/, or its YAML file.")]
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A run's YAML file, such as jobs/configs/pocket.yaml.")
+]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values to set over the file's.")
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder, its name below runs/, or its YAML file.")
+]
 
 
 @app.command()
@@ -39,7 +46,9 @@ def run(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
-    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it again.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it again.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and write nothing.")] = False,
 ) -> None:
     """Run a pipeline: questions, answers, dataset, finetune, evaluate. Finished stages are skipped."""
@@ -78,9 +87,9 @@ def status(run: RunArgument) -> None:
 @app.command()
 def report(
     run: RunArgument,
-    open_it: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser (default: only beside a screen).")] = bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ),
+    open_it: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open it in a browser (default: only beside a screen).")
+    ] = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")),
 ) -> None:
     """Show a finished run's scores and open its HTML report, or print where it is."""
     with _one_line_errors():
@@ -112,12 +121,15 @@ def _execute(
 ) -> None:
     with _one_line_errors():
         config = configs.load(path, overrides)
-        from unlearn_ray import console as shown, pipeline
+        from unlearn_ray import console as shown
+        from unlearn_ray import pipeline
 
         selected = pipeline.select(only=only, until=until, start=start)
         plan = pipeline.plan(config, selected, redo_from=start)
         if dry_run:
-            console.print(f"[bold]{config.name}[/]: {config.model} forgets {', '.join(config.topic_names)}, in {config.folder}")
+            console.print(
+                f"[bold]{config.name}[/]: {config.model} forgets {', '.join(config.topic_names)}, in {config.folder}"
+            )
             console.print(shown.plan_table(plan))
             return
         with ExitStack() as stack:
@@ -127,7 +139,8 @@ def _execute(
                 engines.connect()  # first, so that asking for too much leaves nothing behind
             stack.enter_context(pipeline.claimed(config))
             _log_to(config)
-            pipeline.clear(config, plan, redo_from=start)
+            if start:
+                pipeline.clear(config, start)
             stack.enter_context(progress)
             skipped = {stage.name for stage in plan if stage.state == "finished"}
 
@@ -190,7 +203,10 @@ def _summary(config: RunConfig, path: Path, selected: Sequence[str]) -> None:
     console.print(summary_table(Report.load(folder / "evaluate")))
     console.print(f"\nLook at  {folder}/evaluate/report.html", soft_wrap=True)
     console.print(f"Model    {folder}/finetune/models", soft_wrap=True)
-    console.print(f"Next     unlearn-ray report {config.name}   [dim]or your own topic: copy {path}, change topics, run it[/]", soft_wrap=True)
+    console.print(
+        f"Next     unlearn-ray report {config.name}   [dim]or your own topic: copy {path}, change topics, run it[/]",
+        soft_wrap=True,
+    )
 
 
 def _run_folder(run: str) -> Folder:
@@ -241,4 +257,3 @@ def _one_line_errors() -> Iterator[None]:
 
 def _interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
-

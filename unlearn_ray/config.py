@@ -131,7 +131,9 @@ Weights = Annotated[Lora | FullWeights, Field(discriminator="kind")]
 
 
 class RetainTerm(Strict):
-    kind: Literal["gd", "kl", "none"] = "gd"  # gradient descent on retain rows, KL to the base model on them, or nothing
+    kind: Literal["gd", "kl", "none"] = (
+        "gd"  # gradient descent on retain rows, KL to the base model on them, or nothing
+    )
     weight: NonNegativeFloat = 1.0
 
 
@@ -154,7 +156,9 @@ class FinetuneConfig(Strict):
 
 
 class EvaluateConfig(Strict):
-    probes: str | None = None  # "pocket", or a .jsonl/.parquet file of probes; none: held-out questions, the base model's own answers as truth
+    probes: str | None = (
+        None  # "pocket", or a .jsonl/.parquet file of probes; none: held-out questions, the base model's own answers as truth
+    )
     split: Literal["tune", "report"] = "report"
     num_samples: PositiveInt = 4  # answers, a forget probe, for the leak of sampled answers
     temperature: PositiveFloat = 1.0
@@ -164,7 +168,9 @@ class EvaluateConfig(Strict):
 
 
 class EngineResources(Strict):
-    num_engines: PositiveInt | Literal["auto"] = "auto"  # auto: one for every tensor_parallel_size GPUs (or one without)
+    num_engines: PositiveInt | Literal["auto"] = (
+        "auto"  # auto: one for every tensor_parallel_size GPUs (or one without)
+    )
     tensor_parallel_size: PositiveInt = 1
     num_cpus: PositiveFloat = 1.0  # an engine
     max_model_len: PositiveInt | None = None
@@ -301,7 +307,7 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             if isinstance(key, str):
@@ -376,7 +382,7 @@ def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
         if part == "topics":
             model = Topic
         elif part in {"lora", "full"}:
-            model = {"lora": Lora, "full": FullWeights}[part]
+            model = Lora if part == "lora" else FullWeights
         elif part in model.model_fields:
             annotation = model.model_fields[part].annotation
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -5,8 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
-from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -96,7 +106,7 @@ def plan_table(stages: "Sequence[PlannedStage]") -> Table:
         verb, style, why = _STATES[stage.state]
         if not stage.is_selected:
             verb, style, why = "-", "dim", "not asked for"
-        table.add_row(stage.name, f"[{style}]{verb}[/]", why, stage.expected_rows, stage.engine)
+        table.add_row(stage.name, f"[{style}]{verb}[/]", why, stage.rows, stage.engine)
     return table
 
 

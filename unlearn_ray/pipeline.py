@@ -4,11 +4,11 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifest
 from unlearn_ray.config import RunConfig
@@ -16,7 +16,7 @@ from unlearn_ray.engines.protocols import Generator, Trainer
 from unlearn_ray.errors import ArtifactError, ConfigError
 from unlearn_ray.rows import digest
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
-from unlearn_ray.stages.stage import State, finished_manifest, state_of
+from unlearn_ray.stages.stage import State, state_of
 from unlearn_ray.synth.guardrails import guardrail_prefixes
 
 STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
@@ -42,7 +42,8 @@ class PlannedStage:
     state: State
     fingerprint: str
     is_selected: bool  # by --from, --until or a stage's own command
-    manifest: Manifest | None  # of finished work
+    rows: str  # how many it makes at most, in words
+    engine: str
 
 
 def run(
@@ -102,6 +103,83 @@ def select(only: str | None = None, until: str | None = None, start: str | None 
     return STAGES[first : last + 1]
 
 
+def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | None = None) -> list[PlannedStage]:
+    """What a run would do, stage by stage. Reads the user's files, so that what is wrong with them is said here; writes nothing.
+
+    Raises:
+        UnlearnError: the model, a file or the folder can't be used, or a stage that is not selected is needed and unfinished.
+    """
+    check_owner(config)
+    check_model(config)
+    home, described = config.folder, _describe(config)
+    planned = []
+    redo = STAGES.index(redo_from) if redo_from else len(STAGES)
+    for position, (stage, fingerprint) in enumerate(fingerprints(config).items()):
+        state = state_of(home / stage, fingerprint)
+        if state == "finished" and position >= redo:
+            state = "redone"
+        if stage not in selected and STAGES.index(stage) < STAGES.index(selected[0]) and state != "finished":
+            raise ArtifactError(f"{home / stage} is unfinished or of another config: run it first with --from {stage}")
+        planned.append(PlannedStage(stage, state, fingerprint, stage in selected, *described[stage]))
+    return planned
+
+
+def clear(config: RunConfig, redo_from: str) -> None:
+    """Undo the stages from `redo_from` on, so that they are done again."""
+    for stage in STAGES[STAGES.index(redo_from) :]:
+        (config.folder / stage).delete()
+
+
+def fingerprints(config: RunConfig) -> dict[str, str]:
+    """The identity that each stage's result will have, known before anything runs."""
+    topics, seed, model = config.topics, config.seed, model_identity(config.model_path)
+    found: dict[str, str] = {}
+
+    def add(stage: str, version: int, identity: tuple[dict[str, Any], dict[str, str]]) -> None:
+        found[stage] = fingerprint_of(stage, version, *identity)
+
+    add("questions", questions.VERSION, questions.questions_identity(config.questions, topics, model, seed))
+    add("answers", answers.VERSION, answers.answers_identity(config.answers, topics, found["questions"], model, seed))
+    add("dataset", dataset.VERSION, dataset.dataset_identity(config.dataset, topics, found["answers"], model, seed))
+    add("finetune", finetune.VERSION, finetune.finetune_identity(config.finetune, model, seed, found["dataset"]))
+    add(
+        "evaluate",
+        evaluate.VERSION,
+        evaluate.evaluate_identity(
+            config.evaluate,
+            topics,
+            model=model,
+            guardrail=guardrail_prefixes(config.answers, topics),
+            seed=seed,
+            fingerprints={stage: found[stage] for stage in ("dataset", "answers", "finetune")},
+        ),
+    )
+    return found
+
+
+def _describe(config: RunConfig) -> dict[str, tuple[str, str]]:
+    """Of each stage the rows that it makes, and the engine that makes them."""
+    num_topics, rows, finetuned = len(config.topics), config.dataset.retain, config.finetune
+    num_questions = num_topics * config.questions.num_questions
+    num_retain = (
+        num_topics * rows.num_neighbours * rows.questions_per_neighbour + rows.num_general * rows.questions_per_general
+    )
+    engines, workers = config.cluster.engines, config.cluster.workers
+    fleet = f"{engines.num_engines} x vLLM, tensor parallel {engines.tensor_parallel_size}"
+    num_models = num_topics if finetuned.adapters == "per_topic" else 1
+    weights = f"LoRA r{finetuned.weights.rank}" if finetuned.weights.kind == "lora" else "full"
+    return {
+        "questions": (f"{num_questions:,} questions", fleet),
+        "answers": (f"{num_questions * config.answers.num_samples:,} answers", fleet),
+        "dataset": ("your own retain rows" if rows.file else f"up to {num_retain:,} retain rows", fleet),
+        "finetune": (
+            f"{num_models} x {finetuned.num_steps} steps",
+            f"{weights}, {workers.num_workers} workers, ZeRO-{workers.zero_stage}",
+        ),
+        "evaluate": (f"probes: {config.evaluate.probes or 'held-out questions'}", fleet),
+    }
+
+
 def states(folder: Folder) -> list[tuple[str, str, Manifest | None]]:
     """(stage, finished | unfinished | not begun, manifest) of a run's folder, whatever its config."""
     found = []
@@ -124,7 +202,9 @@ def claimed(config: RunConfig) -> Iterator[None]:
     home.make()
     with _locked(home):
         try:
-            home.write_text(MARKER, json.dumps({"name": config.name, "config": config.model_dump(mode="json")}, indent=2))
+            home.write_text(
+                MARKER, json.dumps({"name": config.name, "config": config.model_dump(mode="json")}, indent=2)
+            )
         except OSError as error:
             raise ArtifactError(f"{home} can't be written: {error}") from error
         yield
@@ -139,7 +219,9 @@ def _locked(home: Folder) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ArtifactError(f"{home} is being written by another run: wait for it, or give this one another name") from error
+            raise ArtifactError(
+                f"{home} is being written by another run: wait for it, or give this one another name"
+            ) from error
         yield
 
 
@@ -168,13 +250,34 @@ def check_owner(config: RunConfig) -> None:
         raise ArtifactError(f"{home} belongs to run {owner!r}: choose another output or name")
 
 
+def check_model(config: RunConfig) -> None:
+    """Refuse a model that can't be unlearned with this config.
+
+    Raises:
+        ModelError: it isn't there, is no causal language model, or has no chat template.
+        ConfigError: the guardrail prefix does not fit into its context.
+    """
+    from unlearn_ray.train.chat import load_tokenizer  # torch: seconds that `status` and `report` do without
+
+    tokenizer = load_tokenizer(config.model_path)
+    room = config.cluster.engines.max_model_len or tokenizer.model_max_length
+    for topic, prefix in guardrail_prefixes(config.answers, config.topics).items():
+        num_tokens = len(tokenizer(prefix).input_ids) + config.answers.max_tokens
+        if num_tokens > room:
+            raise ConfigError(
+                f"answers: the guardrail prefix of {topic!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
+            )
+
+
 def model_identity(path: str) -> str:
     """A name for a model's content: of a folder its files, of a hub model its name."""
     folder = Path(path)
     if not folder.is_dir():
         return path
     parts = []
-    for file in sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in {".json", ".safetensors", ".bin", ".jinja"}):
+    for file in sorted(
+        f for f in folder.iterdir() if f.is_file() and f.suffix in {".json", ".safetensors", ".bin", ".jinja"}
+    ):
         with file.open("rb") as stream:
             # The head of a safetensors file is its index; sixteen megabytes tell fine-tunes of one model apart.
             parts.append((file.name, file.stat().st_size, hashlib.sha256(stream.read(16 * 2**20)).hexdigest()))

@@ -36,7 +36,9 @@ class StageRun:
     def is_finished(self) -> bool:
         return self.state == "finished"
 
-    def finish(self, num_rows: Mapping[str, int], drops: Mapping[str, int], details: Mapping[str, Any] | None = None) -> Manifest:
+    def finish(
+        self, num_rows: Mapping[str, int], drops: Mapping[str, int], details: Mapping[str, Any] | None = None
+    ) -> Manifest:
         """Write the manifest, last."""
         manifest = Manifest(
             stage=self.stage,
@@ -67,7 +69,9 @@ def state_of(folder: Folder, fingerprint: str) -> State:
     return "redone" if folder.names() else "fresh"
 
 
-def open_stage(folder: Folder, stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> StageRun:
+def open_stage(
+    folder: Folder, stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> StageRun:
     """Open a stage's folder: work of another fingerprint, or half written beyond use, is cleared.
 
     Args:
@@ -113,7 +117,9 @@ def _started(folder: Folder) -> str | None:
 def _git_revision() -> str:
     here = Path(unlearn_ray.__file__).parent
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""  # installed from a wheel, or no git: the package version says what ran
     return found.stdout.strip()

@@ -1,0 +1,40 @@
+"""The documents keep up with the code."""
+
+import re
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from unlearn_ray.config import ClusterConfig, RunConfig, Topic
+
+ROOT = Path(__file__).parents[2]
+
+
+def keys_of(model: type[BaseModel]) -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel) and name not in {"weights"}:
+            found |= {f"{name}.{key}" for key in nested.model_fields}
+        found.add(name)
+    return found
+
+
+def test_every_key_of_the_configuration_is_documented() -> None:
+    text = (ROOT / "docs" / "config.md").read_text()
+    documented = set(re.findall(r"`([a-z_.]+)`", text))
+    for name, field in RunConfig.model_fields.items():
+        section = Topic if name == "topics" else ClusterConfig if name == "cluster" else field.annotation
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            assert name in documented, name
+            continue
+        containers = {key.split(".")[0] for key in keys_of(section) if "." in key}
+        compound = {"retain.kind", "retain.weight"}  # shown as one value
+        missing = keys_of(section) - documented - (containers - {"retain"}) - compound - {"retain"}
+        assert not missing, f"{name}: {sorted(missing)}"
+
+
+def test_every_relative_link_of_the_documents_leads_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
