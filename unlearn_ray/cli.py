@@ -74,7 +74,7 @@ def status(run: RunArgument) -> None:
     """Say what a run has done so far."""
     with _one_line_errors():
         from unlearn_ray import console as shown
-        from unlearn_ray.pipeline import STAGES, states
+        from unlearn_ray.plan import STAGES, states
 
         folder = _run_folder(run)
         console.print(f"[bold]{folder}[/]")
@@ -123,9 +123,10 @@ def _execute(
         config = configs.load(path, overrides)
         from unlearn_ray import console as shown
         from unlearn_ray import pipeline
+        from unlearn_ray import plan as plans
 
-        selected = pipeline.select(only=only, until=until, start=start)
-        plan = pipeline.plan(config, selected, redo_from=start)
+        selected = plans.select(only=only, until=until, start=start)
+        plan = plans.plan(config, selected, redo_from=start)
         if dry_run:
             console.print(
                 f"[bold]{config.name}[/]: {config.model} forgets {', '.join(config.topic_names)}, in {config.folder}"
@@ -137,10 +138,10 @@ def _execute(
             engines = _Engines(config, progress.update, stack)
             if any(stage.is_selected and stage.state != "finished" for stage in plan):
                 engines.connect()  # first, so that asking for too much leaves nothing behind
-            stack.enter_context(pipeline.claimed(config))
+            stack.enter_context(plans.claimed(config))
             _log_to(config)
             if start:
-                pipeline.clear(config, start)
+                plans.clear(config, start)
             stack.enter_context(progress)
             skipped = {stage.name for stage in plan if stage.state == "finished"}
 

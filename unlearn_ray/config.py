@@ -166,6 +166,11 @@ class EvaluateConfig(Strict):
     num_bootstrap: PositiveInt = 1000
     max_probes: PositiveInt | None = None  # a group and wording at most so many; none: all
 
+    @property
+    def probes_path(self) -> str | None:
+        """The file of probes; None where the dataset's held-out questions serve."""
+        return str(pocket.PROBES) if self.probes == "pocket" else self.probes
+
 
 class EngineResources(Strict):
     num_engines: PositiveInt | Literal["auto"] = (

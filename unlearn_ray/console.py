@@ -23,7 +23,7 @@ from rich.text import Text
 from unlearn_ray.artifacts import Manifest
 
 if TYPE_CHECKING:  # the pipeline imports every stage; a progress bar must not
-    from unlearn_ray.pipeline import PlannedStage
+    from unlearn_ray.plan import PlannedStage
 
 _PLAIN_SECONDS = 10.0  # between lines where no bar can be drawn (a job's log)
 _STATES = {

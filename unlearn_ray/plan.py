@@ -1,0 +1,233 @@
+"""What a run would do, and whose folder it does it in: all that is known before anything is written."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifest
+from unlearn_ray.config import RunConfig
+from unlearn_ray.errors import ArtifactError, ConfigError
+from unlearn_ray.rows import digest
+from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
+from unlearn_ray.stages.stage import State, state_of
+from unlearn_ray.synth.guardrails import guardrail_prefixes
+
+STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
+MARKER = "run.json"  # makes a folder ours
+LOCK = "run.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """One line of the plan."""
+
+    name: str
+    state: State
+    fingerprint: str
+    is_selected: bool  # by --from, --until or a stage's own command
+    rows: str  # how many it makes at most, in words
+    engine: str
+
+
+def select(only: str | None = None, until: str | None = None, start: str | None = None) -> tuple[str, ...]:
+    """The stages a command asks for.
+
+    Raises:
+        ConfigError: there is no such stage, or --until comes before --from.
+    """
+    for name in (only, until, start):
+        if name is not None and name not in STAGES:
+            raise ConfigError(f"there is no stage {name!r}: choose one of {', '.join(STAGES)}")
+    if only:
+        return (only,)
+    first, last = STAGES.index(start or STAGES[0]), STAGES.index(until or STAGES[-1])
+    if last < first:
+        raise ConfigError(f"--until {until} comes before --from {start}: name a later stage")
+    return STAGES[first : last + 1]
+
+
+def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | None = None) -> list[PlannedStage]:
+    """What a run would do, stage by stage. Reads the user's files, so that what is wrong with them is said here; writes nothing.
+
+    Raises:
+        UnlearnError: the model, a file or the folder can't be used, or a stage that is not selected is needed and unfinished.
+    """
+    check_owner(config)
+    check_model(config)
+    home, described = config.folder, _describe(config)
+    planned = []
+    redo = STAGES.index(redo_from) if redo_from else len(STAGES)
+    for position, (stage, fingerprint) in enumerate(fingerprints(config).items()):
+        state = state_of(home / stage, fingerprint)
+        if state == "finished" and position >= redo:
+            state = "redone"
+        if stage not in selected and STAGES.index(stage) < STAGES.index(selected[0]) and state != "finished":
+            raise ArtifactError(f"{home / stage} is unfinished or of another config: run it first with --from {stage}")
+        planned.append(PlannedStage(stage, state, fingerprint, stage in selected, *described[stage]))
+    return planned
+
+
+def clear(config: RunConfig, redo_from: str) -> None:
+    """Undo the stages from `redo_from` on, so that they are done again."""
+    for stage in STAGES[STAGES.index(redo_from) :]:
+        (config.folder / stage).delete()
+
+
+def fingerprints(config: RunConfig) -> dict[str, str]:
+    """The identity that each stage's result will have, known before anything runs."""
+    topics, seed, model = config.topics, config.seed, model_identity(config.model_path)
+    found: dict[str, str] = {}
+
+    def add(stage: str, version: int, identity: tuple[dict[str, Any], dict[str, str]]) -> None:
+        found[stage] = fingerprint_of(stage, version, *identity)
+
+    add("questions", questions.VERSION, questions.questions_identity(config.questions, topics, model, seed))
+    add("answers", answers.VERSION, answers.answers_identity(config.answers, topics, found["questions"], model, seed))
+    add("dataset", dataset.VERSION, dataset.dataset_identity(config.dataset, topics, found["answers"], model, seed))
+    add("finetune", finetune.VERSION, finetune.finetune_identity(config.finetune, model, seed, found["dataset"]))
+    add(
+        "evaluate",
+        evaluate.VERSION,
+        evaluate.evaluate_identity(
+            config.evaluate,
+            topics,
+            model=model,
+            guardrail=guardrail_prefixes(config.answers, topics),
+            seed=seed,
+            fingerprints={stage: found[stage] for stage in ("dataset", "answers", "finetune")},
+        ),
+    )
+    return found
+
+
+def _describe(config: RunConfig) -> dict[str, tuple[str, str]]:
+    """Of each stage the rows that it makes, and the engine that makes them."""
+    num_topics, rows, finetuned = len(config.topics), config.dataset.retain, config.finetune
+    num_questions = num_topics * config.questions.num_questions
+    num_retain = (
+        num_topics * rows.num_neighbours * rows.questions_per_neighbour + rows.num_general * rows.questions_per_general
+    )
+    engines, workers = config.cluster.engines, config.cluster.workers
+    fleet = f"{engines.num_engines} x vLLM, tensor parallel {engines.tensor_parallel_size}"
+    num_models = num_topics if finetuned.adapters == "per_topic" else 1
+    weights = f"LoRA r{finetuned.weights.rank}" if finetuned.weights.kind == "lora" else "full"
+    return {
+        "questions": (f"{num_questions:,} questions", fleet),
+        "answers": (f"{num_questions * config.answers.num_samples:,} answers", fleet),
+        "dataset": ("your own retain rows" if rows.file else f"up to {num_retain:,} retain rows", fleet),
+        "finetune": (
+            f"{num_models} x {finetuned.num_steps} steps",
+            f"{weights}, {workers.num_workers} workers, ZeRO-{workers.zero_stage}",
+        ),
+        "evaluate": (f"probes: {config.evaluate.probes or 'held-out questions'}", fleet),
+    }
+
+
+def states(folder: Folder) -> list[tuple[str, str, Manifest | None]]:
+    """(stage, finished | unfinished | not begun, manifest) of a run's folder, whatever its config."""
+    found = []
+    for stage in STAGES:
+        manifest = read_manifest(folder / stage)
+        state = "finished" if manifest else "unfinished" if (folder / stage).names() else "not begun"
+        found.append((stage, state, manifest))
+    return found
+
+
+@contextmanager
+def claimed(config: RunConfig) -> Iterator[None]:
+    """Make the run's folder ours, for one process at a time.
+
+    Raises:
+        ArtifactError: it can't be written, holds something else, or another process is at work in it.
+    """
+    home = config.folder
+    check_owner(config)
+    home.make()
+    with _locked(home):
+        try:
+            home.write_text(
+                MARKER, json.dumps({"name": config.name, "config": config.model_dump(mode="json")}, indent=2)
+            )
+        except OSError as error:
+            raise ArtifactError(f"{home} can't be written: {error}") from error
+        yield
+
+
+@contextmanager
+def _locked(home: Folder) -> Iterator[None]:
+    if not home.is_local:
+        yield  # an object store has no locks: a job's submission id keeps two drivers apart
+        return
+    with open(home.local / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ArtifactError(
+                f"{home} is being written by another run: wait for it, or give this one another name"
+            ) from error
+        yield
+
+
+def check_owner(config: RunConfig) -> None:
+    """Refuse a folder that is not this run's; writes nothing.
+
+    Raises:
+        ArtifactError: it holds something else, or belongs to a run of another name.
+    """
+    home = config.folder
+    if home.is_local and home.local.exists() and not home.local.is_dir():
+        raise ArtifactError(f"{home} is a file: choose another output or name")
+    if home.is_local:
+        parent = next(p for p in [home.local, *home.local.parents] if p.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise ArtifactError(f"{home} can't be written ({parent} is read-only): choose another output")
+    if not home.exists(MARKER):
+        if set(home.names()) - {LOCK, "logs"}:
+            raise ArtifactError(f"{home} holds something that is no run of ours: choose another output or name")
+        return
+    try:
+        owner = json.loads(home.read_text(MARKER))["name"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{home}/{MARKER} is corrupt: delete the folder, or choose another name") from error
+    if owner != config.name:
+        raise ArtifactError(f"{home} belongs to run {owner!r}: choose another output or name")
+
+
+def check_model(config: RunConfig) -> None:
+    """Refuse a model that can't be unlearned with this config.
+
+    Raises:
+        ModelError: it isn't there, is no causal language model, or has no chat template.
+        ConfigError: the guardrail prefix does not fit into its context.
+    """
+    from unlearn_ray.train.chat import load_tokenizer  # torch: seconds that `status` and `report` do without
+
+    tokenizer = load_tokenizer(config.model_path)
+    room = config.cluster.engines.max_model_len or tokenizer.model_max_length
+    for topic, prefix in guardrail_prefixes(config.answers, config.topics).items():
+        num_tokens = len(tokenizer(prefix).input_ids) + config.answers.max_tokens
+        if num_tokens > room:
+            raise ConfigError(
+                f"answers: the guardrail prefix of {topic!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
+            )
+
+
+def model_identity(path: str) -> str:
+    """A name for a model's content: of a folder its files, of a hub model its name."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    parts = []
+    for file in sorted(
+        f for f in folder.iterdir() if f.is_file() and f.suffix in {".json", ".safetensors", ".bin", ".jinja"}
+    ):
+        with file.open("rb") as stream:
+            # The head of a safetensors file is its index; sixteen megabytes tell fine-tunes of one model apart.
+            parts.append((file.name, file.stat().st_size, hashlib.sha256(stream.read(16 * 2**20)).hexdigest()))
+    return f"{folder.name}:{digest(*parts)}"
