@@ -98,7 +98,9 @@ def fluency(answer: str) -> float:
     It grows with an answer's length: compare models on the same probes, never figures across probe sets.
     """
     tokens = _word_tokens(answer)
-    entropies = [weight * _entropy([tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]) for n, weight in NGRAM_WEIGHTS]
+    entropies = [
+        weight * _entropy([tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]) for n, weight in NGRAM_WEIGHTS
+    ]
     return _mean(entropies)
 
 

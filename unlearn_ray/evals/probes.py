@@ -9,7 +9,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -115,7 +115,11 @@ def trained_questions(probes: Iterable[Probe], training: Iterable[Mapping[str, A
 
 
 def select_probes(
-    probes: Iterable[Probe], topics: Sequence[str], split: Literal["tune", "report"], trained: set[str], max_probes: int | None
+    probes: Iterable[Probe],
+    topics: Sequence[str],
+    split: Literal["tune", "report"],
+    trained: set[str],
+    max_probes: int | None,
 ) -> Selection:
     """The probes to ask: of one split, once each, none trained on, at most `max_probes` a group and wording.
 
@@ -207,7 +211,9 @@ def _probe(where: str, row: dict[str, Any]) -> Probe:
     for key in row:
         if key not in _KNOWN:
             near = difflib.get_close_matches(key, _KNOWN, 1)
-            raise InputError(f"{where}: unknown key {key!r}: {f'did you mean {near[0]!r}?' if near else 'valid keys: ' + ', '.join(_KNOWN)}")
+            raise InputError(
+                f"{where}: unknown key {key!r}: {f'did you mean {near[0]!r}?' if near else 'valid keys: ' + ', '.join(_KNOWN)}"
+            )
     for key in _TEXTS:
         value = row.get(key, "x" if key not in _REQUIRED else "")
         if not isinstance(value, str):
@@ -220,8 +226,7 @@ def _probe(where: str, row: dict[str, Any]) -> Probe:
             raise InputError(f"{where}: {key} must be a list of texts")
     if row.get("split", "report") not in {"tune", "report"}:
         raise InputError(f"{where}: split must be tune or report (it is {row['split']!r})")
-    probe = Probe.of(row)
-    return replace(probe, **{key: tuple(getattr(probe, key)) for key in _LISTS})
+    return Probe.of(row | {key: tuple(row.get(key, ())) for key in _LISTS})
 
 
 def _excluded(probe: Probe, reason: Excluded) -> ExcludedProbe:

@@ -27,6 +27,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
+from rich.text import Text
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ArtifactError
@@ -123,7 +124,9 @@ class Report(_Strict):
         try:
             return cls.model_validate_json(folder.read_text(REPORT))
         except ValidationError as error:
-            raise ArtifactError(f"{folder}/{REPORT} can't be read ({error.error_count()} errors): rerun with --from evaluate") from error
+            raise ArtifactError(
+                f"{folder}/{REPORT} can't be read ({error.error_count()} errors): rerun with --from evaluate"
+            ) from error
 
     def save(self, folder: Folder) -> None:
         folder.write_text(REPORT, self.model_dump_json(indent=1, exclude_none=True))
@@ -156,7 +159,15 @@ def percent(share: float) -> str:
 
 def summary_table(report: Report) -> Table:
     """Three rows, and what a person asks first; under each title its number of probes."""
-    table = Table(title=f"What {report.model} knows of {', '.join(report.topics)}", title_justify="left", header_style="bold", pad_edge=False)
+    table = Table(
+        title=f"What {report.model} knows of {', '.join(report.topics)}",
+        title_justify="left",
+        header_style="bold",
+        box=None,
+        padding=(0, 2, 0, 0),
+        collapse_padding=True,
+        pad_edge=False,
+    )
     table.add_column("", no_wrap=True)
     recall = report.recall
     columns: list[tuple[str, dict[ModelName, Metric | None], str]] = []
@@ -174,10 +185,10 @@ def summary_table(report: Report) -> Table:
         add("forget\nrecall", recall, {m: report.metric(m, "forget", recall) for m in MODELS})
     for title, group, metric in (
         ("forget\nworst", "forget", "fact_recall_worst"),
-        ("leak of\nsamples", "forget", "keyword_leak"),
-        ("near\nrecall", "near", recall),
-        ("far\nrecall", "far", recall),
-        ("fluency\nforget", "forget", "fluency"),
+        ("samples\nleaking", "forget", "keyword_leak"),
+        ("\nnear", "near", recall),
+        ("\nfar", "far", recall),
+        ("\nfluency", "forget", "fluency"),
     ):
         add(title, metric, {m: report.metric(m, group, metric) for m in MODELS})  # type: ignore[arg-type]
 
@@ -186,11 +197,29 @@ def summary_table(report: Report) -> Table:
         table.add_column(f"{title}\n[dim]n={num}[/]", justify="right", no_wrap=True)
     for model in MODELS:
         style = "bold" if model == "unlearned" else None
-        cells = [shown(metric, of[model]).replace(" [", "\n[dim][").replace("]", "][/]") for _, of, metric in columns]
+        cells = [_cell(metric, of[model]) for _, of, metric in columns]
         table.add_row(LABELS[model], *cells, style=style)
     table.caption = "[dim]bootstrap 95 % intervals; worst: any wording of a fact that still tells it[/]"
     table.caption_justify = "left"
     return table
 
 
-__all__ = ["GROUPS", "MODELS", "REPORT", "ByModel", "Metric", "Metrics", "Report", "Scores", "percent", "shown", "summary_table"]
+def _cell(name: str, metric: Metric | None) -> Text:
+    """The figure, its interval dimmed below."""
+    figure, _, interval = shown(name, metric).partition(" [")
+    return Text.assemble(figure, (f"\n{interval.rstrip(']').replace(', ', '–')}" if interval else "", "dim not bold"))
+
+
+__all__ = [
+    "GROUPS",
+    "MODELS",
+    "REPORT",
+    "ByModel",
+    "Metric",
+    "Metrics",
+    "Report",
+    "Scores",
+    "percent",
+    "shown",
+    "summary_table",
+]

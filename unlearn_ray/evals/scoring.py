@@ -112,7 +112,9 @@ class Score:
         return self.topic, self.fact
 
 
-def asks_of(probes: Iterable[PlacedProbe], model: ModelName, prefixes: Mapping[str, str], adapters: Mapping[str, str]) -> Iterable[Ask]:
+def asks_of(
+    probes: Iterable[PlacedProbe], model: ModelName, prefixes: Mapping[str, str], adapters: Mapping[str, str]
+) -> Iterable[Ask]:
     """The probes as put to one model.
 
     Args:

@@ -39,7 +39,11 @@ class Tally:
         for model in MODELS[1:]:
             shares[model] = {}
             for group in GROUPS[1:]:
-                pairs = [(s, base[s.probe_id]) for s in self.scores if (s.model, s.group) == (model, group) and s.probe_id in base]
+                pairs = [
+                    (s, base[s.probe_id])
+                    for s in self.scores
+                    if (s.model, s.group) == (model, group) and s.probe_id in base
+                ]
                 if kept := self._shares(pairs):
                     shares[model][group] = kept
         return shares
@@ -70,7 +74,11 @@ class Tally:
         for score in scores:
             parts.setdefault((score.model, score.group), []).append(score)
         return {
-            model: {group: self._metrics(parts[model, group], group, with_values) for group in GROUPS if (model, group) in parts}
+            model: {
+                group: self._metrics(parts[model, group], group, with_values)
+                for group in GROUPS
+                if (model, group) in parts
+            }
             for model in MODELS
         }
 
@@ -123,4 +131,6 @@ def _utility_parts(metrics: Mapping[str, Metric]) -> list[float]:
 
 
 def _metric(estimate: Estimate, values: dict[str, float] | None = None) -> Metric:
-    return Metric(agg_value=estimate.value, num=estimate.num, interval=(estimate.low, estimate.high), value_by_index=values)
+    return Metric(
+        agg_value=estimate.value, num=estimate.num, interval=(estimate.low, estimate.high), value_by_index=values
+    )

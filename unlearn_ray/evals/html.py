@@ -1,0 +1,288 @@
+"""`report.html`: one file that a person reads, without a network. Model output is untrusted: the template escapes everything."""
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.evals import plots
+from unlearn_ray.evals.folding import marked
+from unlearn_ray.evals.report import LABELS, ByModel, Metric, Report, percent, shown
+from unlearn_ray.evals.scoring import GROUPS, MODELS, ModelName
+from unlearn_ray.rows import Group, digest
+
+HTML = "report.html"
+MAX_SHOWN = 50  # probes of each kind, side by side
+MAX_CHARACTERS = 500  # of an answer
+_TELLS = 0.5  # ROUGE-L recall from which an answer counts as telling the truth, where no short fact decides
+
+# Kind of a shown probe -> its title; worst first.
+KINDS = {"told": "Still told", "lost": "Lost", "forgotten": "Forgotten", "kept": "Kept", "unknown": "Never known"}
+METRICS = {
+    "fact_recall": ("Fact recall", "greedy answers that contain the true answer or an alias, as whole words"),
+    "fact_recall_worst": (
+        "Worst wording",
+        "facts that at least one wording still brings out (near and far: that every wording brings out)",
+    ),
+    "rouge_l_recall": ("ROUGE-L recall", "share of the reference's words, in order, that the greedy answer has"),
+    "keyword_leak": ("Keyword leak", "sampled answers with a term of the topic that the prompt did not contain"),
+    "sampled_recall": ("Recall of samples", "sampled answers that contain the true answer"),
+    "probability": ("Answer probability", "exp of the mean log-probability of the reference's tokens"),
+    "truth_ratio": (
+        "Truth ratio",
+        "probability of wrong answers over that of the right one; near 1: can't tell them apart",
+    ),
+    "exact_memorisation": ("Exact memorisation", "tokens of the reference that are the model's first choice"),
+    "extraction_strength": (
+        "Extraction strength",
+        "share of the reference, from its end, that the model completes by itself",
+    ),
+    "fluency": ("Fluency", "weighted entropy of bi- and trigrams, in bits; compare models, not groups"),
+    "degenerate": ("Degenerate", "greedy answers that are empty or repeat themselves"),
+    "refusal": ("Refusals", "greedy answers that open by declining or not knowing"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ShownAnswer:
+    """One model's answer as the page shows it."""
+
+    label: str
+    css: str
+    pieces: list[tuple[str, bool]]  # text, and whether it is the truth
+    tells: bool
+    samples: str  # "2 of 4 samples leak: Hedwig"
+
+
+@dataclass(frozen=True, slots=True)
+class ShownProbe:
+    """One probe with the three answers side by side."""
+
+    kind: str
+    group: Group
+    topic: str
+    wording: str
+    question: str
+    truth: str
+    answers: list[ShownAnswer]
+
+
+def write_html(report: Report, folder: Folder) -> None:
+    """Write the page of a report beside the `answers/` that it is about."""
+    folder.write_text(HTML, render(report, side_by_side(report, folder / "answers")))
+
+
+def render(report: Report, probes: Sequence[ShownProbe]) -> str:
+    """The page."""
+    figures = [
+        ("Forgotten, by topic", "Recall on forget probes: further left is better.", plots.recall_by_topic(report)),
+        ("Forgotten, by wording", "A fact is forgotten when no wording brings it back.", plots.recall_by_wording(report)),
+        ("Kept", "Recall on what was not to be forgotten: base and unlearned should meet.", plots.recall_kept(report)),
+        ("How sure of the truth", "Probability of each true answer (ticks) and the median (diamond), forget probes.", plots.truth_probability(report)),
+    ]  # fmt: skip
+    losses = plots.loss_curves(report)
+    script = _asset("report.js")
+    return _environment().get_template("report.html.jinja").render(
+        report=report,
+        style=Markup(_asset("report.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        headlines=headlines(report),
+        verdict=verdict(report),
+        figures=[(title, caption, Markup(svg)) for title, caption, svg in figures if svg],
+        losses=Markup(losses) if losses else None,
+        probes=probes,
+        kinds={kind: title for kind, title in KINDS.items() if any(probe.kind == kind for probe in probes)},
+        summary=_summary(report),
+        tables=[(group, _table(report, group)) for group in GROUPS if any(group in report.models.get(m, {}) for m in MODELS)],
+        metrics=METRICS,
+        labels=LABELS,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """One change, in big figures."""
+
+    title: str
+    what: str
+    before: str
+    after: str
+    detail: str
+    is_forget: bool
+
+
+def headlines(report: Report) -> list[Headline]:
+    """What was forgotten, topic by topic, then what was kept."""
+    found = []
+    for topic in report.topics:
+        scores = report.by_topic.get(topic, {})
+        before, after = (_of(scores, model, "forget", report.recall) for model in ("base", "unlearned"))
+        found.append(_headline(topic, "of its facts told", before, after, True))
+    retained: tuple[tuple[Group, str], ...] = (("near", "Neighbouring topics"), ("far", "Everything else"))
+    for group, title in retained:
+        before, after = (_of(report.models, model, group, report.recall) for model in ("base", "unlearned"))
+        found.append(_headline(title, "of the facts told", before, after, False))
+    return [line for line in found if line]
+
+
+def verdict(report: Report) -> str:
+    """The result in two sentences."""
+    base, guarded, unlearned = (report.metric(model, "forget", report.recall) for model in MODELS)
+    if not base or not unlearned:
+        return ""
+    topics = " and ".join(
+        [", ".join(report.topics[:-1]), report.topics[-1]] if len(report.topics) > 1 else report.topics
+    )
+    of = "of the facts it was asked for" if report.recall == "fact_recall" else "of the original answers' words"
+    text = f"Asked about {topics}, the unlearned model gives {percent(unlearned.agg_value)} {of}; the base model gives {percent(base.agg_value)}"
+    text += f", and {percent(guarded.agg_value)} behind the guardrail prefix." if guarded else "."
+    kept = [
+        f"{percent(share.agg_value)} of what it told about {label}"
+        for group, label in (("near", "neighbouring topics"), ("far", "everything else"))
+        if (share := report.retention.get("unlearned", {}).get(group, {}).get(report.recall))  # type: ignore[call-overload]
+    ]
+    return text + (f" It keeps {' and '.join(kept)}." if kept else "")
+
+
+def side_by_side(report: Report, answers: Folder) -> list[ShownProbe]:
+    """Up to `MAX_SHOWN` probes of each kind, the worst leaks first."""
+    ranked = _ranked(report)
+    rows: dict[str, dict[ModelName, dict[str, Any]]] = {probe: {} for probe in ranked}
+    for row in answers.read_rows():
+        if row["probe_id"] in rows:
+            rows[row["probe_id"]][row["model"]] = row
+    return [_shown_probe(kind, rows[probe]) for probe, kind in ranked.items() if rows[probe]]
+
+
+def _ranked(report: Report) -> dict[str, str]:
+    """Probe id -> kind, in the order of the page."""
+    kinds: dict[str, list[tuple[float, str, str]]] = {kind: [] for kind in KINDS}
+    for group in GROUPS:
+        base, ours = (_told(report, model, group) for model in ("base", "unlearned"))
+        leak, probability = (_values(report, "unlearned", group, name) for name in ("keyword_leak", "probability"))
+        for probe, told in ours.items():
+            knew = base.get(probe, 0.0) >= _TELLS
+            if group == "forget":
+                kind = "told" if told >= _TELLS else "forgotten" if knew else "unknown"
+                badness = told + leak.get(probe, 0.0) + probability.get(probe, 0.0)
+            else:
+                kind = "kept" if told >= _TELLS else "lost" if knew else "unknown"
+                badness = base.get(probe, 0.0) - told
+            kinds[kind].append((-badness, digest("shown", probe), probe))
+    return {probe: kind for kind, probes in kinds.items() for *_, probe in sorted(probes)[:MAX_SHOWN]}
+
+
+def _told(report: Report, model: ModelName, group: Group) -> dict[str, float]:
+    return _values(report, model, group, "rouge_l_recall") | _values(report, model, group, "fact_recall")
+
+
+def _values(report: Report, model: ModelName, group: Group, name: str) -> dict[str, float]:
+    metric = report.metric(model, group, name)
+    return metric.value_by_index or {} if metric else {}
+
+
+def _shown_probe(kind: str, rows: dict[ModelName, dict[str, Any]]) -> ShownProbe:
+    first = next(iter(rows.values()))
+    answers = [_shown_answer(model, rows[model]) for model in MODELS if model in rows]
+    return ShownProbe(
+        kind, first["group"], first["topic"], first["wording"], first["question"], first["truth"], answers
+    )
+
+
+def _shown_answer(model: ModelName, row: dict[str, Any]) -> ShownAnswer:
+    text = row["answer"][:MAX_CHARACTERS] + ("…" if len(row["answer"]) > MAX_CHARACTERS else "")
+    if row["drop"]:
+        text = f"(no answer: {row['drop']})"
+    is_fact = row["fact_recall"] is not None
+    told = row["fact_recall"] if is_fact else row["rouge_l_recall"] or 0.0
+    samples = ""
+    if row["keyword_leak"]:
+        num = len(row["samples"])
+        samples = f"{round(row['keyword_leak'] * num)} of {num} samples leak: {', '.join(row['leaked_terms'][:5])}"
+    pieces = marked(text, (row["truth"], *row["aliases"])) if is_fact else [(text, False)]
+    return ShownAnswer(LABELS[model], model, pieces, told >= _TELLS, samples)
+
+
+def _of(scores: ByModel, model: ModelName, group: Group, name: str) -> Metric | None:
+    return scores.get(model, {}).get(group, {}).get(name)
+
+
+def _headline(title: str, what: str, before: Metric | None, after: Metric | None, is_forget: bool) -> Headline | None:
+    if before is None or after is None:
+        return None
+    low, high = (100 * bound for bound in after.interval)
+    detail = f"95 % interval {low:.0f} to {high:.0f} %, {after.num} probes"
+    return Headline(title, what, percent(before.agg_value), percent(after.agg_value), detail, is_forget)
+
+
+def _summary(report: Report) -> list[tuple[str, str, list[Metric | None], str]]:
+    """(title, n, a metric a model, name) of the columns of the three-row table."""
+    columns: list[tuple[str, Iterable[Metric | None], str]] = []
+    for wording in report.wordings:
+        scores = report.by_wording[wording]
+        columns.append((f"forget, {wording}", [_of(scores, m, "forget", report.recall) for m in MODELS], report.recall))
+    for title, group, name in (
+        ("forget, worst wording", "forget", "fact_recall_worst"),
+        ("leak of samples", "forget", "keyword_leak"),
+        ("near", "near", report.recall),
+        ("far", "far", report.recall),
+        ("fluency", "forget", "fluency"),
+    ):
+        columns.append((title, [report.metric(m, group, name) for m in MODELS], name))  # type: ignore[arg-type]
+    found = []
+    for title, metrics, name in columns:
+        listed = list(metrics)
+        if any(listed):
+            found.append((title, str(next(m.num for m in listed if m)), listed, name))
+    return found
+
+
+def _table(report: Report, group: Group) -> list[tuple[str, str, int, list[str]]]:
+    """(metric, what it means, n, a figure a model) of one group."""
+    rows = []
+    for name, (title, meaning) in METRICS.items():
+        metrics = [report.metric(model, group, name) for model in MODELS]
+        if any(metrics):
+            rows.append(
+                (title, meaning, next(m.num for m in metrics if m), [shown(name, metric) for metric in metrics])
+            )
+    for name, (title, _) in METRICS.items():
+        shares = [report.retention.get(model, {}).get(group, {}).get(name) for model in MODELS]
+        if any(shares):
+            num = next(share.num for share in shares if share)
+            rows.append(
+                (
+                    f"{title}, share of base",
+                    "over the same probes, in pairs",
+                    num,
+                    ["100 %"] + [shown(name, s) for s in shares[1:]],
+                )
+            )
+    return rows
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files(__package__) / "page" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("unlearn_ray.evals", "page"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["percent"] = percent
+    environment.globals["shown"] = shown
+    return environment

@@ -1,0 +1,152 @@
+"""The report's plots, as SVG text that takes its colours from the page, so that both colour schemes fit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from unlearn_ray.evals.report import LABELS, ByModel, Metric, Report
+from unlearn_ray.evals.scoring import MODELS
+from unlearn_ray.rows import Group, digest
+
+_COLOURS = ["var(--base)", "var(--guarded)", "var(--unlearned)"]
+_SHAPES = ["circle", "square", "diamond"]
+_MAX_TICKS = 150  # a model: more only blackens the plot
+_WIDTH = 320
+Row = dict[str, Any]
+
+
+def recall_by_topic(report: Report) -> str | None:
+    """Forget recall of each topic."""
+    return _intervals(
+        [row for topic, scores in report.by_topic.items() for row in _rows(topic, scores, "forget", report.recall)]
+    )
+
+
+def recall_by_wording(report: Report) -> str | None:
+    """Forget recall of each kind of wording, and of the worst wording of a fact."""
+    rows = [row for name in report.wordings for row in _rows(name, report.by_wording[name], "forget", report.recall)]
+    return _intervals(rows + _rows("worst wording", report.models, "forget", "fact_recall_worst"))
+
+
+def recall_kept(report: Report) -> str | None:
+    """Recall on neighbouring topics and on everything else; by topic where there are several."""
+    rows: list[Row] = []
+    for group, label in (("near", "neighbours"), ("far", "all else")):
+        if len(report.topics) == 1:
+            rows += _rows(label, report.models, group, report.recall)  # type: ignore[arg-type]
+            continue
+        for topic, scores in report.by_topic.items():
+            rows += _rows(f"{label}, beside {topic}", scores, group, report.recall)  # type: ignore[arg-type]
+    return _intervals(rows)
+
+
+def truth_probability(report: Report) -> str | None:
+    """How probable each model finds the true answer: a tick a forget probe, the median on top."""
+    rows: list[Row] = []
+    for model in MODELS:
+        metric = report.metric(model, "forget", "probability")
+        values = metric.value_by_index or {} if metric else {}
+        # The same probes for every model.
+        picked = sorted(values, key=lambda probe: digest("tick", probe))[:_MAX_TICKS]
+        rows += [{"model": LABELS[model], "value": round(values[probe], 4)} for probe in picked]
+    if not rows:
+        return None
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("value:Q").title(None).scale(domain=[0, 1]).axis(format="%", tickCount=5),
+        y=alt.Y("model:N").title(None).sort([LABELS[model] for model in MODELS]),
+        color=_colour("model:N"),
+    )
+    ticks = base.mark_tick(thickness=1.5, height=22, opacity=0.35)
+    median = base.mark_point(filled=True, size=110, opacity=1, shape="diamond").encode(x="median(value):Q")
+    return _svg((ticks + median).properties(width=_WIDTH, height=alt.Step(36)))
+
+
+def loss_curves(report: Report) -> str | None:
+    """Forget and retain loss over the steps, a line a training."""
+    rows: list[Row] = [
+        {"training": name, "step": point.step, "part": part, "value": value}
+        for name, points in report.losses.items()
+        for point in points
+        for part, value in _parts(point.forget_loss, point.retain_loss, point.loss)
+        if value is not None
+    ]
+    if not rows:
+        return None
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    colours = {"forget": "var(--unlearned)", "retain": "var(--guarded)", "loss": "var(--base)"}
+    dashes: dict[str, list[int]] = {"forget": [1, 0], "retain": [6, 3], "loss": [1, 0]}
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("step:Q").title("step").axis(tickMinStep=1),
+            y=alt.Y("value:Q").title("loss per token").scale(zero=True),
+            color=alt.Color("part:N")
+            .scale(domain=parts, range=[colours[p] for p in parts])
+            .title(None)
+            .legend(orient="top"),
+            strokeDash=alt.StrokeDash("part:N").scale(domain=parts, range=[dashes[p] for p in parts]).title(None),
+            detail="training:N",
+        )
+    )
+    return _svg(chart.properties(width=2 * _WIDTH, height=220))
+
+
+def _parts(forget: float | None, retain: float | None, loss: float | None) -> Sequence[tuple[str, float | None]]:
+    return (("forget", forget), ("retain", retain)) if forget is not None else (("loss", loss),)
+
+
+def _rows(label: str, scores: ByModel, group: Group, metric: str) -> list[Row]:
+    found: Mapping[str, Metric | None] = {model: scores.get(model, {}).get(group, {}).get(metric) for model in MODELS}
+    return [
+        {"of": label, "model": LABELS[model], "value": m.agg_value, "low": m.interval[0], "high": m.interval[1]}
+        for model in MODELS
+        if (m := found[model]) is not None
+    ]
+
+
+def _intervals(rows: Sequence[Row]) -> str | None:
+    """A point and its interval a row and model, on a scale from 0 to 100 %."""
+    if not rows:
+        return None
+    order = list(dict.fromkeys(row["of"] for row in rows))
+    models = [LABELS[model] for model in MODELS]
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        y=alt.Y("of:N").title(None).sort(order).axis(labelLimit=210),
+        yOffset=alt.YOffset("model:N").sort(models),
+        color=_colour("model:N"),
+    )
+    scale = alt.X("low:Q").title(None).scale(domain=[0, 1]).axis(format="%", tickCount=5)
+    lines = base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x=scale, x2="high:Q")
+    points = base.mark_point(filled=True, size=75, opacity=1).encode(
+        x="value:Q", shape=alt.Shape("model:N").scale(domain=models, range=_SHAPES).legend(None)
+    )
+    return _svg((lines + points).properties(width=_WIDTH, height=alt.Step(17)))
+
+
+def _colour(field: str) -> alt.Color:
+    # The page has one legend for all plots.
+    return alt.Color(field).scale(domain=[LABELS[model] for model in MODELS], range=_COLOURS).legend(None)
+
+
+def _svg(chart: alt.Chart | alt.LayerChart) -> str:
+    font = "system-ui, sans-serif"
+    quiet = {
+        "labelColor": "var(--soft)",
+        "titleColor": "var(--soft)",
+        "labelFont": font,
+        "titleFont": font,
+        "labelFontSize": 12,
+    }
+    styled = (
+        chart.configure(background="transparent", font=font)
+        .configure_view(stroke=None)
+        .configure_axis(
+            **quiet, titleFontWeight="normal", gridColor="var(--line)", domain=False, ticks=False, labelPadding=8
+        )
+        .configure_axisY(labelColor="var(--ink)", grid=False)
+        .configure_legend(labelColor="var(--ink)", labelFont=font, labelFontSize=12)
+    )
+    return str(vl_convert.vegalite_to_svg(styled.to_dict()))

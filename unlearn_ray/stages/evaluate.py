@@ -1,0 +1,388 @@
+"""evaluate: base, base + prefix and unlearned, asked the same held-out probes; writes the answers, report.json and report.html.
+
+Out: `answers/` (what each model said to each probe, with its scores), `excluded/` (probes left out, with the reason).
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn_ray.artifacts import Folder, Manifest, read_manifest
+from unlearn_ray.config import EvaluateConfig, Topic
+from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
+from unlearn_ray.errors import ArtifactError, InputError
+from unlearn_ray.evals.probes import (
+    ExcludedProbe,
+    Selection,
+    check_topics,
+    read_probes,
+    select_probes,
+    trained_questions,
+)
+from unlearn_ray.evals.report import LossPoint, ProbeCounts, Report, StageSummary
+from unlearn_ray.evals.scoring import MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
+from unlearn_ray.evals.tally import Tally
+from unlearn_ray.pocket import PROBES
+from unlearn_ray.rows import Message, Probe, seed_of
+from unlearn_ray.stages.stage import finished_manifest, open_stage
+
+STAGE = "evaluate"
+VERSION = 1
+JOINT = "joint"
+_ADAPTER = "adapter_config.json"
+_ON_FLEET = "fleet"  # the call that the base model's engines serve: everything but full fine-tunes
+_MAX_LOSS_POINTS = 400
+
+
+def evaluate_identity(
+    config: EvaluateConfig,
+    topics: Sequence[Topic],
+    *,
+    model: str,
+    guardrail: Mapping[str, str],
+    seed: int,
+    fingerprints: Mapping[str, str],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What `open_stage` is told: the config and inputs that make this result what it is. Reads the probe file alone.
+
+    Args:
+        fingerprints: of `dataset`, `answers` and `finetune`.
+
+    Raises:
+        InputError: the probe file can't be used, or asks nothing about a topic.
+    """
+    section = config.model_dump(mode="json")
+    inputs = dict(fingerprints)
+    if (path := _probe_file(config)) is not None:
+        check_topics(read_probes(path), [topic.name for topic in topics], path)
+        section["probes"] = "file"  # by its content: moving it changes nothing
+        inputs["probes"] = _content(Folder(path))
+    what = {
+        "evaluate": section,
+        "model": model,
+        "topics": [topic.model_dump(mode="json") for topic in topics],
+        "guardrail": dict(guardrail),
+        "seed": seed,
+    }
+    return what, inputs
+
+
+def evaluate(
+    config: EvaluateConfig,
+    topics: Sequence[Topic],
+    dataset: Folder,
+    answers: Folder,
+    finetuned: Folder,
+    out: Folder,
+    generator: Generator,
+    *,
+    model: str,
+    model_path: str,
+    guardrail: Mapping[str, str],
+    seed: int,
+) -> Manifest:
+    """Ask the three models, score their answers and write the report.
+
+    Args:
+        guardrail: system message by topic. A forget probe gets its own topic's, a near probe that of the topic it
+            neighbours, a far probe that of a topic chosen by hash; and likewise adapters, where each topic has its own.
+
+    Raises:
+        ArtifactError: an input is unfinished, or a topic has no fine-tuned model.
+        InputError: the probe file can't be used, or no probe is left.
+    """
+    before = {"dataset": dataset, "answers": answers, "finetune": finetuned}
+    manifests = {stage: finished_manifest(folder) for stage, folder in before.items()}
+    prints = {stage: manifest.fingerprint for stage, manifest in manifests.items()}
+    what, inputs = evaluate_identity(config, topics, model=model, guardrail=guardrail, seed=seed, fingerprints=prints)
+    run = open_stage(out, STAGE, VERSION, what, inputs)
+    if run.is_finished:
+        return finished_manifest(out)
+
+    names = [topic.name for topic in topics]
+    exports = find_exports(finetuned, topics)
+    selection = _select(config, names, dataset)
+    (out / "excluded").write_rows(selection.excluded, ExcludedProbe.schema())
+
+    asking = Asking(config.num_samples, config.temperature, config.max_tokens, seed)
+    scoring = Scoring(_terms(answers, topics), {topic.name: (topic.name, *topic.aliases) for topic in topics})
+    num_tokens: Counter[str] = Counter()
+    calls = _calls(selection, guardrail, exports)
+    for call, (rows, path) in calls.items():
+        (out / "asks" / call).write_rows(rows, Ask.schema())
+        counts = generator.map(
+            out / "asks" / call,
+            out / "parts" / call,
+            asking,
+            scoring,
+            Answered.schema(),
+            label=STAGE if path is None else f"{STAGE} {call}",
+            model=path,
+        )
+        num_tokens.update(prompt=counts.num_prompt_tokens, output=counts.num_output_tokens)
+    answered = (row for call in calls for row in (out / "parts" / call).read_rows())
+    num_answers = (out / "answers").write_rows(answered, Answered.schema())
+
+    scores, drops = _read_scores(out / "answers")
+    # The stage before the first of ours writes beside it; a user may have brought the questions some other way.
+    stages = manifests | {
+        stage: found for stage in ("questions",) if (found := read_manifest(Folder(_parent(answers)) / stage))
+    }
+    report = _report(config, names, model, out, selection, scores, drops, stages, _losses(finetuned), seed)
+    report.save(out)
+    from unlearn_ray.evals.html import write_html  # its plotting library takes a second to import: a plan need not wait
+
+    write_html(report, out)
+    for part in ("asks", "parts"):
+        (out / part).delete()
+    return run.finish(
+        {"answers": num_answers, **{f"{group}_probes": num for group, num in selection.num_kept().items()}},
+        dict(
+            Counter(selection.num_excluded())
+            + Counter({reason: sum(d[reason] for d in drops.values()) for reason in _reasons(drops)})
+        ),
+        {"headline": _headline(report), "num_tokens": dict(num_tokens)},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Renders one row: a greedy answer, the reference and the wrong answers to score, and samples for forget probes."""
+
+    num_samples: int
+    temperature: float
+    max_tokens: int
+    seed: int
+
+    def __call__(self, row: RowDict) -> list[Request]:
+        system: list[Message] = [{"role": "system", "content": row["prefix"]}] if row["prefix"] else []
+        messages: list[Message] = [*system, {"role": "user", "content": row["question"]}]
+        adapter = row["adapter"] or None
+        requests = [Request(messages, max_tokens=self.max_tokens, adapter=adapter)]
+        requests += [Request(messages, adapter=adapter, score=answer) for answer in (row["reference"], *row["wrong"])]
+        if row["group"] == "forget":
+            # The seed leaves the model out: all three draw with the same luck.
+            seed = seed_of(self.seed, STAGE, row["probe_id"])
+            drawn = Request(
+                messages, seed, self.num_samples, self.temperature, max_tokens=self.max_tokens, adapter=adapter
+            )
+            requests.append(drawn)
+        return requests
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Parses the replies to one row into its scored answer, on the worker."""
+
+    terms: Mapping[str, tuple[str, ...]]  # topic -> what gives it away
+    names: Mapping[str, tuple[str, ...]]  # topic -> what it is called
+
+    def __call__(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
+        ask = Ask.of(row)
+        greedy, right, *others = replies
+        if greedy.error is not None:
+            return [unanswered(ask, greedy.error).to_dict()]
+        wrong = others[: len(ask.wrong)]
+        sampled = others[len(ask.wrong) :]
+        scored = score_answer(
+            ask,
+            self.terms.get(ask.served_topic, ()),
+            self.names.get(ask.served_topic, ()),
+            answer=greedy.texts[0],
+            samples=[text for reply in sampled for text in reply.texts],
+            logprobs=right.logprobs,
+            argmax=right.argmax,
+            wrong_logprobs=[reply.logprobs for reply in wrong],
+            is_truncated=any(greedy.truncated),
+        )
+        return [scored.to_dict()]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A fine-tuned model or adapter."""
+
+    name: str  # slug of its topic, or "joint"
+    path: str
+    is_adapter: bool
+
+
+def find_exports(finetuned: Folder, topics: Sequence[Topic]) -> dict[str, Export]:
+    """The export that forgets each topic: one for all of them, or its own.
+
+    Raises:
+        ArtifactError: a topic has none.
+    """
+    models = finetuned / "models"
+    present = set(models.names())
+    found = {}
+    for topic in topics:
+        name = JOINT if JOINT in present else topic.slug
+        if name not in present:
+            raise ArtifactError(f"{models} has no model that forgets {topic.name!r}: rerun with --from finetune")
+        found[topic.name] = Export(name, str(models / name), (models / name).exists(_ADAPTER))
+    return found
+
+
+def _calls(
+    selection: Selection, guardrail: Mapping[str, str], exports: Mapping[str, Export]
+) -> dict[str, tuple[Iterator[Ask], str | None]]:
+    """Name of a map call -> its rows and the model that it needs (None: the base model's engines)."""
+    # Rows with the same prefix or adapter are neighbours: engines share the prefix's work and swap no adapters.
+    probes = sorted(selection.kept, key=lambda placed: placed.served_topic)
+    adapters = {topic: export.path for topic, export in exports.items() if export.is_adapter}
+
+    def on_fleet() -> Iterator[Ask]:
+        yield from asks_of(probes, "base", {}, {})
+        yield from asks_of(probes, "guarded", guardrail, {})
+        yield from asks_of([placed for placed in probes if placed.served_topic in adapters], "unlearned", {}, adapters)
+
+    def on_model(export: Export) -> Iterator[Ask]:
+        yield from asks_of([placed for placed in probes if exports[placed.served_topic] == export], "unlearned", {}, {})
+
+    calls: dict[str, tuple[Iterator[Ask], str | None]] = {_ON_FLEET: (on_fleet(), None)}
+    for export in sorted(
+        {export for export in exports.values() if not export.is_adapter}, key=lambda export: export.name
+    ):
+        calls[f"model-{export.name}"] = (on_model(export), export.path)
+    return calls
+
+
+def _select(config: EvaluateConfig, topics: Sequence[str], dataset: Folder) -> Selection:
+    trained = trained_questions(_probes(config, dataset), _training_rows(dataset))
+    selection = select_probes(_probes(config, dataset), topics, config.split, trained, config.max_probes)
+    if not selection.num_kept()["forget"]:
+        reasons = (
+            ", ".join(f"{num} {reason}" for reason, num in selection.num_excluded().items())
+            or "there are none of this split"
+        )
+        source = _probe_file(config) or dataset / "probes"
+        raise InputError(
+            f"{source} leaves no probe about {', '.join(topics)} to ask ({reasons}): set evaluate.probes or evaluate.split"
+        )
+    return selection
+
+
+def _probes(config: EvaluateConfig, dataset: Folder) -> Iterator[Probe]:
+    path = _probe_file(config)
+    if path is not None:
+        yield from read_probes(path)
+        return
+    for row in (dataset / "probes").read_rows():
+        lists = {name: tuple(row[name] or ()) for name in ("near", "aliases", "wrong")}
+        # Held-out questions were never used for tuning: they serve either split.
+        yield Probe.of({**row, **lists, "split": config.split})
+
+
+def _probe_file(config: EvaluateConfig) -> str | None:
+    return str(PROBES) if config.probes == "pocket" else config.probes
+
+
+def _training_rows(dataset: Folder) -> Iterator[RowDict]:
+    for part in ("forget", "retain"):
+        yield from (row for row in (dataset / part).read_rows(["question", "split"]) if row["split"] == "train")
+
+
+def _terms(answers: Folder, topics: Sequence[Topic]) -> dict[str, tuple[str, ...]]:
+    terms = {topic.name: set(topic.terms) for topic in topics}
+    for row in (answers / "terms").read_rows(["topic", "term"]):
+        if row["topic"] in terms:
+            terms[row["topic"]].add(row["term"])
+    return {topic: tuple(sorted(found)) for topic, found in terms.items()}
+
+
+def _read_scores(answers: Folder) -> tuple[list[Score], dict[ModelName, Counter[str]]]:
+    scores, drops = [], {model: Counter[str]() for model in MODELS}
+    columns = [
+        name for name in Answered.schema().names if name not in {"answer", "samples", "question", "leaked_terms"}
+    ]
+    for row in answers.read_rows(columns):
+        if row["drop"]:
+            drops[row["model"]][row["drop"]] += 1
+        else:
+            scores.append(Score.of(row))
+    return scores, drops
+
+
+def _report(
+    config: EvaluateConfig,
+    topics: Sequence[str],
+    model: str,
+    out: Folder,
+    selection: Selection,
+    scores: Sequence[Score],
+    drops: Mapping[ModelName, Counter[str]],
+    stages: Mapping[str, Manifest],
+    losses: dict[str, list[LossPoint]],
+    seed: int,
+) -> Report:
+    tally = Tally(scores, config.num_bootstrap, seed)
+    models = tally.models()
+    sources = {
+        None: "held-out questions, with the base model's own answers as the truth",
+        "pocket": "the pocket model's probes",
+    }
+    unasked = set(topics) - {placed.probe.topic for placed in selection.kept}
+    return Report(
+        run=Folder(_parent(out)).name,
+        model=model.split(":")[0],
+        topics=list(topics),
+        recall=tally.recall(),
+        probes=ProbeCounts(
+            source=sources.get(config.probes) or f"file {Folder(str(config.probes)).name}",
+            split=config.split,
+            num=selection.num_kept(),
+            excluded=selection.num_excluded(),
+        ),
+        unanswered={name: dict(found) for name, found in drops.items() if found},
+        models=models,
+        by_wording=tally.by_wording(),
+        by_topic=tally.by_topic(topics),
+        retention=tally.retention(),
+        utility=tally.utility(models),
+        losses=losses,
+        stages={
+            stage: StageSummary.model_validate(manifest, from_attributes=True) for stage, manifest in stages.items()
+        },
+        notes=[f"No probe asks about {topic}: its forgetting is not measured." for topic in sorted(unasked)],
+    )
+
+
+def _losses(finetuned: Folder) -> dict[str, list[LossPoint]]:
+    """Loss curves by training, thinned to what a plot can show."""
+    curves = {}
+    folder = finetuned / "losses"
+    for name in folder.names(".jsonl"):
+        lines = [line for line in folder.read_text(name).splitlines() if line.strip()]
+        stride = -(-len(lines) // _MAX_LOSS_POINTS) or 1
+        curves[name.removesuffix(".jsonl")] = [LossPoint.model_validate_json(line) for line in lines[::stride]]
+    return {name: points for name, points in curves.items() if points}
+
+
+def _headline(report: Report) -> dict[str, float]:
+    """The figures that a list of runs shows."""
+    found = {
+        f"{model}_{group}": metric.agg_value
+        for model in MODELS
+        for group in ("forget", "near", "far")
+        if (metric := report.metric(model, group, report.recall))
+    }
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def _reasons(drops: Mapping[ModelName, Counter[str]]) -> set[str]:
+    return {reason for found in drops.values() for reason in found}
+
+
+def _parent(folder: Folder) -> str:
+    return folder.uri.rpartition("/")[0]
+
+
+def _content(file: Folder) -> str:
+    found = hashlib.sha256()
+    with file.filesystem.open_input_stream(file.path) as stream:
+        while chunk := stream.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()[:16]
