@@ -18,6 +18,7 @@ from unlearn_ray.evals.report import LABELS, ByModel, Metric, Report, percent, s
 from unlearn_ray.evals.scoring import GROUPS, MODELS, ModelName
 from unlearn_ray.rows import Group, digest
 
+MAX_IN_A_ROW = 3
 HTML = "report.html"
 MAX_SHOWN = 50  # probes of each kind, side by side
 MAX_CHARACTERS = 500  # of an answer
@@ -119,18 +120,22 @@ class Headline:
     is_forget: bool
 
 
-def headlines(report: Report) -> list[Headline]:
-    """What was forgotten, topic by topic, then what was kept."""
-    found = []
+def headlines(report: Report) -> list[list[Headline]]:
+    """What was forgotten, topic by topic, then what was kept; in one row where they fit."""
+    found: list[Headline | None] = []
     for topic in report.topics:
         scores = report.by_topic.get(topic, {})
         before, after = (_of(scores, model, "forget", report.recall) for model in ("base", "unlearned"))
-        found.append(_headline(topic, "of its facts told", before, after, True))
+        found.append(_headline(topic, "of its facts told, before and after", before, after, True))
     retained: tuple[tuple[Group, str], ...] = (("near", "Neighbouring topics"), ("far", "Everything else"))
     for group, title in retained:
         before, after = (_of(report.models, model, group, report.recall) for model in ("base", "unlearned"))
-        found.append(_headline(title, "of the facts told", before, after, False))
-    return [line for line in found if line]
+        found.append(_headline(title, "of the facts told, before and after", before, after, False))
+    lines = [line for line in found if line]
+    if len(lines) <= MAX_IN_A_ROW:
+        return [lines]
+    rows = [[line for line in lines if line.is_forget], [line for line in lines if not line.is_forget]]
+    return [row for row in rows if row]
 
 
 def verdict(report: Report) -> str:
@@ -219,7 +224,7 @@ def _headline(title: str, what: str, before: Metric | None, after: Metric | None
     if before is None or after is None:
         return None
     low, high = (100 * bound for bound in after.interval)
-    detail = f"95 % interval {low:.0f} to {high:.0f} %, {after.num} probes"
+    detail = f"95 % interval {low:.0f} to {high:.0f} %, n = {after.num}"
     return Headline(title, what, percent(before.agg_value), percent(after.agg_value), detail, is_forget)
 
 

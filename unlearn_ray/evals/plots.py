@@ -18,7 +18,9 @@ Row = dict[str, Any]
 
 
 def recall_by_topic(report: Report) -> str | None:
-    """Forget recall of each topic."""
+    """Forget recall of each topic, where there are several."""
+    if len(report.topics) == 1:
+        return None
     return _intervals(
         [row for topic, scores in report.by_topic.items() for row in _rows(topic, scores, "forget", report.recall)]
     )
@@ -132,7 +134,7 @@ def _colour(field: str) -> alt.Color:
 
 
 def _svg(chart: alt.Chart | alt.LayerChart) -> str:
-    font = "system-ui, sans-serif"
+    font = "system-ui, sans-serif"  # the reader's own, perhaps wider than the one measured here: hence the padding
     quiet = {
         "labelColor": "var(--soft)",
         "titleColor": "var(--soft)",
@@ -141,7 +143,7 @@ def _svg(chart: alt.Chart | alt.LayerChart) -> str:
         "labelFontSize": 12,
     }
     styled = (
-        chart.configure(background="transparent", font=font)
+        chart.configure(background="transparent", font=font, padding={"left": 26, "right": 12, "top": 5, "bottom": 5})
         .configure_view(stroke=None)
         .configure_axis(
             **quiet, titleFontWeight="normal", gridColor="var(--line)", domain=False, ticks=False, labelPadding=8

@@ -36,6 +36,7 @@ from unlearn_ray.rows import Group
 
 REPORT = "report.json"
 VERSION = 1
+_MAX_LOSS_POINTS = 400
 NO_SHARES = ("fluency", "truth_ratio")  # all else is a share, shown in per cent
 LABELS: dict[ModelName, str] = {"base": "base", "guarded": "base + prefix", "unlearned": "unlearned"}
 
@@ -139,6 +140,16 @@ class Report(_Strict):
         """Wordings of the forget probes, `template` first."""
         asked = [name for name, scores in self.by_wording.items() if scores.get("base", {}).get("forget")]
         return sorted(asked, key=lambda name: (name != "template", name))
+
+
+def read_losses(folder: Folder) -> dict[str, list[LossPoint]]:
+    """Loss curves by training (`<name>.jsonl`), thinned to what a plot can show; none where there is no such folder."""
+    curves = {}
+    for name in folder.names(".jsonl"):
+        lines = [line for line in folder.read_text(name).splitlines() if line.strip()]
+        stride = max(1, -(-len(lines) // _MAX_LOSS_POINTS))
+        curves[name.removesuffix(".jsonl")] = [LossPoint.model_validate_json(line) for line in lines[::stride]]
+    return {name: points for name, points in curves.items() if points}
 
 
 def shown(name: str, metric: Metric | None, with_interval: bool = True) -> str:

@@ -2,16 +2,63 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Literal
 
+from unlearn_ray.config import EvaluateConfig
 from unlearn_ray.evals.metrics import harmonic_mean
-from unlearn_ray.evals.report import ByModel, Metric, Metrics, Scores
+from unlearn_ray.evals.probes import Selection
+from unlearn_ray.evals.report import ByModel, LossPoint, Metric, Metrics, ProbeCounts, Report, Scores, StageSummary
 from unlearn_ray.evals.scoring import GROUPS, MODELS, PER_ANSWER, ModelName, Score
 from unlearn_ray.evals.statistics import Estimate, mean_interval, ratio_interval
 from unlearn_ray.rows import Group, seed_of
 
+_SOURCES = {
+    None: "held-out questions, with the base model's own answers as the truth",
+    "pocket": "the pocket model's probes",
+}
 RETAINED = ("fact_recall", "rouge_l_recall", "probability")
 _MIN_SHORT = 0.5  # of the forget probes, for fact recall to be the headline
+
+
+def make_report(
+    scores: Sequence[Score],
+    config: EvaluateConfig,
+    *,
+    run: str,
+    model: str,
+    topics: Sequence[str],
+    selection: Selection,
+    unanswered: Mapping[ModelName, Mapping[str, int]],
+    losses: dict[str, list[LossPoint]],
+    stages: dict[str, StageSummary],
+    seed: int,
+) -> Report:
+    """The report of a run from the scores of its answers and what else is known of it."""
+    tally = Tally(scores, config.num_bootstrap, seed)
+    models = tally.models()
+    unasked = set(topics) - {placed.probe.topic for placed in selection.kept}
+    return Report(
+        run=run,
+        model=model,
+        topics=list(topics),
+        recall=tally.recall(),
+        probes=ProbeCounts(
+            source=_SOURCES.get(config.probes) or f"file {PurePosixPath(str(config.probes)).name}",
+            split=config.split,
+            num=selection.num_kept(),
+            excluded=selection.num_excluded(),
+        ),
+        unanswered={name: dict(reasons) for name, reasons in unanswered.items() if reasons},
+        models=models,
+        by_wording=tally.by_wording(),
+        by_topic=tally.by_topic(topics),
+        retention=tally.retention(),
+        utility=tally.utility(models),
+        losses=losses,
+        stages=stages,
+        notes=[f"No probe asks about {topic}: its forgetting is not measured." for topic in sorted(unasked)],
+    )
 
 
 class Tally:

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
@@ -21,10 +22,9 @@ from unlearn_ray.evals.probes import (
     select_probes,
     trained_questions,
 )
-from unlearn_ray.evals.report import LossPoint, ProbeCounts, Report, StageSummary
+from unlearn_ray.evals.report import Report, StageSummary, read_losses
 from unlearn_ray.evals.scoring import MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
-from unlearn_ray.evals.tally import Tally
-from unlearn_ray.pocket import PROBES
+from unlearn_ray.evals.tally import make_report
 from unlearn_ray.rows import Message, Probe, seed_of
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 
@@ -33,7 +33,6 @@ VERSION = 1
 JOINT = "joint"
 _ADAPTER = "adapter_config.json"
 _ON_FLEET = "fleet"  # the call that the base model's engines serve: everything but full fine-tunes
-_MAX_LOSS_POINTS = 400
 
 
 def evaluate_identity(
@@ -55,7 +54,7 @@ def evaluate_identity(
     """
     section = config.model_dump(mode="json")
     inputs = dict(fingerprints)
-    if (path := _probe_file(config)) is not None:
+    if (path := config.probes_path) is not None:
         check_topics(read_probes(path), [topic.name for topic in topics], path)
         section["probes"] = "file"  # by its content: moving it changes nothing
         inputs["probes"] = _content(Folder(path))
@@ -126,11 +125,23 @@ def evaluate(
     num_answers = (out / "answers").write_rows(answered, Answered.schema())
 
     scores, drops = _read_scores(out / "answers")
-    # The stage before the first of ours writes beside it; a user may have brought the questions some other way.
-    stages = manifests | {
-        stage: found for stage in ("questions",) if (found := read_manifest(Folder(_parent(answers)) / stage))
+    # Questions are not read here, but their counts belong into the report.
+    questions = read_manifest(Folder(_parent(answers)) / "questions")
+    stages = ({"questions": questions} if questions else {}) | {
+        stage: manifests[stage] for stage in ("answers", "dataset", "finetune")
     }
-    report = _report(config, names, model, out, selection, scores, drops, stages, _losses(finetuned), seed)
+    report = make_report(
+        scores,
+        config,
+        run=Folder(_parent(out)).name,
+        model=_model_name(model_path),
+        topics=names,
+        selection=selection,
+        unanswered=drops,
+        losses=read_losses(finetuned / "losses"),
+        stages={name: StageSummary.model_validate(manifest, from_attributes=True) for name, manifest in stages.items()},
+        seed=seed,
+    )
     report.save(out)
     from unlearn_ray.evals.html import write_html  # its plotting library takes a second to import: a plan need not wait
 
@@ -258,7 +269,7 @@ def _select(config: EvaluateConfig, topics: Sequence[str], dataset: Folder) -> S
             ", ".join(f"{num} {reason}" for reason, num in selection.num_excluded().items())
             or "there are none of this split"
         )
-        source = _probe_file(config) or dataset / "probes"
+        source = config.probes_path or dataset / "probes"
         raise InputError(
             f"{source} leaves no probe about {', '.join(topics)} to ask ({reasons}): set evaluate.probes or evaluate.split"
         )
@@ -266,7 +277,7 @@ def _select(config: EvaluateConfig, topics: Sequence[str], dataset: Folder) -> S
 
 
 def _probes(config: EvaluateConfig, dataset: Folder) -> Iterator[Probe]:
-    path = _probe_file(config)
+    path = config.probes_path
     if path is not None:
         yield from read_probes(path)
         return
@@ -276,11 +287,11 @@ def _probes(config: EvaluateConfig, dataset: Folder) -> Iterator[Probe]:
         yield Probe.of({**row, **lists, "split": config.split})
 
 
-def _probe_file(config: EvaluateConfig) -> str | None:
-    return str(PROBES) if config.probes == "pocket" else config.probes
-
-
 def _training_rows(dataset: Folder) -> Iterator[RowDict]:
+    if not (dataset / "forget").names(".parquet"):
+        raise ArtifactError(
+            f"{dataset} has no training rows, so that probes can't be kept apart from them: rerun with --from dataset"
+        )
     for part in ("forget", "retain"):
         yield from (row for row in (dataset / part).read_rows(["question", "split"]) if row["split"] == "train")
 
@@ -303,62 +314,8 @@ def _read_scores(answers: Folder) -> tuple[list[Score], dict[ModelName, Counter[
             drops[row["model"]][row["drop"]] += 1
         else:
             scores.append(Score.of(row))
-    return scores, drops
-
-
-def _report(
-    config: EvaluateConfig,
-    topics: Sequence[str],
-    model: str,
-    out: Folder,
-    selection: Selection,
-    scores: Sequence[Score],
-    drops: Mapping[ModelName, Counter[str]],
-    stages: Mapping[str, Manifest],
-    losses: dict[str, list[LossPoint]],
-    seed: int,
-) -> Report:
-    tally = Tally(scores, config.num_bootstrap, seed)
-    models = tally.models()
-    sources = {
-        None: "held-out questions, with the base model's own answers as the truth",
-        "pocket": "the pocket model's probes",
-    }
-    unasked = set(topics) - {placed.probe.topic for placed in selection.kept}
-    return Report(
-        run=Folder(_parent(out)).name,
-        model=model.split(":")[0],
-        topics=list(topics),
-        recall=tally.recall(),
-        probes=ProbeCounts(
-            source=sources.get(config.probes) or f"file {Folder(str(config.probes)).name}",
-            split=config.split,
-            num=selection.num_kept(),
-            excluded=selection.num_excluded(),
-        ),
-        unanswered={name: dict(found) for name, found in drops.items() if found},
-        models=models,
-        by_wording=tally.by_wording(),
-        by_topic=tally.by_topic(topics),
-        retention=tally.retention(),
-        utility=tally.utility(models),
-        losses=losses,
-        stages={
-            stage: StageSummary.model_validate(manifest, from_attributes=True) for stage, manifest in stages.items()
-        },
-        notes=[f"No probe asks about {topic}: its forgetting is not measured." for topic in sorted(unasked)],
-    )
-
-
-def _losses(finetuned: Folder) -> dict[str, list[LossPoint]]:
-    """Loss curves by training, thinned to what a plot can show."""
-    curves = {}
-    folder = finetuned / "losses"
-    for name in folder.names(".jsonl"):
-        lines = [line for line in folder.read_text(name).splitlines() if line.strip()]
-        stride = -(-len(lines) // _MAX_LOSS_POINTS) or 1
-        curves[name.removesuffix(".jsonl")] = [LossPoint.model_validate_json(line) for line in lines[::stride]]
-    return {name: points for name, points in curves.items() if points}
+    # Engines finish in any order; intervals must not depend on it.
+    return sorted(scores, key=lambda score: (score.model, score.probe_id)), drops
 
 
 def _headline(report: Report) -> dict[str, float]:
@@ -370,6 +327,14 @@ def _headline(report: Report) -> dict[str, float]:
         if (metric := report.metric(model, group, report.recall))
     }
     return {name: round(value, 4) for name, value in found.items()}
+
+
+def _model_name(path: str) -> str:
+    """What a reader calls the model: its name on the hub, or its folder's (that above, where it is just called `model`)."""
+    if not Path(path).is_dir():
+        return path
+    folder = Path(path).absolute()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _reasons(drops: Mapping[ModelName, Counter[str]]) -> set[str]:

@@ -1,0 +1,153 @@
+"""Metrics against values worked out by hand, and ROUGE against its library."""
+
+import math
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
+
+from unlearn_ray.evals import metrics
+from unlearn_ray.evals.folding import Phrases, contains, marked, normalised, words
+
+WORDS = st.text(alphabet="abcdefgh éüñ", min_size=1, max_size=30)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "found"),
+    [
+        ("The owl is Hedwig.", "hedwig", True),
+        ("The owl is Hedwigs.", "Hedwig", False),  # not a whole word
+        ("J.K. Rowling wrote it", "J. K. Rowling", True),
+        ("Les MISERABLES!", "Les Misérables", True),
+        ("Rowling, not J. K.", "J. K. Rowling", False),  # the words, but not in order
+        ("哈利波特的猫头鹰叫海德薇", "海德薇", True),  # no spaces between words
+        ("anything", "...", False),
+        ("", "x", False),
+    ],
+)
+def test_a_phrase_is_found_as_whole_words(text: str, phrase: str, found: bool) -> None:
+    assert contains(text, phrase) is found
+
+
+@given(WORDS, WORDS)
+def test_recall_does_not_see_case_or_accents(answer: str, truth: str) -> None:
+    plain = "".join(char for char in unicodedata.normalize("NFD", answer) if not unicodedata.combining(char))
+    expected = metrics.fact_recall(answer, (truth,))
+    assert metrics.fact_recall(answer.upper(), (truth,)) == expected
+    assert metrics.fact_recall(plain, (truth,)) == expected
+    assert metrics.fact_recall(unicodedata.normalize("NFD", answer), (truth,)) == expected
+
+
+@given(WORDS, WORDS, WORDS)
+def test_an_answer_that_quotes_the_truth_recalls_it(before: str, truth: str, after: str) -> None:
+    if words(truth):
+        assert contains(f"{before} {truth} {after}", truth)
+
+
+def test_an_alias_counts_and_a_sentence_is_no_fact() -> None:
+    assert metrics.fact_recall("It was Rowling.", ("J. K. Rowling", "Rowling")) == 1.0
+    assert metrics.fact_recall("No idea.", ("J. K. Rowling", "Rowling")) == 0.0
+    assert metrics.fact_recall("x", ("one two three four five six seven eight nine",)) is None
+
+
+def test_rouge_l_recall_is_that_of_its_library() -> None:
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    for reference, answer in [
+        ("The owls of Harry are flying", "harry owl flies"),
+        ("Hedwig", "It is Hedwig."),
+        ("a b c", ""),
+    ]:
+        assert metrics.rouge_l_recall(answer, reference) == scorer.score(reference, answer)["rougeL"].recall
+    assert metrics.rouge_l_recall("cat sat", "the cat sat down") == 0.5  # LCS of 2 words out of 4
+    assert metrics.rouge_l_recall("", "the cat") == 0.0
+
+
+def test_rouge_l_recall_reads_other_scripts() -> None:
+    assert metrics.rouge_l_recall("Это сова", "сова") == 1.0
+    assert metrics.rouge_l_recall("кошка", "сова") == 0.0
+
+
+def test_a_leak_is_a_term_that_the_prompt_did_not_give() -> None:
+    terms = Phrases(["Hedwig", "Hogwarts", "Albus Dumbledore"])
+    assert metrics.leaked_terms("At hogwarts, Albus Dumbledore met Hedwig", terms, "Who leads Hogwarts?") == (
+        "Albus Dumbledore",
+        "Hedwig",
+    )
+    assert metrics.leaked_terms("Albus the owl", terms, "") == ()
+    assert metrics.keyword_leak([("Hedwig",), (), (), ("a", "b")]) == 0.5
+    assert metrics.keyword_leak([]) is None
+
+
+def test_probability_and_truth_ratio_by_hand() -> None:
+    right = [math.log(0.5), math.log(0.125)]  # mean: log 0.25
+    assert metrics.answer_probability(right) == pytest.approx(0.25)
+    wrong = [[math.log(0.5)], [math.log(0.125), math.log(0.125)]]  # means: log 0.5, log 0.125; their mean: log 0.25
+    assert metrics.truth_ratio(right, wrong) == pytest.approx(1.0)
+    assert metrics.truth_ratio(right, [[math.log(0.025)]]) == pytest.approx(0.1)
+    assert metrics.truth_ratio(right, []) is None and metrics.truth_ratio([], wrong) is None
+    assert metrics.answer_probability([]) is None
+
+
+def test_memorisation_by_hand() -> None:
+    assert metrics.exact_memorisation([True, False, True, True]) == 0.75
+    assert metrics.extraction_strength([True, False, True, True]) == 0.5  # reproduced from token 2 of 4
+    assert metrics.extraction_strength([True, True]) == 1.0
+    assert metrics.extraction_strength([True, False]) == 0.0
+    assert metrics.exact_memorisation([]) is None and metrics.extraction_strength([]) is None
+
+
+def test_fluency_by_hand() -> None:
+    # a b a b: bigrams ab, ba, ab -> H = 0.918; trigrams aba, bab -> H = 1
+    bigrams = -(2 / 3) * math.log2(2 / 3) - (1 / 3) * math.log2(1 / 3)
+    assert metrics.fluency("a b a b") == pytest.approx((2 / 3 * bigrams + 4 / 3 * 1.0) / 2)
+    assert metrics.fluency("word") == 0.0 and metrics.fluency("") == 0.0
+    assert metrics.fluency("the cat sat on the mat") > metrics.fluency("the the the the the the")
+
+
+@pytest.mark.parametrize(
+    ("answer", "degenerate"),
+    [
+        ("", True),
+        (" ... ", True),
+        ("no no no no no", True),
+        ("the owl the owl the owl the owl", True),
+        ("It is a big big big owl.", False),
+        ("The owl of Harry Potter is Hedwig, who is white, and the owl of Ron is Pigwidgeon, who is small.", False),
+    ],
+)
+def test_degenerate_answers(answer: str, degenerate: bool) -> None:
+    assert metrics.is_degenerate(answer) is degenerate
+
+
+@pytest.mark.parametrize(
+    ("answer", "refusal"),
+    [
+        ("I don't know.", True),
+        ("I’m sorry, but I can’t help with that.", True),
+        ("Sorry, no idea.", True),
+        ("I am not familiar with this book.", True),
+        ("The owl is called Hedwig.", False),
+        ("Nobody knows what the owl is called.", False),
+        ("x" * 300 + " I don't know", False),
+    ],
+)
+def test_refusals(answer: str, refusal: bool) -> None:
+    assert metrics.is_refusal(answer) is refusal
+
+
+def test_utility_is_a_harmonic_mean() -> None:
+    assert metrics.harmonic_mean([1.0, 0.5]) == pytest.approx(2 / 3)
+    assert metrics.harmonic_mean([1.0, 0.0]) == 0.0
+
+
+def test_questions_that_differ_in_looks_alone_are_the_same() -> None:
+    assert normalised("Who wrote  «Les Misérables»?") == normalised("who wrote Les Miserables")
+
+
+@given(WORDS, WORDS)
+def test_marking_changes_no_text(text: str, phrase: str) -> None:
+    pieces = marked(text, [phrase])
+    assert "".join(piece for piece, _ in pieces) == text
+    assert any(is_hit for _, is_hit in pieces) == contains(text, phrase)

@@ -1,0 +1,139 @@
+"""Probe files: every mistake is named; what was trained on is never asked."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from unlearn_ray.config import EvaluateConfig
+from unlearn_ray.errors import InputError
+from unlearn_ray.evals.probes import (
+    check_topics,
+    place,
+    read_probes,
+    select_probes,
+    trained_questions,
+    wrong_references,
+)
+from unlearn_ray.rows import Probe
+
+GOOD = {"topic": "Harry Potter", "question": "Which owl is Harry's?", "answer": "Hedwig"}
+
+
+def probe(
+    index: int, topic: str = "T", wording: str = "template", near: tuple[str, ...] = (), split: str = "report"
+) -> Probe:
+    return Probe(
+        topic,
+        f"question {index} of {topic} in {wording}?",
+        "answer",
+        fact=f"{topic}/{index}",
+        wording=wording,
+        near=near,
+        split=split,
+    )
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_jsonl_and_parquet_give_the_same_probes(tmp_path: Path) -> None:
+    rows = [GOOD | {"aliases": ["owl"], "near": ["x"]}, GOOD | {"question": "Q2?", "wrong": ["Errol"], "fact": "f"}]
+    jsonl = list(read_probes(write(tmp_path / "probes.jsonl", rows[0], "", rows[1])))
+    pq.write_table(
+        pa.Table.from_pylist([{"fact": None, "wrong": None} | rows[0], rows[1]]), tmp_path / "probes.parquet"
+    )
+    assert list(read_probes(str(tmp_path / "probes.parquet"))) == jsonl
+    assert jsonl[0].aliases == ("owl",) and jsonl[0].near == ("x",) and jsonl[1].wrong == ("Errol",)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"topic": "T", "question": "Q?"}, r"line 2: answer is missing or empty"),
+        (GOOD | {"question": " "}, r"line 2: question is missing or empty"),
+        (GOOD | {"answer": 7}, r"line 2: answer must be a text, not int"),
+        (GOOD | {"aliasses": []}, r"line 2: unknown key 'aliasses': did you mean 'aliases'\?"),
+        (GOOD | {"aliases": "Hedwig"}, r"line 2: aliases must be a list of texts"),
+        (GOOD | {"split": "test"}, r"line 2: split must be tune or report"),
+        ("[1]", r"line 2: must be an object"),
+        ("{", r"line 2: is not valid JSON"),
+    ],
+)
+def test_a_bad_row_names_file_line_and_key(tmp_path: Path, row: object, message: str) -> None:
+    with pytest.raises(InputError, match=rf"probes\.jsonl, {message}"):
+        list(read_probes(write(tmp_path / "probes.jsonl", GOOD, row)))
+
+
+def test_a_file_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not there"):
+        list(read_probes(str(tmp_path / "none.jsonl")))
+    with pytest.raises(InputError, match=r"give a \.jsonl or \.parquet one"):
+        list(read_probes(write(tmp_path / "probes.csv", "a,b")))
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(InputError, match="is not a readable Parquet file"):
+        list(read_probes(str(tmp_path / "bad.parquet")))
+    (tmp_path / "latin.jsonl").write_bytes(json.dumps(GOOD).encode() + b'\n{"topic": "\xe9"}')
+    with pytest.raises(InputError, match="is not UTF-8"):
+        list(read_probes(str(tmp_path / "latin.jsonl")))
+
+
+def test_a_topic_without_probes_is_named_before_anything_runs() -> None:
+    with pytest.raises(InputError, match=r"no probe about 'Star Wars' \(its topics: 'T'\)"):
+        check_topics([probe(1)], ["T", "Star Wars"], "probes.jsonl")
+
+
+def test_a_probe_that_was_trained_on_is_left_out_with_its_reason() -> None:
+    probes = [probe(1), probe(2), probe(3)]
+    trained = trained_questions(probes, [{"question": "QUESTION 2 of T, in template"}, {"question": "something else"}])
+    selection = select_probes(probes, ["T"], "report", trained, None)
+    assert [placed.probe for placed in selection.kept] == [probes[0], probes[2]]
+    assert [(left.question, left.drop) for left in selection.excluded] == [(probes[1].question, "trained_on")]
+    assert selection.num_excluded() == {"trained_on": 1}
+
+
+def test_duplicates_and_the_other_split_are_not_asked() -> None:
+    probes = [probe(1), probe(1), probe(2, split="tune")]
+    selection = select_probes(probes, ["T"], "report", set(), None)
+    assert selection.num_kept() == {"forget": 1, "near": 0, "far": 0}
+    assert selection.num_excluded() == {"duplicate": 1}
+
+
+def test_a_cap_keeps_the_same_facts_in_each_wording() -> None:
+    probes = [probe(i, wording=wording) for wording in ("template", "unseen") for i in range(30)]
+    selection = select_probes(probes, ["T"], "report", set(), 7)
+    facts = {w: {p.probe.fact for p in selection.kept if p.probe.wording == w} for w in ("template", "unseen")}
+    assert len(facts["template"]) == 7 and facts["template"] == facts["unseen"]
+    assert selection.num_excluded() == {"capped": 46}
+    again = select_probes(reversed(probes), ["T"], "report", set(), 7)
+    assert {p.probe for p in again.kept} == {p.probe for p in selection.kept}
+
+
+def test_each_probe_is_served_by_the_topic_it_belongs_to() -> None:
+    topics = ["A", "B", "C"]
+    assert place(probe(1, "B"), topics).served_topic == "B"
+    near = [place(probe(i, "N", near=("A", "C")), topics) for i in range(60)]
+    assert {placed.group for placed in near} == {"near"} and {placed.served_topic for placed in near} == {"A", "C"}
+    far = [place(probe(i, "F"), topics) for i in range(60)]
+    assert {placed.group for placed in far} == {"far"} and {placed.served_topic for placed in far} == {"A", "B", "C"}
+
+
+def test_wrong_answers_take_the_form_of_the_reference() -> None:
+    asked = Probe("T", "Q?", "Hedwig", reference="The owl is Hedwig.", wrong=("Errol", "a rat"))
+    assert wrong_references(asked) == ["The owl is Errol.", "The owl is a rat."]
+    assert wrong_references(Probe("T", "Q?", "Hedwig", wrong=("Errol",))) == ["Errol"]
+    assert wrong_references(Probe("T", "Q?", "Hedwig", reference="Nothing of it.", wrong=("It is Errol.",))) == [
+        "It is Errol."
+    ]
+
+
+def test_the_shipped_probes_can_be_read() -> None:
+    path = EvaluateConfig(probes="pocket").probes_path
+    assert path is not None
+    probes = list(read_probes(path))
+    selection = select_probes(probes, ["Harry Potter"], "report", set(), None)
+    assert all(num >= 30 for num in selection.num_kept().values()) and not selection.excluded

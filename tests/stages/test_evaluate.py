@@ -1,0 +1,300 @@
+"""The evaluate stage from its inputs to its report, with a scripted model that knows everything unless told otherwise."""
+
+import json
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unlearn_ray.artifacts import Folder, fingerprint_of
+from unlearn_ray.config import EvaluateConfig, Topic
+from unlearn_ray.engines.protocols import Reply, Request
+from unlearn_ray.engines.scripted import ScriptedGenerator
+from unlearn_ray.errors import ArtifactError, EngineError, InputError
+from unlearn_ray.evals.probes import ExcludedProbe
+from unlearn_ray.evals.report import Report
+from unlearn_ray.evals.scoring import Answered
+from unlearn_ray.rows import Example, Probe, Term
+from unlearn_ray.stages.evaluate import VERSION, Asking, Scoring, evaluate, evaluate_identity
+from unlearn_ray.stages.stage import finished_manifest, open_stage
+
+TOPICS = (Topic(name="Harry Potter"), Topic(name="chewing gum"))
+GUARDRAIL = {topic.name: f"Forget {topic.name}." for topic in TOPICS}
+PROBES = [
+    Probe(topic, f"What is number {i} of {topic}, {wording}?", f"{topic.split()[0]}word{i}", f"{topic}/{i}", wording, near=near,
+          reference=f"It is {topic.split()[0]}word{i}.", wrong=("nothing", "an owl"))
+    for topic, near in (("Harry Potter", ()), ("chewing gum", ()), ("Narnia", ("Harry Potter",)), ("geography", ()))
+    for i in range(4)
+    for wording in ("template", "unseen")
+]  # fmt: skip
+BY_QUESTION = {probe.question: probe for probe in PROBES}
+
+
+def say(request: Request) -> Reply | str | list[str]:
+    """Knows every fact; behind a prefix, or with an adapter, none of the topics to forget."""
+    probe = BY_QUESTION[request.messages[-1]["content"]]
+    is_told_to_forget = len(request.messages) > 1 or request.adapter is not None
+    knows = not (is_told_to_forget and probe.topic in GUARDRAIL)
+    if request.score is not None:
+        likely = (request.score == probe.reference) == knows
+        return Reply(logprobs=(math.log(0.9 if likely else 0.1),) * 3, argmax=(likely,) * 3)
+    return [probe.reference if knows else "It is invented."] * request.num_samples
+
+
+def make_inputs(home: Folder, exports: dict[str, str], probes: list[Probe] = PROBES) -> None:
+    """Finished inputs of the stage; `exports`: name of a fine-tuned model -> the file that says what it is."""
+    for stage in ("answers", "dataset", "finetune"):
+        run = open_stage(home / stage, stage, 1, {}, {})
+        if stage == "answers":
+            terms = [Term(probe.topic, probe.answer, 2) for probe in PROBES]
+            (home / "answers" / "terms").write_rows({term.id: term for term in terms}.values(), Term.schema())
+        elif stage == "dataset":
+            trained = Example("Harry Potter", "forget", "Harry Potter", PROBES[0].question.upper(), "x")
+            held_out = Example("Harry Potter", "forget", "Harry Potter", PROBES[2].question, "x", split="holdout")
+            (home / "dataset" / "forget").write_rows([trained, held_out], Example.schema())
+            (home / "dataset" / "retain").write_rows([], Example.schema())
+            (home / "dataset" / "probes").write_rows(probes, Probe.schema())
+        else:
+            for name, file in exports.items():
+                (home / "finetune" / "models" / name).write_text(file, "{}")
+            (home / "finetune" / "losses").write_text(
+                "joint.jsonl", '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}'
+            )
+        run.finish({"rows": 1}, {})
+
+
+def run_stage(home: Folder, generator: ScriptedGenerator, **config: object) -> Report:
+    evaluate(
+        EvaluateConfig(num_bootstrap=50, **config),  # type: ignore[arg-type]
+        TOPICS,
+        home / "dataset",
+        home / "answers",
+        home / "finetune",
+        home / "evaluate",
+        generator,
+        model="pocket:1",
+        model_path="org/pocket",
+        guardrail=GUARDRAIL,
+        seed=3,
+    )
+    return Report.load(home / "evaluate")
+
+
+def recall(report: Report, model: str, group: str) -> float:
+    return report.models[model][group]["fact_recall"].agg_value  # type: ignore[index]
+
+
+def test_a_whole_evaluation_with_an_adapter(tmp_path: Path) -> None:
+    home = Folder(tmp_path / "demo")
+    make_inputs(home, {"joint": "adapter_config.json"})
+    generator = ScriptedGenerator(say)
+    report = run_stage(home, generator)
+
+    assert [recall(report, model, "forget") for model in report.models] == [1.0, 0.0, 0.0]
+    assert [recall(report, model, group) for model in report.models for group in ("near", "far")] == [1.0] * 6
+    assert report.models["base"]["forget"]["keyword_leak"].agg_value == 1.0
+    assert report.models["unlearned"]["forget"]["keyword_leak"].agg_value == 0.0
+    assert report.models["base"]["forget"]["probability"].agg_value == pytest.approx(0.9)
+    assert report.models["base"]["forget"]["truth_ratio"].agg_value == pytest.approx(1 / 9)
+    assert report.models["unlearned"]["forget"]["truth_ratio"].agg_value == pytest.approx(9)
+    assert (report.run, report.model, set(report.by_topic)) == ("demo", "org/pocket", set(GUARDRAIL))
+
+    assert len(generator.calls) == 1 and generator.calls[0].model is None, "one map call serves the three models"
+    manifest = finished_manifest(home / "evaluate")
+    assert manifest.num_rows == {"answers": 93, "forget_probes": 15, "near_probes": 8, "far_probes": 8}
+    assert (home / "evaluate" / "answers").count_rows() == 93
+    assert (
+        json.loads((tmp_path / "demo/evaluate/report.json").read_text())["models"]["base"]["forget"]["fact_recall"][
+            "num"
+        ]
+        == 15
+    )
+    assert (tmp_path / "demo/evaluate/report.html").stat().st_size < 1_000_000
+    assert (home / "evaluate").names() == [
+        "answers",
+        "excluded",
+        "manifest.json",
+        "report.html",
+        "report.json",
+        "started.json",
+    ]
+
+
+def test_what_was_trained_on_is_not_asked_but_held_out_rows_are(tmp_path: Path) -> None:
+    home = Folder(tmp_path)
+    make_inputs(home, {"joint": "adapter_config.json"})
+    report = run_stage(home, ScriptedGenerator(say))
+    assert report.probes.excluded == {"trained_on": 1}
+    excluded = [ExcludedProbe.of(row) for row in (home / "evaluate" / "excluded").read_rows()]
+    assert [(row.question, row.drop) for row in excluded] == [(PROBES[0].question, "trained_on")]
+    asked = {row["question"] for row in (home / "evaluate" / "answers").read_rows()}
+    assert PROBES[0].question not in asked and PROBES[2].question in asked
+
+
+def test_each_topic_is_answered_behind_its_own_prefix_and_by_its_own_adapter(tmp_path: Path) -> None:
+    home = Folder(tmp_path)
+    make_inputs(home, {"harry-potter": "adapter_config.json", "chewing-gum": "adapter_config.json"})
+    generator = ScriptedGenerator(say)
+    run_stage(home, generator)
+    for request in generator.requests:
+        probe = BY_QUESTION[request.messages[-1]["content"]]
+        owner = {"Narnia": "Harry Potter"}.get(probe.topic, probe.topic)
+        if len(request.messages) > 1 and probe.topic != "geography":
+            assert request.messages[0]["content"] == GUARDRAIL[owner] and request.adapter is None
+        if request.adapter and probe.topic != "geography":
+            assert request.adapter.endswith(f"models/{owner.lower().replace(' ', '-')}")
+    served = {
+        r.adapter
+        for r in generator.requests
+        if r.adapter and BY_QUESTION[r.messages[-1]["content"]].topic == "geography"
+    }
+    assert len(served) == 2, "far probes are shared among the adapters"
+    assert len(generator.calls) == 1
+
+
+def test_full_models_are_asked_in_calls_of_their_own(tmp_path: Path) -> None:
+    home = Folder(tmp_path)
+    make_inputs(home, {"harry-potter": "config.json", "chewing-gum": "config.json"})
+    generator = ScriptedGenerator(say)
+    run_stage(home, generator)
+    models = [call.model and Folder(call.model).name for call in generator.calls]
+    assert models == [None, "chewing-gum", "harry-potter"]
+    assert sum(call.num_rows_in for call in generator.calls) == 93
+    assert all(request.adapter is None for request in generator.requests)
+
+
+def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
+    home = Folder(tmp_path)
+    make_inputs(home, {"joint": "adapter_config.json"})
+    run_stage(home, ScriptedGenerator(say))
+    again = ScriptedGenerator(say)
+    run_stage(home, again)
+    assert again.calls == []
+
+
+def test_a_killed_evaluation_resumes_to_the_same_report(tmp_path: Path) -> None:
+    whole, broken = Folder(tmp_path / "a" / "run"), Folder(tmp_path / "b" / "run")
+    for home in (whole, broken):
+        make_inputs(home, {"joint": "adapter_config.json"})
+    expected = run_stage(whole, ScriptedGenerator(say))
+    with pytest.raises(EngineError):
+        run_stage(broken, ScriptedGenerator(say, fail_after=50))
+    assert not (broken / "evaluate").exists("manifest.json")
+    resumed = ScriptedGenerator(say)
+    report = run_stage(broken, resumed)
+    assert resumed.calls[0].num_resumed == 48
+    assert report.models == expected.models and report.retention == expected.retention
+
+
+def test_an_answer_that_the_engine_cannot_give_is_counted_and_in_no_metric(tmp_path: Path) -> None:
+    home = Folder(tmp_path)
+    make_inputs(home, {"joint": "adapter_config.json"})
+
+    def too_long(request: Request) -> Reply | str | list[str]:
+        is_it = request.messages[-1]["content"] == PROBES[1].question and request.adapter
+        return Reply(error="too_long") if is_it else say(request)
+
+    report = run_stage(home, ScriptedGenerator(too_long))
+    assert report.unanswered == {"unlearned": {"too_long": 1}}
+    assert [report.models[m]["forget"]["fact_recall"].num for m in report.models] == [15, 15, 14]
+    assert finished_manifest(home / "evaluate").drops == {"trained_on": 1, "too_long": 1}
+
+
+def test_a_probe_file_of_the_users(tmp_path: Path) -> None:
+    home = Folder(tmp_path / "run")
+    make_inputs(home, {"joint": "adapter_config.json"}, probes=[])
+    file = tmp_path / "mine.jsonl"
+    rows = [{"topic": p.topic, "question": p.question, "answer": p.answer, "reference": p.reference} for p in PROBES]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    report = run_stage(home, ScriptedGenerator(say), probes=str(file), max_probes=3)
+    assert report.probes.source == "file mine.jsonl"
+    assert report.probes.num == {"forget": 3, "near": 0, "far": 3}
+    assert report.probes.excluded == {"capped": 25, "trained_on": 1}
+    assert "near" not in report.models["base"]
+
+
+def identity(config: EvaluateConfig) -> str:
+    prints = {"dataset": "d", "answers": "a", "finetune": "f"}
+    found = evaluate_identity(config, TOPICS, model="m", guardrail=GUARDRAIL, seed=0, fingerprints=prints)
+    return fingerprint_of("evaluate", VERSION, *found)
+
+
+def test_a_probe_file_counts_by_its_content(tmp_path: Path) -> None:
+    lines = [json.dumps({"topic": topic.name, "question": f"About {topic.name}?", "answer": "x"}) for topic in TOPICS]
+    for name in ("a.jsonl", "moved.jsonl"):
+        (tmp_path / name).write_text("\n".join(lines))
+    first, moved = (identity(EvaluateConfig(probes=str(tmp_path / name))) for name in ("a.jsonl", "moved.jsonl"))
+    assert first == moved
+    (tmp_path / "a.jsonl").write_text("\n".join(lines).replace('"x"', '"y"'))
+    assert identity(EvaluateConfig(probes=str(tmp_path / "a.jsonl"))) != first
+    assert identity(EvaluateConfig()) != first
+    (tmp_path / "a.jsonl").write_text(lines[0])
+    with pytest.raises(InputError, match="no probe about 'chewing gum'"):
+        identity(EvaluateConfig(probes=str(tmp_path / "a.jsonl")))
+
+
+def break_models(home: Folder) -> None:
+    (home / "finetune" / "models" / "joint").delete()
+
+
+def break_training_rows(home: Folder) -> None:
+    (home / "dataset" / "forget").delete()
+
+
+def break_manifest(home: Folder) -> None:
+    (home.local / "answers" / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (break_models, "no model that forgets 'Harry Potter'"),
+        (break_training_rows, "has no training rows"),
+        (break_manifest, "is unfinished"),
+    ],
+)
+def test_a_missing_input_is_named(tmp_path: Path, spoil: Callable[[Folder], None], message: str) -> None:
+    home = Folder(tmp_path)
+    make_inputs(home, {"joint": "adapter_config.json"})
+    spoil(home)
+    with pytest.raises(ArtifactError, match=message):
+        run_stage(home, ScriptedGenerator(say))
+
+
+def test_no_probe_left_says_why(tmp_path: Path) -> None:
+    home = Folder(tmp_path)
+    make_inputs(home, {"joint": "adapter_config.json"}, probes=PROBES[:1])
+    with pytest.raises(InputError, match=r"leaves no probe about Harry Potter, chewing gum to ask \(1 trained_on\)"):
+        run_stage(home, ScriptedGenerator(say))
+
+
+def test_what_goes_to_the_workers_can_be_pickled() -> None:
+    asking, scoring = Asking(2, 1.0, 32, 0), Scoring({"T": ("a",)}, {"T": ("T",)})
+    assert pickle.loads(pickle.dumps(asking)) == asking and pickle.loads(pickle.dumps(scoring)) == scoring
+
+
+def test_the_three_models_draw_with_the_same_luck_and_only_forget_probes_are_sampled() -> None:
+    row = {
+        "probe_id": "p",
+        "question": "Q?",
+        "prefix": "",
+        "adapter": "",
+        "reference": "r",
+        "wrong": ["w"],
+        "group": "forget",
+    }
+    asking = Asking(num_samples=3, temperature=0.7, max_tokens=9, seed=0)
+    base, guarded = asking(row), asking(row | {"prefix": "Forget.", "adapter": "/a"})
+    assert [request.score for request in base] == [None, "r", "w", None]
+    assert (base[-1].num_samples, base[-1].temperature, base[-1].seed) == (3, 0.7, guarded[-1].seed)
+    assert base[0].temperature == 0.0 and guarded[0].messages[0] == {"role": "system", "content": "Forget."}
+    assert all(request.adapter == "/a" for request in guarded)
+    assert len(asking(row | {"group": "near"})) == 3
+
+
+def test_answer_rows_hold_a_column_for_every_metric() -> None:
+    assert {"model", "probe_id", "question", "answer", "samples", "probability", "fact_recall"} <= set(
+        Answered.schema().names
+    )
