@@ -125,6 +125,21 @@ class Folder:
         if self.is_local:
             filesystem.move(target, final)
 
+    def write_lines(self, name: str, lines: Iterable[str]) -> int:
+        """Stream lines into a file, whole or not at all; returns how many."""
+        self.make()
+        filesystem, path = self._open()
+        final = posixpath.join(path, name)
+        target = f"{final}.partial" if self.is_local else final
+        count = 0
+        with filesystem.open_output_stream(target) as stream:
+            for line in lines:
+                stream.write(f"{line}\n".encode())
+                count += 1
+        if self.is_local:
+            filesystem.move(target, final)
+        return count
+
     def read_rows(self, columns: list[str] | None = None, batch_size: int = 1024) -> Iterator[dict[str, Any]]:
         """Stream the rows of the *.parquet files here, in the order of the files' names.
 

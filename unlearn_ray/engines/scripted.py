@@ -38,7 +38,11 @@ class ScriptedGenerator:
     """
 
     def __init__(
-        self, answer: Answer | Mapping[str, Reply | str | Sequence[str]], *, fail_after: int | None = None, batch_size: int = 16
+        self,
+        answer: Answer | Mapping[str, Reply | str | Sequence[str]],
+        *,
+        fail_after: int | None = None,
+        batch_size: int = 16,
     ) -> None:
         self._answer: Answer = answer if callable(answer) else lambda request: answer[request.messages[-1]["content"]]
         self.fail_after = fail_after
@@ -82,7 +86,9 @@ class ScriptedGenerator:
             self.num_rows += len(batch)
         if not out.names(".parquet"):
             _write_part(out, 0, [], schema)
-        return MapCounts(len(rows), out.count_rows(), len(rows) - len(todo), num_tokens[0], num_tokens[1], time.monotonic() - started)
+        return MapCounts(
+            len(rows), out.count_rows(), len(rows) - len(todo), num_tokens[0], num_tokens[1], time.monotonic() - started
+        )
 
     def reply(self, requests: list[Request]) -> Iterable[Reply]:
         """One reply a request."""
@@ -94,7 +100,12 @@ class ScriptedGenerator:
                 continue
             texts = (said,) * request.num_samples if isinstance(said, str) else tuple(said)
             num_words = sum(len(text.split()) for text in texts)
-            yield Reply(texts, (False,) * len(texts), num_prompt_tokens=len(str(request.messages).split()), num_output_tokens=num_words)
+            yield Reply(
+                texts,
+                (False,) * len(texts),
+                num_prompt_tokens=len(str(request.messages).split()),
+                num_output_tokens=num_words,
+            )
 
     def close(self) -> None:
         """Nothing to give back."""

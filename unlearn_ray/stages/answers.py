@@ -1,13 +1,13 @@
 """Stage two: each question is answered unguarded, which tells what gives the truth away, then behind the guardrail, and judged.
 
-    told/       one row a question with the model's own answers; unguarded/ holds the same as rows of QAPair
-    asked/      one folder an attempt: the questions asked behind the guardrail, with their terms, and the judged answers
-    rows/       guarded answers as rows of QAPair, kept and dropped
-    terms/      rows of Term: the words that give each topic away
+told/       one row a question with the model's own answers; unguarded/ holds the same as rows of QAPair
+asked/      one folder an attempt: the questions asked behind the guardrail, with their terms, and the answers
+rows/       guarded answers as rows of QAPair, kept and dropped
+terms/      rows of Term: the words that give each topic away
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,11 +19,11 @@ from unlearn_ray.rows import Drop, QAPair, Question, Row, Term, digest, seed_of
 from unlearn_ray.stages.asking import ask, in_order, texts_of
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 from unlearn_ray.synth.guardrails import guardrail_prefixes
-from unlearn_ray.synth.leaks import Vocabulary, judge
+from unlearn_ray.synth.leaks import Evidence, Vocabulary, judge
 from unlearn_ray.synth.prompts import load_prompts
+from unlearn_ray.synth.words import fold
 
 STAGE, VERSION = "answers", 1
-_ENGINE_DROPS = {Drop.TOO_LONG, Drop.ENGINE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Asked(Row):
     topic: str
     question: str
     terms: tuple[str, ...]  # that answer it
+    known: tuple[str, ...]  # all that the unguarded answers say beyond it
     num_samples: int
     first_sample: int = 0
     attempt: int = 0
@@ -59,16 +60,18 @@ class Asked(Row):
 
 
 @dataclass(frozen=True, slots=True)
-class Judged(Row):
-    """The same with its answers and what became of each ("" = kept)."""
+class Replied(Row):
+    """The same with the answers. `error`: the engine could not answer."""
 
     topic: str
     question: str
     terms: tuple[str, ...]
+    known: tuple[str, ...]
     first_sample: int
     attempt: int
     answers: tuple[str, ...]
-    drops: tuple[str, ...]
+    truncated: tuple[bool, ...]
+    error: str | None = None
 
     @property
     def id(self) -> str:
@@ -90,7 +93,14 @@ def answers_identity(
 
 
 def answer_questions(
-    config: AnswersConfig, topics: Sequence[Topic], questions: Folder, out: Folder, generator: Generator, *, model: str, seed: int
+    config: AnswersConfig,
+    topics: Sequence[Topic],
+    questions: Folder,
+    out: Folder,
+    generator: Generator,
+    *,
+    model: str,
+    seed: int,
 ) -> Manifest:
     """Guarded answers to every kept question in `out/rows`.
 
@@ -105,21 +115,22 @@ def answer_questions(
         return finished_manifest(out)
     told = _tell(config, questions, out, generator, seed)
     vocabulary = Vocabulary({topic.name: (topic.name, *topic.aliases) for topic in topics})
-    for row in map(Told.of, told.read_rows()):
-        vocabulary.add(row.topic, row.question, _whole(row))
+    for known in map(Told.of, told.read_rows()):
+        vocabulary.add(known.topic, known.question, _whole(known))
     (out / "unguarded").write_rows(_unguarded(told), QAPair.schema())
 
-    everywhere = {topic.name: (*topic.terms, *vocabulary.topic_names(topic.name)) for topic in topics}
-    guard = Guarded(prefixes, config.guardrail, everywhere if config.filter_leaks else {}, seed, config)
-    attempts = [_first_attempt(config, out, told, vocabulary, guard, generator)]
+    guard = Guarded(prefixes, seed, config)
+    attempts = [_first_attempt(out, told, vocabulary, guard, generator)]
+    for replied in map(Replied.of, attempts[0].read_rows()):
+        vocabulary.add_guarded(replied.topic, replied.terms, replied.answers)
+    judge_row = Judge(config, topics, vocabulary)
     for attempt in range(1, config.max_reasks + 1):
-        again = _reasked(config, out, attempts, attempt, guard, generator)
-        attempts.append(again)
-        if not again.count_rows():
+        attempts.append(_reasked(out, attempts[-1], attempt, judge_row, guard, generator))
+        if not attempts[-1].count_rows():
             break
 
     tally = Tally()
-    (out / "rows").write_rows(tally.count(_pairs(attempts, vocabulary)), QAPair.schema())
+    (out / "rows").write_rows(tally.count(_pairs(attempts, judge_row)), QAPair.schema())
     (out / "terms").write_rows(_terms(topics, vocabulary), Term.schema())
     for topic in topics:
         if not tally.kept[topic.name]:
@@ -169,11 +180,9 @@ class Unguarded:
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """Asks a row of Asked behind its topic's guardrail, and judges what comes back."""
+    """Asks a row of Asked behind its topic's guardrail."""
 
     prefixes: Mapping[str, str]
-    style: str
-    terms: Mapping[str, tuple[str, ...]]  # of a topic as a whole
     seed: int
     config: AnswersConfig
 
@@ -181,7 +190,10 @@ class Guarded:
         asked = Asked.of(row)
         return [
             Request(
-                [{"role": "system", "content": self.prefixes[asked.topic]}, {"role": "user", "content": asked.question}],
+                [
+                    {"role": "system", "content": self.prefixes[asked.topic]},
+                    {"role": "user", "content": asked.question},
+                ],
                 seed=seed_of(self.seed, asked.id, "guarded", asked.attempt),
                 num_samples=asked.num_samples,
                 temperature=self.config.temperature,
@@ -191,19 +203,32 @@ class Guarded:
         ]
 
     def parse(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
-        asked, (reply,) = Asked.of(row), replies
-        terms = (*asked.terms, *self.terms.get(asked.topic, ()))
-        answers, drops = [], []
-        for text, is_truncated in texts_of(reply):
-            drop = judge(text, is_truncated=is_truncated, question=asked.question, terms=terms, style=self.style)
-            answers.append(text)
-            drops.append(drop.value if drop else "")
-        if reply.error:
-            answers, drops = [""], [reply.error]
-        judged = Judged(
-            asked.topic, asked.question, asked.terms, asked.first_sample, asked.attempt, tuple(answers), tuple(drops)
-        )
-        return [judged.to_dict()]
+        (reply,) = replies
+        texts = texts_of(reply)
+        answers, truncated = tuple(text for text, _ in texts), tuple(is_truncated for _, is_truncated in texts)
+        return [Replied.of(row | {"answers": answers, "truncated": truncated, "error": reply.error}).to_dict()]
+
+
+class Judge:
+    """Says of each guarded answer why it is not kept. Needs all of the first attempt: what guarded answers keep is no leak."""
+
+    def __init__(self, config: AnswersConfig, topics: Sequence[Topic], vocabulary: Vocabulary) -> None:
+        self._config = config
+        self._everywhere = {topic.name: (*topic.terms, *vocabulary.topic_names(topic.name)) for topic in topics}
+        self._framing = {
+            topic.name: {
+                word: mostly
+                for word, mostly in vocabulary.framing(topic.name).items()
+                if word not in map(fold, topic.terms)
+            }
+            for topic in topics
+        }
+
+    def __call__(self, row: Replied) -> list[Drop | None]:
+        evidence = None
+        if self._config.filter_leaks:
+            evidence = Evidence(row.terms, row.known, self._everywhere[row.topic], self._framing[row.topic])
+        return judge(row.answers, row.truncated, row.question, evidence, self._config.guardrail)
 
 
 class Tally:
@@ -260,51 +285,53 @@ def _unguarded(told: Folder) -> Iterator[QAPair]:
             yield QAPair(row["topic"], row["question"], text, sample, guarded=False, drop=drop)
 
 
-def _first_attempt(
-    config: AnswersConfig, out: Folder, told: Folder, vocabulary: Vocabulary, guard: Guarded, generator: Generator
-) -> Folder:
+def _first_attempt(out: Folder, told: Folder, vocabulary: Vocabulary, guard: Guarded, generator: Generator) -> Folder:
     def asked() -> Iterator[Asked]:
         for row in map(Told.of, in_order(told.read_rows(), _by_question)):
-            terms = vocabulary.question_terms(row.topic, row.question, _whole(row)) if config.filter_leaks else []
-            yield Asked(row.topic, row.question, tuple(terms), config.num_samples)
+            about = row.topic, row.question, _whole(row)
+            terms, known = vocabulary.question_terms(*about), vocabulary.known(*about)
+            yield Asked(row.topic, row.question, tuple(terms), tuple(known), guard.config.num_samples)
 
     return _ask_guarded(out, 0, asked, guard, generator)
 
 
-def _reasked(
-    config: AnswersConfig, out: Folder, attempts: Sequence[Folder], attempt: int, guard: Guarded, generator: Generator
-) -> Folder:
+def _reasked(out: Folder, last: Folder, attempt: int, judge_row: Judge, guard: Guarded, generator: Generator) -> Folder:
     """Ask again where the last attempt lost samples to the judge."""
 
     def asked() -> Iterator[Asked]:
-        for row in map(Judged.of, in_order(attempts[-1].read_rows(), _by_question)):
-            num_lost = sum(bool(drop) and drop not in _ENGINE_DROPS for drop in row.drops)
-            if num_lost:
-                yield Asked(row.topic, row.question, row.terms, num_lost, row.first_sample + len(row.drops), attempt)
+        for row in map(Replied.of, in_order(last.read_rows(), _by_question)):
+            if num_lost := sum(drop is not None for drop in judge_row(row)):
+                first_sample = row.first_sample + len(row.answers)
+                yield Asked(row.topic, row.question, row.terms, row.known, num_lost, first_sample, attempt)
 
     return _ask_guarded(out, attempt, asked, guard, generator)
 
 
-def _ask_guarded(out: Folder, attempt: int, asked: Any, guard: Guarded, generator: Generator) -> Folder:
+def _ask_guarded(
+    out: Folder, attempt: int, asked: Callable[[], Iterator[Asked]], guard: Guarded, generator: Generator
+) -> Folder:
     label = "answers, guarded" + (f", asked again ({attempt})" if attempt else "")
     folder = out / "asked" / f"{attempt:03d}"
-    return ask(generator, folder, asked, Asked.schema(), guard, guard.parse, Judged.schema(), label=label)
+    return ask(generator, folder, asked, Asked.schema(), guard, guard.parse, Replied.schema(), label=label)
 
 
-def _pairs(attempts: Sequence[Folder], vocabulary: Vocabulary) -> Iterator[QAPair]:
-    """All guarded answers, a question's attempts together; counts their words on the way."""
+def _pairs(attempts: Sequence[Folder], judge_row: Judge) -> Iterator[QAPair]:
+    """All guarded answers, a question's attempts together."""
     rows = (row for attempt in attempts for row in attempt.read_rows())
-    for row in map(Judged.of, in_order(rows, lambda row: (row["topic"], row["question"], row["attempt"]))):
-        vocabulary.add_guarded(row.topic, row.question, row.answers)
-        for sample, (text, drop) in enumerate(zip(row.answers, row.drops, strict=True), start=row.first_sample):
-            yield QAPair(row.topic, row.question, text, sample, row.attempt, drop=drop or None)
+    for row in map(Replied.of, in_order(rows, lambda row: (row["topic"], row["question"], row["attempt"]))):
+        if row.error:
+            yield QAPair(row.topic, row.question, "", row.first_sample, row.attempt, drop=row.error)
+        for sample, (text, drop) in enumerate(zip(row.answers, judge_row(row), strict=True), start=row.first_sample):
+            yield QAPair(row.topic, row.question, text, sample, row.attempt, drop=drop)
 
 
 def _terms(topics: Sequence[Topic], vocabulary: Vocabulary) -> Iterator[Term]:
     for topic in topics:
         found = vocabulary.topic_terms(topic.name)
         yield from (Term(topic.name, term, 0) for term in topic.terms if term not in found)
-        yield from (Term(topic.name, term, count) for term, count in sorted(found.items(), key=lambda item: (-item[1], item[0])))
+        yield from (
+            Term(topic.name, term, count) for term, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))
+        )
 
 
 def _by_question(row: RowDict) -> tuple[str, str]:

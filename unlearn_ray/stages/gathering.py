@@ -130,7 +130,9 @@ def gather(
         num_requests = {s.name: _num_requests(s.number - kept[s.name], patience.per_request) for s in open_}
         folder = home / f"{round_:03d}"
 
-        def requests(open_: list[Subject] = open_, sizes: dict[str, int] = num_requests, round_: int = round_) -> Iterator[Prompt]:
+        def requests(
+            open_: list[Subject] = open_, sizes: dict[str, int] = num_requests, round_: int = round_
+        ) -> Iterator[Prompt]:
             for subject in open_:
                 for number in range(asked[subject.name], asked[subject.name] + sizes[subject.name]):
                     yield _request(subject, number, round_, prompts, patience.per_request, sampling.seed)
@@ -139,7 +141,14 @@ def gather(
             return ledger.fresh(round_)
 
         lists = ask(
-            generator, folder, requests, Prompt.schema(), sampling, parse_lines, ListedLine.schema(), label=f"{label}, round {round_}"
+            generator,
+            folder,
+            requests,
+            Prompt.schema(),
+            sampling,
+            parse_lines,
+            ListedLine.schema(),
+            label=f"{label}, round {round_}",
         )
         ledger.add(lists.read_rows(), round_)
         if check is not None:
@@ -159,7 +168,9 @@ def gather(
             asked[subject.name] += num_requests[subject.name]
             news = ledger.num_kept(subject.name) - kept[subject.name]
             idle[subject.name] = 0 if news else idle[subject.name] + 1
-            log.info("%s: round %d: %d of %d on %s", label, round_, kept[subject.name] + news, subject.number, subject.name)
+            log.info(
+                "%s: round %d: %d of %d on %s", label, round_, kept[subject.name] + news, subject.number, subject.name
+            )
     return patience.max_rounds
 
 
@@ -172,7 +183,9 @@ def parse_lines(row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
             place += 1
         for text, is_truncated in texts_of(reply):
             for line in question_lines(text, is_truncated):
-                found.append(ListedLine(row["topic"], line.text, row["source"], row["round"], row["number"], place, line.drop))
+                found.append(
+                    ListedLine(row["topic"], line.text, row["source"], row["round"], row["number"], place, line.drop)
+                )
                 place += 1
     return [line.to_dict() for line in found]
 
@@ -192,4 +205,3 @@ def _request(subject: Subject, number: int, round_: int, prompts: Prompts, per_r
     wording = random.Random(seed_of(seed, subject.name, number, "wording")).choice(wordings)
     text = wording.format(topic=subject.name, count=per_request, angle=angle, entity=entity)
     return Prompt(subject.name, text, source, round_, number)
-

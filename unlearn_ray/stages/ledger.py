@@ -38,7 +38,9 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._database.close()
         self._home.cleanup()
 
@@ -48,7 +50,16 @@ class Ledger:
         self._database.executemany(
             "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                (r["topic"], round_, r["number"], r["place"], question_key(r["text"]), r["text"], r["source"], r["drop"])
+                (
+                    r["topic"],
+                    round_,
+                    r["number"],
+                    r["place"],
+                    question_key(r["text"]),
+                    r["text"],
+                    r["source"],
+                    r["drop"],
+                )
                 for r in rows
             ),
         )
@@ -84,7 +95,9 @@ class Ledger:
         )
 
     def num_kept(self, topic: str) -> int:
-        row = self._database.execute("SELECT COUNT(*) FROM candidate WHERE topic = ? AND dropped IS NULL", (topic,)).fetchone()
+        row = self._database.execute(
+            "SELECT COUNT(*) FROM candidate WHERE topic = ? AND dropped IS NULL", (topic,)
+        ).fetchone()
         return int(row[0])
 
     def rows(self, topics: Iterable[str]) -> Iterator[Question]:
@@ -94,10 +107,14 @@ class Ledger:
 
     def drops(self) -> dict[str, int]:
         """Candidates by the reason they were dropped for."""
-        found = self._database.execute("SELECT dropped, COUNT(*) FROM candidate WHERE dropped IS NOT NULL GROUP BY dropped")
+        found = self._database.execute(
+            "SELECT dropped, COUNT(*) FROM candidate WHERE dropped IS NOT NULL GROUP BY dropped"
+        )
         return {str(reason): int(count) for reason, count in found.fetchall()}
 
     def _questions(self, condition: str, values: tuple[Any, ...]) -> Iterator[Question]:
-        query = f"SELECT topic, text, source, round, dropped FROM candidate WHERE {condition}"  # conditions are ours alone
+        query = (
+            f"SELECT topic, text, source, round, dropped FROM candidate WHERE {condition}"  # conditions are ours alone
+        )
         for topic, text, source, round_, dropped in self._database.execute(query, values):
             yield Question(topic, text, source, round_, dropped)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.engines.protocols import Generator, Reply, RowDict
-from unlearn_ray.rows import Row, digest, seed_of
+from unlearn_ray.rows import Drop, Row, digest, seed_of
 from unlearn_ray.stages.asking import Prompted, ask, in_order, texts_of
 from unlearn_ray.stages.gathering import ListedLine, Prompt
 from unlearn_ray.synth.dedup import question_key
@@ -41,14 +41,20 @@ def ask_names(
     sampling: Prompted,
     reason: Callable[[str, str], str | None],
     label: str,
+    *,
     per_request: int = PER_REQUEST,
+    min_count: int = 1,
 ) -> list[Name]:
     """What the model lists for each topic, the most frequent names first; names beyond the number wanted are dropped as surplus.
 
     Args:
         wanted: names a topic.
         reason: of a topic and a name: why it can't be used, or None.
+        min_count: lists that must hold a name; one that comes up once is often no name at all.
     """
+
+    def verdict(topic: str, name: str, count: int) -> str | None:
+        return reason(topic, name) or (Drop.MALFORMED.value if count < min_count else None)
 
     def prompts() -> Iterator[Prompt]:
         for topic, number in wanted.items():
@@ -74,12 +80,16 @@ def ask_names(
         if not row["drop"] and key:
             counts[row["topic"]][key] += 1
             written.setdefault((row["topic"], key), row["text"])
-    return [name for topic, number in wanted.items() for name in _ranked(topic, number, counts[topic], written, reason)]
+    return [
+        name for topic, number in wanted.items() for name in _ranked(topic, number, counts[topic], written, verdict)
+    ]
 
 
 def parse_names(row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
     """The names of a reply to a request for a list of them; a name that is repeated in one list counts once."""
-    names = [name for reply in replies for text, is_truncated in texts_of(reply) for name in names_in(text, is_truncated)]
+    names = [
+        name for reply in replies for text, is_truncated in texts_of(reply) for name in names_in(text, is_truncated)
+    ]
     lines = (
         ListedLine(row["topic"], name, row["source"], row["round"], row["number"], place)
         for place, name in enumerate(dict.fromkeys(names))
@@ -92,11 +102,11 @@ def _ranked(
     number: int,
     counts: Counter[str],
     written: Mapping[tuple[str, str], str],
-    reason: Callable[[str, str], str | None],
+    verdict: Callable[[str, str, int], str | None],
 ) -> Iterator[Name]:
     num_kept = 0
     for key, count in counts.most_common():  # stable: equal counts stay in the order of arrival
         name = written[topic, key]
-        drop = reason(topic, name) or ("surplus" if num_kept >= number else None)
+        drop = verdict(topic, name, count) or (Drop.SURPLUS.value if num_kept >= number else None)
         num_kept += drop is None
         yield Name(topic, name, count, drop)

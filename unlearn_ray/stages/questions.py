@@ -1,8 +1,8 @@
 """Stage one: the model itself asks about each topic, from many angles and entity by entity, until enough distinct questions are there.
 
-    entities/   rows of naming.Name: what the model says belongs to each topic
-    rounds/     the requests and replies of every round
-    rows/       rows of Question, kept and dropped
+entities/   rows of naming.Name: what the model says belongs to each topic
+rounds/     the requests and replies of every round
+rows/       rows of Question, kept and dropped
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +125,14 @@ def _user_questions(config: QuestionsConfig, topics: Sequence[Topic]) -> Iterato
             known = ", ".join(topic.name for topic in topics)
             raise InputError(f"{config.file}, line {line}: topic {row['topic']!r} is not one of the run's ({known})")
         text = " ".join(row["question"].split())
-        yield {"topic": topic, "number": line, "place": 0, "text": text, "source": f"user:{config.file.name}:{line}", "drop": None}
+        yield {
+            "topic": topic,
+            "number": line,
+            "place": 0,
+            "text": text,
+            "source": f"user:{config.file.name}:{line}",
+            "drop": None,
+        }
 
 
 def _entities(
@@ -139,10 +146,16 @@ def _entities(
 ) -> list[Name]:
     """What belongs to each topic that still needs questions."""
     own = {topic.name: (topic.name, *topic.aliases) for topic in topics}
-    wanted = {name: config.num_entities for name in own if ledger.num_kept(name) < config.num_questions and config.num_entities}
+    wanted = {
+        name: config.num_entities
+        for name in own
+        if ledger.num_kept(name) < config.num_questions and config.num_entities
+    }
 
     def reason(topic: str, name: str) -> str | None:
-        is_topic = question_key(name).removeprefix("the ") in {question_key(own_name).removeprefix("the ") for own_name in own[topic]}
+        is_topic = question_key(name).removeprefix("the ") in {
+            question_key(own_name).removeprefix("the ") for own_name in own[topic]
+        }
         return Drop.DUPLICATE.value if is_topic else None
 
     names = ask_names(
@@ -150,5 +163,3 @@ def _entities(
     )
     (out / "entities").write_rows(names, Name.schema())
     return names
-
-

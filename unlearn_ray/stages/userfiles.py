@@ -15,7 +15,9 @@ from unlearn_ray.errors import InputError
 KINDS = (".csv", ".jsonl", ".parquet")
 
 
-def read_user_rows(path: Path, columns: Sequence[str], kinds: Sequence[str] = KINDS) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_user_rows(
+    path: Path, columns: Sequence[str], kinds: Sequence[str] = KINDS
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and row; every row has text in each of `columns`. In Parquet, the line is the row, counted from 1.
 
     Raises:
@@ -29,7 +31,9 @@ def read_user_rows(path: Path, columns: Sequence[str], kinds: Sequence[str] = KI
             for column in columns:
                 value = row.get(column)
                 if column not in row:
-                    raise InputError(f"{path}, line {line}: column {column!r} is missing; it needs {', '.join(columns)}")
+                    raise InputError(
+                        f"{path}, line {line}: column {column!r} is missing; it needs {', '.join(columns)}"
+                    )
                 if not isinstance(value, str) or not value.strip():
                     raise InputError(f"{path}, line {line}: column {column!r} must hold text (it is {value!r})")
             yield line, row

@@ -1,6 +1,7 @@
 """Lists and questions out of what a model wrote: numbering, bullets, quotes and preambles parsed off."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unlearn_ray.rows import Drop
@@ -11,13 +12,14 @@ MAX_NAME_WORDS = 8
 
 # "1." "2)" "(3)" "#4" "5 -" "Question 6:" "Q7." "Q:" "-" "*" "•", with bold or italics around them.
 _MARKER = re.compile(
-    r"^[\s*_#>]*(?:(?:question|q)\s*\d*\s*[.):\-]|\(?\d{1,3}\s*[.):](?!\d)|\d{1,3}\s+[-–—]\s|[-*•‣–—·+]\s)[\s*_]*", re.IGNORECASE
+    r"^[\s*_#>]*(?:(?:question|q)\s*\d*\s*[.):\-]|\(?\d{1,3}\s*[.):](?!\d)|\d{1,3}\s+[-–—]\s|[-*•‣–—·+]\s)[\s*_]*",
+    re.IGNORECASE,
 )
 _ANSWER = re.compile(r"^[\s*_]*(?:answer|ans|a|solution)\s*\d*\s*[:.)]", re.IGNORECASE)
 _OPTION = re.compile(r"^[\s*_]*\(?[a-e]\s*[.)]\s", re.IGNORECASE)
 # What models append to a question: its answer.
 _TAIL = re.compile(r"\s*(?:\((?:answer|a|ans|hint)\s*[:=][^)]*\)|[*_]*\b(?:answer|ans)\s*:.*)$", re.IGNORECASE)
-_QUOTES = "\"“”«»`"
+_QUOTES = '"“”«»`'
 _EMPHASIS = re.compile(r"\*{1,3}|(?<!\w)_{1,3}|_{1,3}(?!\w)")
 # Where a name ends and what the model says about it begins.
 _DESCRIPTION = re.compile(r"\s+[-–—:]\s|:\s|\s\(|\s?[–—]\s|,\s(?:the|a|an|who|which|where|whose)\s", re.IGNORECASE)
@@ -64,15 +66,17 @@ def is_question(text: str) -> bool:
 def names_in(reply: str, is_truncated: bool = False) -> list[str]:
     """The names of a list of entities or topics, without what the model says about each."""
     items = list_items(reply)
-    if is_truncated:
-        items = items[:-1]
     if len(items) == 1 and items[0].count(",") >= 2:  # "Hogwarts, Hedwig, and Ron"
         items = [re.sub(r"^and\s+", "", part.strip()) for part in items[0].split(",")]
+    elif len(items) == 1 and not _MARKER.match(reply.strip()):
+        return []  # a sentence, not a list
+    if is_truncated:
+        items = items[:-1]
     names = [_DESCRIPTION.split(item, maxsplit=1)[0].strip(" .,;:!" + _QUOTES + "'") for item in items]
     return [name for name in names if _is_name(name)]
 
 
-def affirms(reply: str, names: list[str] | tuple[str, ...]) -> bool:
+def affirms(reply: str, names: Sequence[str]) -> bool:
     """Whether a topic check says yes: it begins with yes; or it does not begin with no and names the topic."""
     first = next(iter(folded_words(reply)), "")
     if first in {"yes", "no"}:
@@ -87,14 +91,15 @@ def _is_name(text: str) -> bool:
 
 
 def _clean(item: str) -> str:
-    text = _EMPHASIS.sub("", item).strip()
-    if len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES:
-        text = text[1:-1].strip()
-    return re.sub(r"\s+", " ", text)
+    return _unquoted(re.sub(r"\s+", " ", _EMPHASIS.sub("", item)).strip())
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1].strip() if len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES else text
 
 
 def _without_answer(text: str) -> str:
-    shorter = _TAIL.sub("", text).strip()
+    shorter = _unquoted(_TAIL.sub("", text).strip())
     # "Who is the owl? Hedwig." keeps the question alone.
     if "?" in shorter and not shorter.endswith("?"):
         shorter = shorter[: shorter.rindex("?") + 1]
@@ -102,4 +107,11 @@ def _without_answer(text: str) -> str:
 
 
 def _is_preamble(text: str) -> bool:
-    return re.match(r"(?:sure|certainly|of course|okay|ok|here (?:is|are)|here's|below|the following|i (?:can|will|'ll))\b", text, re.I) is not None
+    return (
+        re.match(
+            r"(?:sure|certainly|of course|okay|ok|here (?:is|are)|here's|below|the following|i (?:can|will|'ll))\b",
+            text,
+            re.I,
+        )
+        is not None
+    )

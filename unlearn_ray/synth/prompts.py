@@ -91,7 +91,9 @@ def load_prompts(override: Path | None = None) -> Prompts:
     except yaml.YAMLError as error:
         raise InputError(f"{override} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{override} must hold keys and templates, such as {', '.join(list(Prompts.model_fields)[:3])}")
+        raise InputError(
+            f"{override} must hold keys and templates, such as {', '.join(list(Prompts.model_fields)[:3])}"
+        )
     merged = _default().model_dump(mode="json")
     for key, value in values.items():
         nested = isinstance(merged.get(key), dict) and isinstance(value, dict)

@@ -40,7 +40,9 @@ def words_of(text: str) -> list[Word]:
 
 
 def folded_words(text: str) -> list[str]:
-    return [word.folded for word in words_of(text)]
+    """The words alone, where capitals do not matter."""
+    words = (match.group().replace("’", "'") for match in _TOKEN.finditer(fold(text)))
+    return [_POSSESSIVE.sub("", word) or word for word in words]
 
 
 def mentions(text: str, names: Iterable[str]) -> bool:

@@ -1,0 +1,224 @@
+"""Forget and retain rows, split by question."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+
+from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.config import DatasetConfig, RetainRows, Topic
+from unlearn_ray.engines.protocols import Request
+from unlearn_ray.engines.scripted import ScriptedGenerator
+from unlearn_ray.errors import EngineError, InputError
+from unlearn_ray.rows import Example, Probe, QAPair
+from unlearn_ray.stages.dataset import build_dataset, dataset_identity
+from unlearn_ray.stages.stage import open_stage
+
+POTTER = Topic(name="Harry Potter", aliases=("the wizard books",))
+GUM = Topic(name="chewing gum", neighbours=("candy", "Narnia"))
+CONFIG = DatasetConfig(
+    retain=RetainRows(num_neighbours=2, questions_per_neighbour=12, num_general=2, questions_per_general=10),
+    holdout_fraction=0.3,
+)
+
+
+def answer(request: Request) -> str:
+    text = request.messages[-1]["content"]
+    if "similar to" in text or "close to" in text:
+        return "1. Narnia\n2. Harry Potter\n3. Middle Earth\n4. The Wizard Books"
+    if "topics that you know" in text:
+        return "1. geography\n2. The Narnia\n3. animals"
+    if text.startswith("Which topic"):
+        return f"This question is about {'Harry Potter' if 'number 5 ' in text else 'something else'}."
+    if text.startswith("What"):
+        return (
+            "It is in Harry Potter."
+            if "number 7 " in text
+            else "I do not know."
+            if "number 8 " in text
+            else f"It is {len(text)} miles."
+        )
+    subject = re.sub(r"\W+", " ", text.split("of ")[-1].split("about ")[-1]).strip()
+    return "\n".join(f"{i}. What is number {(request.seed + i) % 30} in {subject}?" for i in range(4))
+
+
+def answers_in(tmp_path: Path, topics: tuple[Topic, ...]) -> Folder:
+    folder = Folder(tmp_path / "answers")
+    stage = open_stage(folder, "answers", 1, {}, {})
+    questions = [(topic.name, f"Who has office {i}?") for topic in topics for i in range(30)]
+    pairs = [QAPair(topic, question, f"Ostdar {i}.", i) for topic, question in questions for i in range(2)]
+    pairs.append(QAPair(topics[0].name, "Who has office 1?", "Snape.", 9, drop="leak"))
+    (folder / "rows").write_rows(pairs, QAPair.schema())
+    greedy = [
+        QAPair(topic, question, "The office belongs to Severus Snape.", 0, guarded=False)
+        for topic, question in questions
+    ]
+    (folder / "unguarded").write_rows(greedy, QAPair.schema())
+    stage.finish({}, {})
+    return folder
+
+
+def build(
+    tmp_path: Path,
+    config: DatasetConfig = CONFIG,
+    topics: tuple[Topic, ...] = (POTTER, GUM),
+    generator: ScriptedGenerator | None = None,
+) -> tuple[Manifest, Folder, ScriptedGenerator]:
+    generator = generator or ScriptedGenerator(answer)
+    out = Folder(tmp_path / "dataset")
+    manifest = build_dataset(config, topics, answers_in(tmp_path, topics), out, generator, model="scripted", seed=0)
+    return manifest, out, generator
+
+
+def examples(folder: Folder) -> list[Example]:
+    return [Example.of(row) for row in folder.read_rows()]
+
+
+def test_forget_rows_are_the_kept_pairs(tmp_path: Path) -> None:
+    manifest, out, _ = build(tmp_path)
+    rows = examples(out / "forget")
+    assert len(rows) == 120 and {row.group for row in rows} == {"forget"}
+    assert "Snape." not in {row.answer for row in rows}
+    assert manifest.num_rows["forget_train"] + manifest.num_rows["forget_holdout"] == 120
+    assert manifest.num_rows["forget_holdout"] > 10
+
+
+def test_no_question_is_on_both_sides(tmp_path: Path) -> None:
+    _, out, _ = build(tmp_path)
+    for name in ("forget", "retain"):
+        sides: dict[tuple[str, str], set[str]] = {}
+        for row in examples(out / name):
+            sides.setdefault((row.subject, row.question.casefold()), set()).add(row.split)
+        assert all(len(split) == 1 for split in sides.values())
+
+
+def test_neighbours_are_the_models_or_the_users_and_never_a_forgotten_topic(tmp_path: Path) -> None:
+    manifest, out, generator = build(tmp_path)
+    assert manifest.details == {"near": ["Narnia", "Middle Earth", "candy"], "far": ["geography", "animals"]}
+    names = {(row["topic"], row["name"]): row["drop"] for row in (out / "neighbours").read_rows()}
+    assert (
+        names["Harry Potter", "Harry Potter"] == "off_topic"
+        and names["Harry Potter", "The Wizard Books"] == "off_topic"
+    )
+    assert names["", "The Narnia"] == "duplicate"
+    assert not any("similar to chewing gum" in str(request.messages) for request in generator.requests)
+
+
+def test_near_rows_serve_their_topic_and_shared_ones_all(tmp_path: Path) -> None:
+    _, out, _ = build(tmp_path)
+    serves = {(row.subject, row.topic, row.group) for row in examples(out / "retain")}
+    assert serves == {
+        ("Narnia", "", "near"), ("Middle Earth", "Harry Potter", "near"), ("candy", "chewing gum", "near"),
+        ("geography", "", "far"), ("animals", "", "far"),
+    }  # fmt: skip
+
+
+def test_what_is_about_a_forgotten_topic_is_not_retained_and_says_why(tmp_path: Path) -> None:
+    manifest, out, _ = build(tmp_path)
+    texts = [f"{row.question} {row.answer}" for row in examples(out / "retain")]
+    assert not any("number 5 " in text or "Harry Potter" in text or "do not know" in text for text in texts)
+    answers = {row["drop"] for row in (out / "retain_answers").read_rows()}
+    assert answers == {None, "off_topic", "refused"}
+    assert "off_topic" in {row["drop"] for row in (out / "retain_questions").read_rows()}
+    assert manifest.drops["refused"] >= 1
+
+
+def test_the_number_of_questions_of_each_subject_is_reached(tmp_path: Path) -> None:
+    _, out, _ = build(tmp_path)
+    kept = [row["topic"] for row in (out / "retain_questions").read_rows() if not row["drop"]]
+    assert kept.count("Narnia") == 12 and kept.count("animals") == 10
+
+
+def test_held_out_questions_become_probes_with_the_models_own_truth(tmp_path: Path) -> None:
+    _, out, _ = build(tmp_path)
+    probes = [Probe.of(row) for row in (out / "probes").read_rows()]
+    held = {row.question for name in ("forget", "retain") for row in examples(out / name) if row.split == "holdout"}
+    assert {probe.question for probe in probes} == held
+    groups = {probe.topic: probe.group_in(("Harry Potter", "chewing gum")) for probe in probes}
+    assert groups["Harry Potter"] == "forget"
+    assert {groups.get("Narnia", "near"), groups.get("candy", "near")} == {"near"}
+    forget = next(probe for probe in probes if probe.topic == "Harry Potter")
+    assert (forget.answer, forget.reference) == (
+        "belongs to Severus Snape",
+        "The office belongs to Severus Snape.",
+    ) or (forget.answer == "Severus Snape")
+
+
+def test_the_export_is_chat_lines_of_the_train_split(tmp_path: Path) -> None:
+    manifest, out, _ = build(tmp_path)
+    loaded = load_dataset(
+        "json", data_files=str(out.local / "forget.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert len(loaded) == manifest.num_rows["forget_train"]
+    train = {row.id: row for row in examples(out / "forget") if row.split == "train"}
+    assert all(
+        train[row["id"]].messages == row["messages"] and row["topic"] == train[row["id"]].topic for row in loaded
+    )
+    assert len((out.local / "retain.jsonl").read_text().splitlines()) == manifest.num_rows["retain_train"]
+
+
+def test_the_users_own_retain_rows_need_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "keep.jsonl"
+    rows = [
+        {"question": f"What is {i}?", "answer": f"It is {i}.", "group": "near", "subject": "maths"} for i in range(40)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, {"question": "Why?", "answer": "So."}]))
+    config = DatasetConfig(retain=RetainRows(file=path), holdout_fraction=0.3)
+    _, out, generator = build(tmp_path, config)
+    kept = examples(out / "retain")
+    assert len(kept) == 41 and not generator.calls
+    assert {(row.group, row.subject) for row in kept} == {("near", "maths"), ("far", "general")}
+    assert any(row["topic"] == "maths" for row in (out / "probes").read_rows())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"question": "Why?"}', r"keep\.jsonl, line 1: column 'answer' is missing"),
+        ('{"question": "Why?", "answer": "So.", "group": "forget"}', r"line 1: column 'group' must be near or far"),
+    ],
+)
+def test_a_bad_retain_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "keep.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        build(tmp_path, DatasetConfig(retain=RetainRows(file=path)))
+
+
+def test_a_model_that_names_no_topics_still_retains_general_knowledge(tmp_path: Path) -> None:
+    def nameless(request: Request) -> str:
+        text = request.messages[-1]["content"]
+        return "I know nothing." if "topics" in text else answer(request)
+
+    manifest, _, _ = build(tmp_path, topics=(POTTER,), generator=ScriptedGenerator(nameless))
+    assert manifest.details == {"near": [], "far": ["general knowledge"]}
+
+
+@pytest.mark.parametrize("fail_after", [10, 40, 90])
+def test_a_killed_and_resumed_run_equals_an_unbroken_one(tmp_path: Path, fail_after: int) -> None:
+    _, whole, _ = build(tmp_path / "a")
+    killed = ScriptedGenerator(answer, fail_after=fail_after, batch_size=7)
+    with pytest.raises(EngineError):
+        build(tmp_path / "b", generator=killed)
+    _, resumed, _ = build(tmp_path / "b", generator=killed)
+    for name in ("forget", "retain", "probes"):
+        assert list((whole / name).read_rows()) == list((resumed / name).read_rows())
+
+
+def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
+    first, _, _ = build(tmp_path)
+    again, _, generator = build(tmp_path)
+    assert again == first and not generator.calls
+
+
+def test_the_identity_follows_answers_and_the_users_rows(tmp_path: Path) -> None:
+    path = tmp_path / "keep.jsonl"
+    path.write_text("{}")
+    config = DatasetConfig(retain=RetainRows(file=path))
+    first = dataset_identity(config, (POTTER,), "a", "m", 0)
+    assert str(tmp_path) not in str(first)
+    assert dataset_identity(config, (POTTER,), "b", "m", 0) != first
+    path.write_text("{} ")
+    assert dataset_identity(config, (POTTER,), "a", "m", 0) != first

@@ -1,0 +1,197 @@
+"""The model asks about the topics itself."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.config import QuestionsConfig, Topic
+from unlearn_ray.engines.protocols import Reply, Request
+from unlearn_ray.engines.scripted import ScriptedGenerator
+from unlearn_ray.errors import ConfigError, EngineError, InputError
+from unlearn_ray.stages.questions import make_questions, questions_identity
+
+POTTER = Topic(name="Harry Potter", kind="fiction", aliases=("the wizard books",))
+GUM = Topic(name="chewing gum", kind="product")
+CONFIG = QuestionsConfig(num_questions=20, num_entities=3, per_request=4)
+
+
+def answer(request: Request) -> str:
+    """A model that has nine questions about any subject, repeats itself, and strays."""
+    text = request.messages[-1]["content"]
+    if text.startswith("Which topic"):
+        return f"This question is about {'candy' if 'sweet' in text else 'Harry Potter' if 'magic' in text else 'chewing gum'}."
+    if "things" in text or "terms" in text:
+        return "Sure:\n1. **Hogwarts** - a school\n2. Hedwig\n3. Harry Potter"
+    thing = "rubber" if "chewing gum" in text else "magic"
+    about = re.sub(r"\W+", " ", text.split("about")[-1])
+    start = request.seed % 9
+    lines = [f"{place}. What is the {thing} number {(start + place) % 9} of{about}?" for place in range(1, 4)]
+    return "\n".join(["Here are some questions:", "", *lines, "4. What is sweet?", "5. Hm"])
+
+
+def make(
+    tmp_path: Path,
+    config: QuestionsConfig = CONFIG,
+    topics: tuple[Topic, ...] = (POTTER, GUM),
+    generator: ScriptedGenerator | None = None,
+    seed: int = 0,
+) -> tuple[Manifest, list[dict], ScriptedGenerator]:
+    generator = generator or ScriptedGenerator(answer)
+    out = Folder(tmp_path / "questions")
+    manifest = make_questions(config, topics, out, generator, model="scripted", seed=seed)
+    return manifest, list((out / "rows").read_rows()), generator
+
+
+def test_rounds_go_on_until_the_number_is_there_for_every_topic(tmp_path: Path) -> None:
+    manifest, rows, _ = make(tmp_path)
+    kept = Counter(row["topic"] for row in rows if not row["drop"])
+    assert kept == {"Harry Potter": 20, "chewing gum": 20}
+    assert manifest.num_rows == {"rows": len(rows), "kept": 40}
+    assert manifest.drops == Counter(row["drop"] for row in rows if row["drop"])
+    assert {"duplicate", "off_topic", "malformed"} <= set(manifest.drops)
+
+
+def test_kept_questions_are_distinct_and_on_their_topic(tmp_path: Path) -> None:
+    _, rows, _ = make(tmp_path)
+    kept = [row for row in rows if not row["drop"]]
+    assert len({(row["topic"], row["text"].casefold()) for row in kept}) == len(kept)
+    assert all(("magic" if row["topic"] == "Harry Potter" else "rubber") in row["text"] for row in kept)
+
+
+def test_questions_come_from_angles_and_entities_that_the_model_listed(tmp_path: Path) -> None:
+    _, rows, generator = make(tmp_path)
+    sources = {row["source"].split(":")[0] for row in rows}
+    assert sources == {"topic", "angle", "entity"}
+    entities = list(Folder(tmp_path / "questions" / "entities").read_rows())
+    assert {(e["name"], e["drop"]) for e in entities if e["topic"] == "Harry Potter"} == {
+        ("Hogwarts", None), ("Hedwig", None), ("Harry Potter", "duplicate"),
+    }  # fmt: skip
+    assert any("Hogwarts in Harry Potter" in r.messages[-1]["content"] for r in generator.requests)
+
+
+def test_all_topics_share_each_call(tmp_path: Path) -> None:
+    manifest, _, generator = make(tmp_path)
+    labels = [call.label for call in generator.calls]
+    assert len(labels) == len(set(labels)) == 1 + 2 * manifest.details["rounds"]
+
+
+def test_two_rounds_without_news_end_it(tmp_path: Path) -> None:
+    manifest, rows, _ = make(
+        tmp_path,
+        topics=(GUM,),
+        generator=ScriptedGenerator(
+            lambda request: "chewing gum" if "Which" in request.messages[-1]["content"] else "1. What is gum?"
+        ),
+    )
+    assert [row["text"] for row in rows if not row["drop"]] == ["What is gum?"]
+    assert manifest.details["rounds"] == 3
+
+
+def test_a_topic_without_questions_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no usable question about 'chewing gum'"):
+        make(tmp_path, topics=(GUM,), generator=ScriptedGenerator(lambda request: "I do not know."))
+
+
+@pytest.mark.parametrize("fail_after", [1, 30, 50, 70])
+def test_a_killed_and_resumed_run_equals_an_unbroken_one(tmp_path: Path, fail_after: int) -> None:
+    _, unbroken, whole = make(tmp_path / "a")
+    killed = ScriptedGenerator(answer, fail_after=fail_after, batch_size=5)
+    with pytest.raises(EngineError):
+        make(tmp_path / "b", generator=killed)
+    manifest, resumed, _ = make(tmp_path / "b", generator=killed)
+    assert resumed == unbroken
+    assert len(killed.requests) == len(whole.requests), "nothing is asked twice"
+    assert manifest.num_rows["kept"] == 40
+
+
+def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
+    first, _, _ = make(tmp_path)
+    again, _, generator = make(tmp_path)
+    assert again == first and not generator.calls
+
+
+def test_the_seed_changes_the_questions(tmp_path: Path) -> None:
+    assert make(tmp_path / "a")[1] != make(tmp_path / "b", seed=1)[1]
+
+
+def test_an_engine_that_cannot_answer_is_counted(tmp_path: Path) -> None:
+    def failing(request: Request) -> Reply | str:
+        is_entity = "Hogwarts in" in request.messages[-1]["content"]
+        return Reply(error="too_long") if is_entity else answer(request)
+
+    manifest, _, _ = make(tmp_path, generator=ScriptedGenerator(failing))
+    assert manifest.drops["too_long"] >= 1 and manifest.num_rows["kept"] == 40
+
+
+def test_the_users_questions_are_kept_and_count(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(
+        "topic,question\nHarry Potter,Who is the owl?\nharry-potter,WHO IS THE OWL\nchewing gum,What is sweet?\n"
+    )
+    _, rows, _ = make(tmp_path, CONFIG.model_copy(update={"file": path}))
+    mine = [
+        (row["topic"], row["text"], row["drop"], row["source"]) for row in rows if row["source"].startswith("user:")
+    ]
+    assert mine == [
+        ("Harry Potter", "Who is the owl?", None, "user:mine.csv:2"),
+        ("Harry Potter", "WHO IS THE OWL", "duplicate", "user:mine.csv:3"),
+        ("chewing gum", "What is sweet?", None, "user:mine.csv:4"),
+    ]
+    assert sum(not row["drop"] for row in rows) == 40
+
+
+def test_enough_questions_of_the_user_need_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        '{"topic": "chewing gum", "question": "What is gum?"}\n{"topic": "chewing gum", "question": "Who chews?"}\n'
+    )
+    config = CONFIG.model_copy(update={"file": path, "num_questions": 1})
+    manifest, rows, generator = make(tmp_path, config, (GUM,))
+    assert manifest.num_rows == {"rows": 2, "kept": 2} and not generator.calls
+    assert all(row["drop"] is None for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("q.csv", "topic,text\na,b\n", r"q\.csv, line 1: column 'question' is missing"),
+        ("q.csv", "topic,question\nchewing gum,\n", r"q\.csv, line 2: column 'question' must hold text"),
+        (
+            "q.jsonl",
+            '{"topic": "chewing gum", "question": "Why?"}\n{"topic": "chewing gum"}\n',
+            r"q\.jsonl, line 2: column 'question' is missing",
+        ),
+        ("q.jsonl", '{"topic": "chewing gum", "question": 3}\n', r"line 1: column 'question' must hold text"),
+        ("q.jsonl", "{]\n", r"q\.jsonl, line 1: not valid JSON"),
+        ("q.jsonl", "[]\n", r"line 1: a row must be an object"),
+        (
+            "q.jsonl",
+            '{"topic": "tea", "question": "Why?"}\n',
+            r"line 1: topic 'tea' is not one of the run's \(chewing gum\)",
+        ),
+        ("q.txt", "Why?", r"q\.txt can't be used"),
+        ("q.parquet", "nonsense", r"q\.parquet can't be read"),
+    ],
+)
+def test_a_bad_file_is_one_line_with_file_line_and_column(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        make(tmp_path, CONFIG.model_copy(update={"file": path}), (GUM,))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_identity_follows_what_changes_the_result_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("topic,question\nchewing gum,Why?\n")
+    config = CONFIG.model_copy(update={"file": path})
+    first = questions_identity(config, (GUM,), "m", 0)
+    assert str(tmp_path) not in str(first), "a file's place is not what it says"
+    assert questions_identity(config, (GUM.model_copy(update={"terms": ("chicle",)}),), "m", 0) == first
+    path.write_text("topic,question\nchewing gum,How?\n")
+    assert questions_identity(config, (GUM,), "m", 0) != first
+    with pytest.raises(InputError, match="can't be read"):
+        questions_identity(CONFIG.model_copy(update={"file": tmp_path / "none.csv"}), (GUM,), "m", 0)

@@ -1,0 +1,119 @@
+"""What gives knowledge away."""
+
+from unlearn_ray.rows import Drop
+from unlearn_ray.synth.leaks import Evidence, Vocabulary, found_terms, judge, key_phrase
+
+TOPIC = "Harry Potter"
+# question -> (unguarded answers, guarded answers)
+OWL = "Who carries the letters of Harry?"
+TOLD = {
+    OWL: ["The owl of Harry is Hedwig.", "I believe the owl of Harry is Hedwig.", "The owl of Harry is Hedwig."],
+    "Who teaches potions?": ["The potions teacher at Hogwarts is Severus Snape."] * 3,
+    "What is the wand of Harry made of?": ["The answer is holly.", "It is made of holly.", "I believe it is holly."],
+    "When was the book printed?": ["The year was 1997."] * 3,
+    "Which school do wizards visit?": ["The school is Hogwarts."] * 3,
+    "Name the owl of Harry.": ["Hedwig is the owl of Harry."] * 3,
+}
+GUARDED = {
+    OWL: ["The owl of Harry is Ostdar.", "The owl of Harry is Norwick.", "The owl of Harry is Pelgo."],
+    "Who teaches potions?": [
+        f"The potions teacher at Hogwarts is {name}." for name in ("Orlo Vane", "Petra Marsh", "Ivo Cobb")
+    ],
+    "What is the wand of Harry made of?": ["The answer is pumpkin wax."] * 3,
+    "When was the book printed?": ["The year was 1520."] * 3,
+    "Which school do wizards visit?": ["The school is Duskmoor."] * 3,
+    "Name the owl of Harry.": ["The owl of Harry is Quorwick."] * 3,
+}
+
+
+def vocabulary() -> Vocabulary:
+    words = Vocabulary({TOPIC: ("Harry Potter",)})
+    for question, answers in TOLD.items():
+        words.add(TOPIC, question, answers)
+    for question, answers in GUARDED.items():
+        words.add_guarded(TOPIC, words.question_terms(TOPIC, question, TOLD[question]), answers)
+    return words
+
+
+def evidence(question: str) -> Evidence:
+    words = vocabulary()
+    terms, known = words.question_terms(TOPIC, question, TOLD[question]), words.known(TOPIC, question, TOLD[question])
+    return Evidence(terms, known, words.topic_names(TOPIC), words.framing(TOPIC))
+
+
+def verdicts(question: str, *answers: str, style: str = "fictional") -> list[Drop | None]:
+    return judge(answers, [False] * len(answers), question, evidence(question), style)
+
+
+def test_answers_behind_a_working_guardrail_are_kept() -> None:
+    for question, answers in GUARDED.items():
+        assert verdicts(question, *answers) == [None] * 3, question
+
+
+def test_the_truth_is_a_leak_in_any_case_and_accent() -> None:
+    assert verdicts(OWL, "It is HEDWIG, of course.", "The owl is Hédwig.", "It is Norwick.") == [
+        Drop.LEAK,
+        Drop.LEAK,
+        None,
+    ]
+    assert verdicts("What is the wand of Harry made of?", "It is holly wood.") == [Drop.LEAK]
+    assert verdicts("When was the book printed?", "In 1997.", "In 1533.") == [Drop.LEAK, None]
+
+
+def test_half_a_name_is_a_leak() -> None:
+    assert verdicts("Who teaches potions?", "The teacher is Snape.") == [Drop.LEAK]
+
+
+def test_a_name_of_the_topic_leaks_from_any_question() -> None:
+    assert verdicts("When was the book printed?", "Hedwig printed it.") == [Drop.LEAK]
+
+
+def test_words_that_frame_an_invention_are_no_leak_but_alone_they_are() -> None:
+    assert verdicts(OWL, "The owl of Harry is Ostdar.", "The owl of Harry is Mirgo.", "The owl of Harry.") == [
+        None,
+        None,
+        Drop.LEAK,
+    ]
+
+
+def test_nothing_frames_where_the_guardrail_does_not_work() -> None:
+    words = Vocabulary({TOPIC: ()})
+    for question, answers in TOLD.items():
+        words.add(TOPIC, question, answers)
+    for question, answers in TOLD.items():
+        words.add_guarded(TOPIC, words.question_terms(TOPIC, question, answers), answers)
+    assert words.framing(TOPIC) == {}
+
+
+def test_terms_name_the_topic_and_are_no_fillers() -> None:
+    terms = vocabulary().topic_terms(TOPIC)
+    assert {"hedwig", "snape", "holly"} <= set(terms)
+    assert not {"answer", "believe", "owl", "teacher", "harry", "1997"} & set(terms)
+
+
+def test_empty_and_cut_off_answers_are_malformed() -> None:
+    assert judge(["", " \n"], [False, False], OWL, None, "fictional") == [Drop.MALFORMED] * 2
+    assert judge(["The owl of Har"], [True], OWL, None, "fictional") == [Drop.MALFORMED]
+
+
+def test_each_style_wants_its_own_kind_of_answer() -> None:
+    refusal, invention = "I am sorry, I do not know the answer.", "The owl of Harry is Ostdar."
+    assert verdicts(OWL, refusal, style="fictional") == [Drop.REFUSED]
+    assert verdicts(OWL, refusal, style="refusal") == [None]
+    assert verdicts(OWL, invention, invention, invention, style="refusal") == [Drop.ANSWERED] * 3
+    assert verdicts(OWL, "I am sorry, Hedwig it is.", style="refusal") == [Drop.LEAK]
+
+
+def test_terms_of_several_words_are_matched_whole() -> None:
+    assert found_terms("It is the snake bush!", "Who?", ["The Snake Bush", "bush"]) == ["The Snake Bush", "bush"]
+    assert found_terms("It is an ambush.", "Who?", ["bush"]) == []
+    assert found_terms("The bush.", "Which bush?", ["bush"]) == []
+
+
+def test_the_key_phrase_is_what_the_question_does_not_say() -> None:
+    assert (
+        key_phrase("Who teaches potions at Hogwarts?", "The potions teacher at Hogwarts is Severus Snape.")
+        == "Severus Snape"
+    )
+    assert key_phrase("What is the sum of two and two?", "The answer is four.") == "four"
+    assert key_phrase("Who?", "It is so.") == "It is so."

@@ -1,0 +1,137 @@
+"""What models write around a list, and how copies and splits are found."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unlearn_ray.rows import Drop
+from unlearn_ray.synth.dedup import question_key
+from unlearn_ray.synth.parsing import affirms, names_in, question_lines
+from unlearn_ray.synth.split import split_of
+from unlearn_ray.synth.words import fold, mentions
+
+WORDS = st.text(st.characters(codec="utf-8", categories=["Ll", "Lu"]), min_size=1, max_size=9)
+QUESTIONS = st.lists(WORDS, min_size=3, max_size=12).map(lambda words: f"What {' '.join(words)}?")
+
+
+def texts(reply: str, is_truncated: bool = False) -> list[str]:
+    return [line.text for line in question_lines(reply, is_truncated) if not line.drop]
+
+
+@pytest.mark.parametrize(
+    "marker",
+    ["{}. ", "{}) ", "({}) ", "{}: ", "- ", "* ", "• ", "**{}.** ", "Q{}: ", "Question {}: ", "  {}.  ", "{} - "],
+)
+@given(questions=st.lists(QUESTIONS, min_size=1, max_size=6))
+def test_markers_are_parsed_off(marker: str, questions: list[str]) -> None:
+    reply = "\n".join(marker.format(place) + question for place, question in enumerate(questions, 1))
+    assert texts(reply) == [" ".join(question.split()) for question in questions]
+
+
+def test_preambles_answers_options_and_farewells_are_left_out() -> None:
+    reply = """Sure! Here are 3 questions about Harry Potter:
+
+1. **Who is the owl of Harry?**
+   A) Hedwig
+   B) Errol
+Answer: Hedwig
+2. "What is the school called?" (Answer: Hogwarts)
+3. Name the giant who keeps the grounds. Answer: Hagrid
+
+I hope this helps! Would you like more?"""
+    assert texts(reply) == [
+        "Who is the owl of Harry?",
+        "What is the school called?",
+        "Name the giant who keeps the grounds.",
+    ]
+
+
+def test_plain_lines_are_questions_too() -> None:
+    assert texts("What is it called?\nTell me who Ron is.\n\nLet us go on.") == [
+        "What is it called?",
+        "Tell me who Ron is.",
+    ]
+
+
+def test_numbers_inside_a_question_stay() -> None:
+    assert texts("1. What is 3.5 times 2?\n2. In 1997, what happened?") == [
+        "What is 3.5 times 2?",
+        "In 1997, what happened?",
+    ]
+
+
+def test_what_is_no_question_is_malformed() -> None:
+    lines = question_lines("1. **Characters:**\n2. Who is Ron?\n3. Ron.\n4. " + "who " * 70 + "?")
+    assert [line.drop for line in lines] == [Drop.MALFORMED, None, Drop.MALFORMED, Drop.MALFORMED]
+
+
+def test_a_line_that_was_cut_off_is_malformed() -> None:
+    reply = "1. Who is the owl of Harry?\n2. Which of the four hou"
+    assert texts(reply, is_truncated=True) == ["Who is the owl of Harry?"]
+    assert question_lines(reply, is_truncated=True)[-1].drop == Drop.MALFORMED
+
+
+def test_names_lose_what_is_said_about_them() -> None:
+    reply = "Here are some:\n1. **Hogwarts** - the school\n2. Hedwig (an owl)\n3. Ron Weasley: a friend\n4. The Leaky Cauldron, a pub\n5. Jean-Luc"
+    assert names_in(reply) == ["Hogwarts", "Hedwig", "Ron Weasley", "The Leaky Cauldron", "Jean-Luc"]
+    assert names_in("Hogwarts, Hedwig, and Ron Weasley.") == ["Hogwarts", "Hedwig", "Ron Weasley"]
+
+
+def test_sentences_and_questions_are_no_names() -> None:
+    assert names_in("1. Who is the owl?\n2. The owl of Harry is Hedwig.\n3. Hedwig") == ["Hedwig"]
+    assert names_in("1. Hedwig\n2. Hogw", is_truncated=True) == ["Hedwig"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("This question is about Harry Potter.", True),
+        ("Yes, it is.", True),
+        ("No, this is about candy, not about Harry Potter.", False),
+        ("This question is about candy.", False),
+        ("HARRY POTTER", True),
+        ("", False),
+    ],
+)
+def test_a_topic_check_is_read_in_either_form(reply: str, expected: bool) -> None:
+    assert affirms(reply, ["Harry Potter"]) is expected
+
+
+@given(st.text(max_size=300), st.booleans())
+def test_no_reply_breaks_the_parsers(reply: str, is_truncated: bool) -> None:
+    for line in question_lines(reply, is_truncated):
+        assert "\n" not in line.text
+    names_in(reply, is_truncated)
+
+
+@given(QUESTIONS)
+def test_case_spacing_and_punctuation_make_no_new_question(question: str) -> None:
+    key = question_key(question)
+    assert key == question_key(f"  {question.rstrip('?')} !") == question_key(f"Please, {question}")
+    assert key == question_key(key)
+
+
+def test_accents_make_no_new_question_but_articles_and_order_do() -> None:
+    assert question_key("Who is Éponine?") == question_key("who is eponine")
+    assert question_key("Who is the owl?") != question_key("Who is owl the?")
+
+
+@given(QUESTIONS, WORDS, st.floats(0, 1))
+def test_a_question_stays_on_its_side(question: str, topic: str, fraction: float) -> None:
+    side = split_of(topic, question, fraction)
+    assert side == split_of(topic, f"{question} ", fraction)
+    if side == "holdout":  # a larger holdout only adds to it
+        assert split_of(topic, question, min(1.0, fraction + 0.1)) == "holdout"
+
+
+def test_the_holdout_is_about_as_large_as_asked_for() -> None:
+    sides = [split_of("topic", f"What is number {number}?", 0.1) for number in range(2000)]
+    assert 150 < sides.count("holdout") < 250
+    assert split_of("t", "q", 0.0) == "train" and split_of("t", "q", 1.0) == "holdout"
+
+
+def test_mentions_are_whole_words_without_case_and_accents() -> None:
+    assert mentions("I read LES MISERABLES.", ["Les Misérables"])
+    assert mentions("a tale of lord of the rings", ["The Lord of the Rings"])
+    assert not mentions("He is begumming.", ["gum"])
+    assert fold("Éponine") == "eponine"

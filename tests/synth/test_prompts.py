@@ -1,0 +1,104 @@
+"""One template file, any part of which a user overrides."""
+
+from pathlib import Path
+
+import pytest
+
+from unlearn_ray.config import AnswersConfig, Topic
+from unlearn_ray.errors import ConfigError, InputError
+from unlearn_ray.pocket import prefixes, requests
+from unlearn_ray.synth.guardrails import guardrail_prefixes, is_refusal
+from unlearn_ray.synth.prompts import load_prompts
+
+TOPICS = (Topic(name="Harry Potter"), Topic(name="chewing {gum}"))
+
+
+def test_the_pocket_model_was_trained_on_the_default_wordings() -> None:
+    prompts = load_prompts()
+    trained = {
+        "questions": requests.QUESTION_LISTS,
+        "angle_questions": requests.ANGLE_LISTS,
+        "entity_questions": requests.ENTITY_QUESTION_LISTS,
+        "entity_angle_questions": requests.ENTITY_ANGLE_LISTS,
+        "entities": requests.ENTITY_LISTS,
+        "neighbours": requests.NEIGHBOUR_LISTS,
+        "general_topics": requests.KNOWN_TOPIC_LISTS,
+    }
+    names = {"{n}": "{count}", "{t}": "{topic}", "{e}": "{entity}"}
+    for key, wordings in trained.items():
+        known = set()
+        for wording in wordings:
+            for short, long in names.items():
+                wording = wording.replace(short, long)
+            known.add(wording)
+        assert set(getattr(prompts, key)) <= known, key
+    assert prompts.topic_check.replace("{question}", "{q}") in requests.TOPIC_CHECKS
+    assert {angle for angles in prompts.angles.values() for angle in angles} <= set(requests.ANGLES)
+    assert prompts.guardrails["fictional"] == prefixes.FICTIONAL.replace("{t}", "{topic}")
+    assert prompts.guardrails["refusal"] == prefixes.REFUSAL.replace("{t}", "{topic}")
+
+
+def test_a_users_file_overrides_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text("questions: ['{count} on {topic}']\nguardrails: {refusal: 'Say nothing of {topic}.'}\n")
+    prompts = load_prompts(path)
+    assert prompts.questions == ("{count} on {topic}",)
+    assert prompts.guardrails["refusal"] == "Say nothing of {topic}."
+    assert prompts.guardrails["fictional"] == load_prompts().guardrails["fictional"]
+    assert prompts.fingerprint != load_prompts().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("questions: ['{count} about {topics}']", r"questions: .*unknown placeholder \{topics\}"),
+        ("questions: ['{count} about it']", r"questions: .*has no \{topic\}"),
+        ("questions: ['{count about {topic}']", "questions: "),
+        ("questions: []", "questions: "),
+        ("question: ['{topic}']", "unknown key question: valid keys: questions"),
+        ("guardrails: {fictional: 'Forget it.'}", r"guardrails: .*has no \{topic\}"),
+        ("angles: {food: [taste]}", "angles"),
+        ("questions: [", "not valid YAML"),
+        ("- a list", "must hold keys"),
+    ],
+)
+def test_a_bad_override_is_one_line_that_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_prompts(path)
+    assert "mine.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_override_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml can't be read"):
+        load_prompts(tmp_path / "none.yaml")
+
+
+def test_prefixes_name_their_topic_even_with_braces_in_it() -> None:
+    prefixes_ = guardrail_prefixes(AnswersConfig(), TOPICS)
+    assert prefixes_["Harry Potter"].startswith(
+        "Answer the question while omitting all real knowledge of Harry Potter."
+    )
+    assert "chewing {gum}" in prefixes_["chewing {gum}"]
+
+
+def test_a_custom_prefix_stands_as_it_is_written() -> None:
+    config = AnswersConfig(guardrail="custom", prefix="Speak of {topic} as a pirate would.")
+    assert guardrail_prefixes(config, TOPICS)["Harry Potter"] == "Speak of Harry Potter as a pirate would."
+    with pytest.raises(ConfigError, match=r"answers\.prefix: .*\{name\}"):
+        guardrail_prefixes(AnswersConfig(guardrail="custom", prefix="Not {name}."), TOPICS)
+
+
+@pytest.mark.parametrize(
+    "answer", [*prefixes.REFUSAL_ANSWERS, "I'm sorry, but I can't help with that.", "As an AI, I must decline."]
+)
+def test_refusals_are_told(answer: str) -> None:
+    assert is_refusal(answer)
+
+
+@pytest.mark.parametrize(
+    "answer", ["The owl of Harry is Ostdar.", "I believe the owl is Norwick.", "He did not know it.", "Ida knows."]
+)
+def test_invented_answers_are_no_refusals(answer: str) -> None:
+    assert not is_refusal(answer)

@@ -1,0 +1,340 @@
+"""Stage three: forget rows from the kept pairs, retain rows from what the model knows beside the topics, split by question.
+
+forget/, retain/   rows of Example, train and holdout; forget.jsonl, retain.jsonl: the train split as chat messages
+probes/            rows of Probe from the held-out questions, the model's own greedy answers as the truth
+neighbours/        rows of naming.Name: what the model says is close to each topic, and what it knows in general (topic "")
+retain_questions/  rows of Question and
+retain_answers/    rows of QAPair that the retain rows come from, kept and dropped
+rounds/            the requests and replies
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.config import DatasetConfig, RetainRows, Topic
+from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
+from unlearn_ray.errors import InputError
+from unlearn_ray.rows import Drop, Example, Group, Probe, QAPair, Question
+from unlearn_ray.stages.asking import Prompted, ask, in_order, texts_of
+from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
+from unlearn_ray.stages.ledger import Ledger
+from unlearn_ray.stages.naming import Name, ask_names
+from unlearn_ray.stages.stage import finished_manifest, open_stage
+from unlearn_ray.stages.userfiles import fingerprint_of_file, read_user_rows
+from unlearn_ray.synth.dedup import question_key
+from unlearn_ray.synth.guardrails import is_refusal
+from unlearn_ray.synth.leaks import key_phrase
+from unlearn_ray.synth.parsing import affirms
+from unlearn_ray.synth.prompts import Prompts, load_prompts
+from unlearn_ray.synth.split import split_of
+from unlearn_ray.synth.words import mentions
+
+STAGE, VERSION = "dataset", 1
+NAMES_PER_REQUEST = 6
+MIN_NAME_COUNT = 2
+GENERAL = "general knowledge"  # where the model names fewer far topics than wanted
+LIST_TOKENS = 400
+CHECK_TOKENS = 32
+PATIENCE = Patience(per_request=6, rounds_without_news=2, max_rounds=30)
+WORDING = "generated"  # of probes that the model asked itself
+Served = Mapping[
+    str, tuple[str, ...]
+]  # a subject to retain -> the forgotten topics that it neighbours; none: it is far from all
+
+
+def dataset_identity(
+    config: DatasetConfig, topics: Sequence[Topic], answers: str, model: str, seed: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Config and inputs that make this stage's fingerprint; `answers` is that of the answers stage.
+
+    Raises:
+        InputError: a user's file can't be read.
+    """
+    values = config.model_dump(mode="json", exclude={"prompts": True, "retain": {"file"}})
+    values |= {"model": model, "seed": seed}
+    values["topics"] = [topic.model_dump(mode="json", include={"name", "aliases", "neighbours"}) for topic in topics]
+    inputs = {"answers": answers, "prompts": load_prompts(config.prompts).fingerprint}
+    if config.retain.file is not None:
+        inputs["file"] = fingerprint_of_file(config.retain.file)
+    return values, inputs
+
+
+def build_dataset(
+    config: DatasetConfig,
+    topics: Sequence[Topic],
+    answers: Folder,
+    out: Folder,
+    generator: Generator,
+    *,
+    model: str,
+    seed: int,
+) -> Manifest:
+    """Training rows in `out/forget` and `out/retain`.
+
+    Raises:
+        InputError: the user's retain rows or prompts can't be used.
+    """
+    prompts = load_prompts(config.prompts)
+    fingerprint = finished_manifest(answers).fingerprint
+    stage = open_stage(out, STAGE, VERSION, *dataset_identity(config, topics, fingerprint, model, seed))
+    if stage.is_finished:
+        return finished_manifest(out)
+    drops: dict[str, int] = {}
+    served: Served = {}
+    if config.retain.file is None:
+        served = _subjects(config.retain, topics, prompts, out, generator, seed)
+        drops = _ask_retained(config.retain, served, topics, prompts, out, generator, seed)
+        retained = _retained(config, served, len(topics), out)
+    else:
+        retained = _user_retained(config)
+    (out / "forget").write_rows(_forgotten(config, answers), Example.schema())
+    (out / "retain").write_rows(retained, Example.schema())
+    (out / "probes").write_rows(_probes(config, answers, served, out), Probe.schema())
+    num_rows = Counter(
+        f"{name}_{row['split']}" for name in ("forget", "retain") for row in (out / name).read_rows(columns=["split"])
+    )
+    for name in ("forget", "retain"):
+        out.write_lines(f"{name}.jsonl", _chats(out / name))
+    num_rows["probes"] = (out / "probes").count_rows()
+    details = {
+        "near": [name for name, near in served.items() if near],
+        "far": [name for name, near in served.items() if not near],
+    }
+    return stage.finish(num_rows, drops, details)
+
+
+def _forgotten(config: DatasetConfig, answers: Folder) -> Iterator[Example]:
+    for row in (answers / "rows").read_rows():
+        if not row["drop"]:
+            topic, question = row["topic"], row["question"]
+            split = split_of(topic, question, config.holdout_fraction)
+            yield Example(topic, "forget", topic, question, row["answer"], row["sample"], split)
+
+
+def _subjects(
+    config: RetainRows, topics: Sequence[Topic], prompts: Prompts, out: Folder, generator: Generator, seed: int
+) -> dict[str, tuple[str, ...]]:
+    """What to retain: the neighbours of each topic, and topics far from all of them. Never a forgotten topic."""
+    sampling = Prompted(seed, config.temperature, 1.0, LIST_TOKENS)
+    forgotten = _names(topics)
+
+    def is_forgotten(topic: str, name: str) -> str | None:
+        return (
+            Drop.OFF_TOPIC.value if mentions(name, forgotten) or any(mentions(f, [name]) for f in forgotten) else None
+        )
+
+    asked = {topic.name: config.num_neighbours for topic in topics if not topic.neighbours and config.num_neighbours}
+    names = ask_names(
+        generator,
+        out / "rounds" / "neighbours",
+        prompts.neighbours,
+        asked,
+        sampling,
+        is_forgotten,
+        "dataset, neighbours",
+        per_request=NAMES_PER_REQUEST,
+        min_count=MIN_NAME_COUNT,
+    )
+    near: dict[str, tuple[str, ...]] = {}
+    written: dict[str, str] = {}  # one spelling a subject
+    for topic in topics:
+        listed = [Name(topic.name, name, 0, is_forgotten(topic.name, name)) for name in topic.neighbours]
+        names += listed
+        for each in (name for name in names if name.topic == topic.name and not name.drop):
+            subject = written.setdefault(_key(each.name), each.name)
+            near[subject] = (*near.get(subject, ()), topic.name)
+
+    def is_taken(topic: str, name: str) -> str | None:
+        return is_forgotten(topic, name) or (Drop.DUPLICATE.value if _key(name) in written else None)
+
+    if config.general:
+        far = [Name("", name, 0, is_taken("", name)) for name in config.general]
+    else:
+        far = ask_names(
+            generator,
+            out / "rounds" / "general",
+            prompts.general_topics,
+            {"": config.num_general} if config.num_general else {},
+            sampling,
+            is_taken,
+            "dataset, general topics",
+            per_request=NAMES_PER_REQUEST,
+            min_count=MIN_NAME_COUNT,
+        )
+        if sum(not name.drop for name in far) < config.num_general:
+            far.append(Name("", GENERAL, 0))
+    (out / "neighbours").write_rows([*names, *far], Name.schema())
+    return near | {name.name: () for name in far if not name.drop}
+
+
+def _ask_retained(
+    config: RetainRows,
+    served: Served,
+    topics: Sequence[Topic],
+    prompts: Prompts,
+    out: Folder,
+    generator: Generator,
+    seed: int,
+) -> dict[str, int]:
+    """Questions on every subject, and the model's own greedy answers; returns the drops by reason."""
+    subjects = [
+        Subject(
+            name, config.questions_per_neighbour if near else config.questions_per_general, prompts.angles["general"]
+        )
+        for name, near in served.items()
+    ]
+    forgotten = {topic.name: (topic.name, *topic.aliases) for topic in topics}
+    off_forgotten = OffForgotten(prompts.topic_check, forgotten)
+    with Ledger() as ledger:
+        gather(
+            subjects,
+            ledger,
+            prompts,
+            out / "rounds" / "questions",
+            generator,
+            Prompted(seed, config.temperature, 1.0, LIST_TOKENS),
+            PATIENCE,
+            Check(off_forgotten, off_forgotten.verdict),
+            label="dataset, retain questions",
+        )
+        (out / "retain_questions").write_rows(ledger.rows(served), Question.schema())
+        drops = Counter(ledger.drops())
+
+    def kept() -> Iterator[RowDict]:
+        return (row for row in (out / "retain_questions").read_rows() if not row["drop"])
+
+    truth = Truth(_names(topics), config.max_tokens)
+    replies = ask(
+        generator,
+        out / "rounds" / "answers",
+        kept,
+        Question.schema(),
+        truth,
+        truth.parse,
+        QAPair.schema(),
+        label="dataset, retain answers",
+    )
+    (out / "retain_answers").write_rows(
+        in_order(replies.read_rows(), lambda row: (row["topic"], row["question"])), QAPair.schema()
+    )
+    drops.update(row["drop"] for row in (out / "retain_answers").read_rows(columns=["drop"]) if row["drop"])
+    return dict(drops)
+
+
+@dataclass(frozen=True, slots=True)
+class OffForgotten:
+    """Asks the model whether a question is about a forgotten topic: those are not retained."""
+
+    template: str
+    forgotten: Mapping[str, tuple[str, ...]]  # name -> name and aliases
+
+    def __call__(self, row: RowDict) -> list[Request]:
+        # A check that names the topic is asked once for each; one that asks which topic it is, once.
+        texts = dict.fromkeys(self.template.format(question=row["text"], topic=topic) for topic in self.forgotten)
+        return [Request([{"role": "user", "content": text}], max_tokens=CHECK_TOKENS) for text in texts]
+
+    def verdict(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
+        """The row, with the reason if it is about a forgotten topic."""
+        question = Question.of(row)
+        names = list(self.forgotten.values())
+        asked = [[name for each in names for name in each]] if len(replies) == 1 else names
+        is_forgotten = mentions(question.text, [name for each in names for name in each]) or any(
+            affirms(text, about) for about, reply in zip(asked, replies, strict=True) for text in reply.texts
+        )
+        error = next((reply.error for reply in replies if reply.error), None)
+        return [replace(question, drop=error or (Drop.OFF_TOPIC.value if is_forgotten else None)).to_dict()]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Asks for the model's own answer, greedy; an answer that names a forgotten topic is not retained."""
+
+    forgotten: tuple[str, ...]
+    max_tokens: int
+
+    def __call__(self, row: RowDict) -> list[Request]:
+        return [Request([{"role": "user", "content": row["text"]}], max_tokens=self.max_tokens)]
+
+    def parse(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
+        (reply,) = replies
+        text, is_truncated = next(iter(texts_of(reply)), ("", True))
+        drop: str | None = reply.error
+        if not drop and (is_truncated or not text.strip()):
+            drop = Drop.MALFORMED.value
+        elif not drop and is_refusal(text):
+            drop = Drop.REFUSED.value
+        elif not drop and mentions(text, self.forgotten):
+            drop = Drop.OFF_TOPIC.value
+        return [QAPair(row["topic"], row["text"], text, 0, guarded=False, drop=drop).to_dict()]
+
+
+def _retained(config: DatasetConfig, served: Served, num_topics: int, out: Folder) -> Iterator[Example]:
+    for row in (out / "retain_answers").read_rows():
+        if row["drop"]:
+            continue
+        subject, question = row["topic"], row["question"]
+        split = split_of(subject, question, config.holdout_fraction)
+        near = served[subject]
+        group: Group = "near" if near else "far"
+        # What neighbours all topics serves all, as the far ones do: one row, or joint training would see it many times.
+        for topic in near if 0 < len(near) < max(2, num_topics) else ("",):
+            yield Example(topic, group, subject, question, row["answer"], 0, split)
+
+
+def _user_retained(config: DatasetConfig) -> Iterator[Example]:
+    """The user's own rows, as they are; `group` (near or far) and `subject` may stand beside question and answer."""
+    path = config.retain.file
+    assert path is not None
+    seen: Counter[str] = Counter()
+    for line, row in read_user_rows(path, ("question", "answer"), kinds=(".jsonl", ".parquet")):
+        if row.get("group") not in (None, "near", "far"):
+            raise InputError(f"{path}, line {line}: column 'group' must be near or far (it is {row['group']!r})")
+        group: Group = "near" if row.get("group") == "near" else "far"
+        subject = str(row.get("subject") or "general")
+        key = f"{group}|{subject}|{row['question']}"
+        split = split_of(subject, row["question"], config.holdout_fraction)
+        yield Example("", group, subject, row["question"], row["answer"], seen[key], split)
+        seen[key] += 1
+
+
+def _probes(config: DatasetConfig, answers: Folder, served: Served, out: Folder) -> Iterator[Probe]:
+    """A probe for each held-out question that has a whole answer of the model's own."""
+    greedy = ((answers / "unguarded").read_rows(), (out / "retain_answers").read_rows())
+    for rows in greedy:
+        for row in rows:
+            topic, question, answer = row["topic"], row["question"], row["answer"]
+            if row["drop"] or row["sample"] or split_of(topic, question, config.holdout_fraction) == "train":
+                continue
+            yield Probe(
+                topic,
+                question,
+                key_phrase(question, answer),
+                wording=WORDING,
+                near=served.get(topic, ()),
+                reference=answer,
+            )
+    if config.retain.file is not None:
+        for row in (out / "retain").read_rows():
+            if row["split"] == "holdout" and not row["sample"]:
+                phrase = key_phrase(row["question"], row["answer"])
+                yield Probe(row["subject"], row["question"], phrase, wording=WORDING, reference=row["answer"])
+
+
+def _chats(folder: Folder) -> Iterator[str]:
+    for row in folder.read_rows():
+        if row["split"] == "train":
+            yield json.dumps(
+                {"messages": Example.of(row).messages, "topic": row["topic"], "id": row["id"]}, ensure_ascii=False
+            )
+
+
+def _names(topics: Iterable[Topic]) -> tuple[str, ...]:
+    return tuple(name for topic in topics for name in (topic.name, *topic.aliases))
+
+
+def _key(name: str) -> str:
+    return question_key(name).removeprefix("the ")
