@@ -157,6 +157,13 @@ def test_the_table_fits_a_terminal_and_shows_counts(report: Report) -> None:
     assert "…" not in text
 
 
+def test_a_topic_with_markup_in_its_name_is_shown_as_it_is() -> None:
+    report = report_of(rows()).model_copy(update={"topics": ["C[/] [red]arrays"]})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(report))
+    assert "C[/] [red]arrays" in console.export_text()
+
+
 def test_the_page_stands_alone_and_escapes_what_models_say(report: Report, tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     (folder / "answers").write_rows(rows(), Answered.schema())

@@ -32,7 +32,10 @@ METRICS = {
         "Worst wording",
         "facts that at least one wording still brings out (near and far: that every wording brings out)",
     ),
-    "rouge_l_recall": ("ROUGE-L recall", "share of the reference's words, in order, that the greedy answer has"),
+    "rouge_l_recall": (
+        "ROUGE-L recall",
+        "share of the reference's words, in order, that the greedy answer has; words of the question count as well",
+    ),
     "keyword_leak": ("Keyword leak", "sampled answers with a term of the topic that the prompt did not contain"),
     "sampled_recall": ("Recall of samples", "sampled answers that contain the true answer"),
     "probability": ("Answer probability", "exp of the mean log-probability of the reference's tokens"),

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -171,7 +172,7 @@ def percent(share: float) -> str:
 def summary_table(report: Report) -> Table:
     """Three rows, and what a person asks first; under each title its number of probes."""
     table = Table(
-        title=f"What {report.model} knows of {', '.join(report.topics)}",
+        title=escape(f"What {report.model} knows of {', '.join(report.topics)}"),
         title_justify="left",
         header_style="bold",
         box=None,
@@ -191,7 +192,11 @@ def summary_table(report: Report) -> Table:
     if 1 < len(wordings) <= 3:
         for wording in wordings:
             scores = report.by_wording[wording]
-            add(f"forget\n{wording}", recall, {m: scores.get(m, {}).get("forget", {}).get(recall) for m in MODELS})
+            add(
+                f"forget\n{escape(wording)}",
+                recall,
+                {m: scores.get(m, {}).get("forget", {}).get(recall) for m in MODELS},
+            )
     else:
         add("forget\nrecall", recall, {m: report.metric(m, "forget", recall) for m in MODELS})
     for title, group, metric in (
