@@ -21,6 +21,7 @@ from unlearn_ray.rows import Row, digest
 MANIFEST = "manifest.json"
 T = TypeVar("T")
 _ROWS_PER_FILE = 16_384
+_ROWS_PER_GROUP = 1_024  # what a reader of a few rows must read
 
 
 class Folder:
@@ -140,6 +141,17 @@ class Folder:
             filesystem.move(target, final)
         return count
 
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write one Parquet file whole or not at all: readers never see half of one."""
+        self.make()
+        filesystem, path = self._open()
+        final = posixpath.join(path, name)
+        target = f"{final}.{os.getpid()}.partial" if self.is_local else final
+        with filesystem.open_output_stream(target) as stream:
+            pq.write_table(table, stream, row_group_size=_ROWS_PER_GROUP)
+        if self.is_local:
+            filesystem.move(target, final)
+
     def read_rows(self, columns: list[str] | None = None, batch_size: int = 1024) -> Iterator[dict[str, Any]]:
         """Stream the rows of the *.parquet files here, in the order of the files' names.
 
@@ -169,19 +181,15 @@ class Folder:
     def write_rows(self, rows: Iterable[Row | Mapping[str, Any]], schema: pa.Schema) -> int:
         """Stream rows into numbered Parquet files here; returns how many. Rows already here are replaced."""
         self.delete()
-        self.make()
-        filesystem, path = self._open()
         count = 0
         for index, chunk in enumerate(_chunks(rows, _ROWS_PER_FILE)):
             table = pa.Table.from_pylist(
                 [row.to_dict() if isinstance(row, Row) else dict(row) for row in chunk], schema
             )
-            with filesystem.open_output_stream(posixpath.join(path, f"{index:05d}.parquet")) as stream:
-                pq.write_table(table, stream)
+            self.write_table(f"{index:05d}.parquet", table)
             count += len(chunk)
         if count == 0:  # an empty file still carries the schema, which readers ask for
-            with filesystem.open_output_stream(posixpath.join(path, "00000.parquet")) as stream:
-                pq.write_table(schema.empty_table(), stream)
+            self.write_table("00000.parquet", schema.empty_table())
         return count
 
 

@@ -177,7 +177,7 @@ class _Engines:
             self._generator = RayDataGenerator(
                 self._config.model_path,
                 self._config.cluster,
-                max_lora_rank=weights.rank if weights.kind == "lora" else None,
+                lora=weights if weights.kind == "lora" else None,
                 on_progress=self._on_progress,
             )
             self._stack.callback(self._generator.close)

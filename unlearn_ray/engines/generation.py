@@ -1,0 +1,205 @@
+"""The generator: Ray Data streams chunks of rows past a fleet of vLLM actors, from Parquet files to Parquet files.
+
+The unit of work is a chunk: some hundred rows, found by position in the source's files. Its output is one file, written whole under a
+name made of the chunk's number and its rows' ids. So a chunk whose file is there is done, whoever was killed in between: an
+interrupted call resumes by looking, a retried task writes the same file again, and no row is there twice. (Ray Data's own
+checkpoints record rows, one id each, after a later write; a row with several output rows does not fit them.)
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import ClusterConfig, Lora
+from unlearn_ray.engines.fleet import Fleet, FleetClient
+from unlearn_ray.engines.protocols import MapCounts, Parse, Render, RowDict
+from unlearn_ray.engines.session import device_of, num_engines
+from unlearn_ray.engines.vllm_engine import EngineSpec
+from unlearn_ray.rows import digest
+
+log = logging.getLogger(__name__)
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of one source file."""
+
+    file: str
+    start: int
+    num_rows: int
+
+
+def chunks_of(source: Folder, size: int) -> Iterator[list[Piece]]:
+    """Pieces of the source's files in order, `size` rows together; reads the files' footers alone."""
+    chunk: list[Piece] = []
+    room = size
+    for name in source.names(".parquet"):
+        with source.filesystem.open_input_file(f"{source.path}/{name}") as file:
+            num_rows = pq.ParquetFile(file).metadata.num_rows
+        start = 0
+        while start < num_rows:
+            taken = min(room, num_rows - start)
+            chunk.append(Piece(name, start, taken))
+            start, room = start + taken, room - taken
+            if room == 0:
+                yield chunk
+                chunk, room = [], size
+    if chunk:
+        yield chunk
+
+
+def read_piece(source: Folder, piece: Piece) -> list[RowDict]:
+    """The rows of a piece; only the row groups that hold them are read."""
+    with source.filesystem.open_input_file(f"{source.path}/{piece.file}") as stream:
+        file = pq.ParquetFile(stream)
+        tables, first, last, position = [], piece.start, piece.start + piece.num_rows, 0
+        for group in range(file.num_row_groups):
+            end = position + file.metadata.row_group(group).num_rows
+            if end > first and position < last:
+                table = file.read_row_group(group)
+                tables.append(table.slice(max(0, first - position), min(end, last) - max(position, first)))
+            position = end
+    rows: list[RowDict] = pa.concat_tables(tables).to_pylist()
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTask:
+    """What a Ray Data task does with one chunk. Returns its counts, not its rows."""
+
+    client: FleetClient
+    source: Folder
+    out: Folder
+    render: Render
+    parse: Parse
+    schema: pa.Schema
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, int]:
+        rows = [row for piece in item["pieces"] for row in read_piece(self.source, Piece(**piece))]
+        name = f"{item['number']:06d}-{digest(*(row['id'] for row in rows))}.parquet"
+        if self.out.exists(name):
+            return {"rows_in": len(rows), "resumed": len(rows), "rows_out": 0, "prompt_tokens": 0, "output_tokens": 0}
+        asked = [list(self.render(row)) for row in rows]
+        replies = self.client.generate([request for requests in asked for request in requests])
+        position = 0
+        parsed: list[RowDict] = []
+        for row, requests in zip(rows, asked, strict=True):
+            parsed.extend(self.parse(row, replies[position : position + len(requests)]))
+            position += len(requests)
+        self.out.write_table(name, pa.Table.from_pylist(parsed, self.schema))
+        return {
+            "rows_in": len(rows),
+            "resumed": 0,
+            "rows_out": len(parsed),
+            "prompt_tokens": sum(reply.num_prompt_tokens for reply in replies),
+            "output_tokens": sum(reply.num_output_tokens for reply in replies),
+        }
+
+
+class RayDataGenerator:
+    """Implements `protocols.Generator` on the Ray that `session.connect` joined. Its fleet starts with the first `map`."""
+
+    def __init__(
+        self,
+        model: str,
+        cluster: ClusterConfig,
+        *,
+        lora: Lora | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """`lora`: the shape of the adapters that requests may name; None where none will."""
+        self._model, self._cluster, self._lora = model, cluster, lora
+        self._on_progress = on_progress or (lambda label, done, total: None)
+        self._fleet: Fleet | None = None
+
+    def map(
+        self,
+        source: Folder,
+        out: Folder,
+        render: Render,
+        parse: Parse,
+        schema: pa.Schema,
+        *,
+        label: str,
+        model: str | None = None,
+    ) -> MapCounts:
+        """See `protocols.Generator.map`."""
+        began = time.monotonic()
+        out.make()
+        chunks = list(chunks_of(source, self._cluster.engines.batch_size))
+        total = sum(piece.num_rows for chunk in chunks for piece in chunk)
+        totals = dict.fromkeys(("rows_in", "resumed", "rows_out", "prompt_tokens", "output_tokens"), 0)
+        if chunks:
+            fleet = self._fleet_of(model or self._model)
+            task = ChunkTask(fleet.client, source, out, render, parse, schema)
+            self._on_progress(label, 0, total)
+            for counts in _stream(chunks, task, fleet.num_slots):
+                for name, number in counts.items():
+                    totals[name] += number
+                self._on_progress(label, totals["rows_in"], total)
+        if not out.names(".parquet"):  # readers ask for the schema
+            out.write_table("000000-empty.parquet", schema.empty_table())
+        return MapCounts(
+            num_rows_in=totals["rows_in"],
+            num_rows_out=totals["rows_out"],
+            num_resumed=totals["resumed"],
+            num_prompt_tokens=totals["prompt_tokens"],
+            num_output_tokens=totals["output_tokens"],
+            seconds=time.monotonic() - began,
+        )
+
+    def close(self) -> None:
+        """Give the engines' CPUs and GPUs back; the next `map` starts engines again."""
+        if self._fleet is not None:
+            self._fleet.close()
+            self._fleet = None
+
+    @property
+    def fleet(self) -> Fleet | None:
+        return self._fleet
+
+    def _fleet_of(self, model: str) -> Fleet:
+        """The running fleet, or a new one in its place: two models at once would need twice the GPUs."""
+        if self._fleet is not None and self._fleet.spec.model != model:
+            self.close()
+        if self._fleet is None:
+            spec = EngineSpec(
+                model, self._cluster.engines, device_of(self._cluster), self._lora if model == self._model else None
+            )
+            count = num_engines(self._cluster)
+            self._on_progress(f"starting {count} vLLM engine{'s' if count > 1 else ''}", 0, 1)
+            self._fleet = Fleet(spec, count)
+            try:
+                self._fleet.wait()
+            except BaseException:
+                self.close()
+                raise
+            self._on_progress(f"starting {count} vLLM engine{'s' if count > 1 else ''}", 1, 1)
+        return self._fleet
+
+
+def _stream(chunks: Sequence[list[Piece]], task: ChunkTask, num_slots: int) -> Iterator[dict[str, int]]:
+    """Counts of each chunk as it is done."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    items = [
+        {"number": number, "pieces": [{"file": p.file, "start": p.start, "num_rows": p.num_rows} for p in chunk]}
+        for number, chunk in enumerate(chunks)
+    ]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        task,
+        num_cpus=0.1,  # it waits for an engine
+        compute=ray.data.TaskPoolStrategy(size=min(num_slots, len(items))),
+    )
+    for row in dataset.iter_rows():
+        yield {name: int(number) for name, number in row.items()}

@@ -1,0 +1,148 @@
+"""Ray for one run: join the cluster that is there, or start one of our own on this machine and stop it again."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+
+from unlearn_ray.config import ClusterConfig
+from unlearn_ray.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+# Logical CPUs are accounting. Ours must hold an engine, a trainer's workers and controller, and Ray Data's tasks at once,
+# or a two-core machine waits for itself for ever; the operating system shares the real cores.
+_LEAST_CPUS = 8
+
+
+@contextmanager
+def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
+    """Join `cluster.address` or RAY_ADDRESS, else start a Ray of our own and stop it at the end.
+
+    Args:
+        logs: folder where the workers' logs of a Ray of our own are copied to at the end.
+
+    Raises:
+        ClusterError: the address can't be reached.
+    """
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():  # somebody else's session, such as a test's
+        yield
+        return
+    _quieten()
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            gist = " ".join(str(error).split())[:200]
+            raise ClusterError(f"the Ray cluster at {address} can't be reached: {gist}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # the default, 15, starves workers beside ordinary processes
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A folder of our own: two heads on one temporary folder take each other's sockets. Short, for the 107 bytes of a socket's path.
+    home = Path(tempfile.mkdtemp(prefix="ur-", dir="/tmp" if Path("/tmp").is_dir() else None))
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cluster.num_cpus or max(_LEAST_CPUS, os.cpu_count() or 1),
+            include_dashboard=False,
+            _temp_dir=str(home),
+            **quiet,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        if logs is not None:
+            _keep_logs(home, logs)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _quieten() -> None:
+    """Ray's libraries report every execution on the console; their log files keep it, the console is the run's own."""
+    import ray.data
+    import ray.train
+
+    for name in ("ray", "ray.data", "ray.train"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)
+
+
+def _keep_logs(home: Path, logs: Path) -> None:
+    """Copy what workers wrote, and only if there is something: a worker's own words are what explains its death."""
+    source = home / "session_latest" / "logs"
+    if not logs.is_dir() or not source.is_dir():
+        return
+    target = logs / "ray"
+    target.mkdir(exist_ok=True)
+    for file in source.glob("worker-*"):
+        if file.is_file() and file.stat().st_size:
+            shutil.copyfile(file, target / file.name)
+
+
+def device_of(cluster: ClusterConfig) -> Literal["cpu", "cuda"]:
+    """What engines and trainers run on: as configured, or CUDA where the cluster has, or can grow to, a GPU."""
+    if cluster.accelerator != "auto":
+        return cluster.accelerator
+    return "cuda" if capacity().get("GPU", 0) >= 1 else "cpu"
+
+
+def capacity() -> dict[str, float]:
+    """The most that the cluster has or, where an autoscaler runs, can grow to."""
+    from ray._private.state import state
+
+    now = ray.cluster_resources()
+    limit = state.get_max_resources_from_cluster_config() or {}
+    return {name: max(float(now.get(name, 0)), float(limit.get(name, 0))) for name in {*now, *limit}}
+
+
+def num_engines(cluster: ClusterConfig) -> int:
+    """How many engines a fleet has: as configured, or as many as the cluster's GPUs hold, and one without GPUs."""
+    engines = cluster.engines
+    if engines.num_engines != "auto":
+        return engines.num_engines
+    if device_of(cluster) == "cpu":
+        return 1
+    return max(1, int(capacity().get("GPU", 0)) // engines.tensor_parallel_size)
+
+
+def require(cluster: ClusterConfig) -> None:
+    """Refuse a config that the cluster can never hold, before anything waits for it.
+
+    Raises:
+        ClusterError: engines or training workers ask for more CPUs or GPUs than there are or can be.
+    """
+    has, device = capacity(), device_of(cluster)
+    engines, workers = cluster.engines, cluster.workers
+    count = num_engines(cluster)
+    wanted = [
+        ("cluster.engines.num_engines", "CPU", count * engines.num_cpus, f"{count} engines of {engines.num_cpus:g}"),
+        (
+            "cluster.workers.num_workers",
+            "CPU",
+            workers.num_workers * workers.num_cpus,
+            f"{workers.num_workers} workers of {workers.num_cpus:g}",
+        ),
+    ]
+    if device == "cuda":
+        tensor_parallel = engines.tensor_parallel_size
+        wanted += [
+            ("cluster.engines.num_engines", "GPU", count * tensor_parallel, f"{count} engines of {tensor_parallel}"),
+            ("cluster.workers.num_workers", "GPU", workers.num_workers, f"{workers.num_workers} workers of 1"),
+        ]
+    for key, resource, amount, what in wanted:
+        if amount > has.get(resource, 0):
+            raise ClusterError(
+                f"{key}: {what} {resource}s ask for {amount:g}, the cluster has {has.get(resource, 0):g}: lower it, or add nodes"
+            )

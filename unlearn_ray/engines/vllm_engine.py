@@ -1,0 +1,247 @@
+"""One vLLM engine in this process, shared by any number of callers. Knows no Ray: an actor of `fleet` holds one.
+
+`vllm.LLM.generate` blocks until its whole batch is done, so the tail of each batch leaves the engine idle. Here one thread steps the
+engine and callers only add requests and wait: batches of several callers run together (continuous batching), on a CPU as on a GPU.
+"""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from unlearn_ray.config import EngineResources, Lora
+from unlearn_ray.engines.protocols import Reply, Request
+from unlearn_ray.errors import EngineError, ModelError
+from unlearn_ray.rows import Drop, Message
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine is made from; small enough to send to an actor."""
+
+    model: str
+    resources: EngineResources
+    device: Literal["cpu", "cuda"]
+    lora: Lora | None = None  # the shape of the adapters that requests will name
+    max_loras: int = 4  # adapters that one batch may mix
+
+
+def environment(spec: EngineSpec) -> dict[str, str]:
+    """Variables that must stand before vLLM is imported."""
+    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": os.environ.get("VLLM_CONFIGURE_LOGGING", "1")}
+    if Path(spec.model).is_dir():
+        variables["HF_HUB_OFFLINE"] = "1"  # a folder needs no hub, and asking one costs seconds where there is none
+    if spec.device == "cpu":
+        variables |= {
+            "VLLM_CPU_KVCACHE_SPACE": f"{max(1, round(spec.resources.kv_cache_gib))}",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" pins every engine of a machine to its first cores
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process instead of three: 2.5 s to start instead of 22
+            "OMP_NUM_THREADS": f"{max(1, int(spec.resources.num_cpus))}",
+            "KMP_BLOCKTIME": "0",  # idle OpenMP threads sleep: other engines and trainers share these cores
+        }
+    return variables
+
+
+class VllmEngine:
+    """A running engine. `generate` may be called from many threads at once."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: it isn't there, or has no chat template.
+            EngineError: vLLM can't start, such as for want of memory; the message says why.
+        """
+        os.environ.update({name: value for name, value in environment(spec).items() if name not in os.environ})
+        self.spec = spec
+        self._incoming: queue.SimpleQueue[tuple[str, dict[str, Any], Future[Any]]] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._failure: BaseException | None = None
+        self._ids = count()
+        self._adapter_ids: dict[str, int] = {}
+        started: Future[None] = Future()
+        # The engine is built and stepped by one thread: CUDA and OpenMP keep state a thread.
+        threading.Thread(target=self._run, args=(started,), name="vllm-engine", daemon=True).start()
+        started.result()
+
+    @property
+    def max_model_len(self) -> int:
+        return self._max_model_len
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """Replies in the order of the requests; one that can't be answered has its `error` set.
+
+        Raises:
+            EngineError: the engine died.
+        """
+        waiting: list[Reply | tuple[Request, list[int], int, Future[Any]]] = []
+        for request, (prompt, answer) in zip(requests, self._encode(requests), strict=True):
+            ids = prompt + answer
+            if len(ids) >= self.max_model_len:
+                waiting.append(Reply(error=Drop.TOO_LONG, num_prompt_tokens=len(ids)))
+                continue
+            future: Future[Any] = Future()
+            arguments = {"ids": ids, "params": self._sampling(request), "lora": self._lora(request.adapter)}
+            self._incoming.put((str(next(self._ids)), arguments, future))
+            waiting.append((request, prompt, len(answer), future))
+        self._wake.set()
+        return [entry if isinstance(entry, Reply) else self._reply(*entry) for entry in waiting]
+
+    def _reply(self, request: Request, prompt: list[int], num_scored: int, future: "Future[Any]") -> Reply:
+        while True:
+            try:
+                output = future.result(timeout=5)
+                break
+            except TimeoutError:
+                if self._failure is not None:
+                    raise EngineError(f"the engine died: {self._failure}") from self._failure
+            except ValueError as error:  # vLLM refused this request alone
+                log.warning("request refused: %s", error)
+                return Reply(error=Drop.ENGINE, num_prompt_tokens=len(prompt))
+        if request.score is not None:
+            scored = output.prompt_logprobs[len(prompt) :] if num_scored else []
+            tokens = output.prompt_token_ids[len(prompt) :]
+            entries = [choices[token] for choices, token in zip(scored, tokens, strict=True)]
+            return Reply(
+                logprobs=tuple(float(entry.logprob) for entry in entries),
+                argmax=tuple(entry.rank == 1 for entry in entries),
+                num_prompt_tokens=len(output.prompt_token_ids),
+            )
+        outputs = sorted(output.outputs, key=lambda sample: sample.index)
+        return Reply(
+            texts=tuple(sample.text for sample in outputs),
+            truncated=tuple(sample.finish_reason == "length" for sample in outputs),
+            num_prompt_tokens=len(prompt),
+            num_output_tokens=sum(len(sample.token_ids) for sample in outputs),
+        )
+
+    def _encode(self, requests: Sequence[Request]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of each prompt, and of the answer to score."""
+        keys = [tuple((message["role"], message["content"]) for message in request.messages) for request in requests]
+        texts = {
+            key: self._render(request.messages) for key, request in zip(keys, requests, strict=True)
+        }  # each prompt once
+        prompts = self._tokenizer(list(texts.values()), add_special_tokens=False).input_ids if texts else []
+        ids = dict(zip(texts, prompts, strict=True))
+        return [(ids[key], self._answer_ids(request.score)) for key, request in zip(keys, requests, strict=True)]
+
+    def _answer_ids(self, answer: str | None) -> list[int]:
+        return list(self._tokenizer(answer, add_special_tokens=False).input_ids) if answer else []
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+    def _sampling(self, request: Request) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if request.score is not None:
+            return SamplingParams(
+                temperature=0.0, max_tokens=1, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
+            )
+        is_greedy = request.temperature == 0.0
+        return SamplingParams(
+            n=1 if is_greedy else request.num_samples,
+            temperature=request.temperature,
+            top_p=1.0 if is_greedy else request.top_p,
+            max_tokens=request.max_tokens,
+            seed=None if is_greedy else request.seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _lora(self, adapter: str | None) -> Any:
+        if adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        number = self._adapter_ids.setdefault(adapter, len(self._adapter_ids) + 1)
+        return LoRARequest(lora_name=adapter, lora_int_id=number, lora_path=adapter)
+
+    def _run(self, started: "Future[None]") -> None:
+        try:
+            self._engine = _start(self.spec)
+            self._tokenizer = self._engine.get_tokenizer()
+            self._max_model_len = int(self._engine.model_config.max_model_len)
+            if not getattr(self._tokenizer, "chat_template", None):
+                raise ModelError(f"{self.spec.model} has no chat template: use an instruction-tuned model")
+            started.set_result(None)
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        pending: dict[str, Future[Any]] = {}
+        try:
+            while True:
+                self._admit(pending)
+                for output in self._engine.step():
+                    if output.finished and (future := pending.pop(output.request_id, None)):
+                        future.set_result(output)
+        except BaseException as error:
+            log.exception("the engine died")
+            self._failure = error
+            for future in pending.values():
+                future.set_exception(EngineError(f"the engine died: {error}"))
+
+    def _admit(self, pending: dict[str, "Future[Any]"]) -> None:
+        """Hand new requests to the engine; with nothing to do, wait for one."""
+        if not pending:
+            self._wake.wait()
+        self._wake.clear()
+        while True:
+            try:
+                name, arguments, future = self._incoming.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                prompt = {"prompt_token_ids": arguments["ids"]}
+                self._engine.add_request(name, prompt, arguments["params"], lora_request=arguments["lora"])
+                pending[name] = future
+            except ValueError as error:
+                future.set_exception(error)
+
+
+def _start(spec: EngineSpec) -> Any:
+    from vllm import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    resources = spec.resources
+    arguments: dict[str, Any] = {
+        "model": spec.model,
+        "dtype": resources.dtype,
+        "max_model_len": resources.max_model_len,
+        "max_num_seqs": resources.max_num_seqs,
+        "tensor_parallel_size": resources.tensor_parallel_size,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "generation_config": "vllm",  # sampling comes from the request alone, not from the model's own defaults
+        "seed": 0,
+    }
+    if spec.lora is not None:
+        arguments |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": _lora_rank(spec.lora.rank)}
+        # Named, so that the output layer stays plain: its LoRA twin miscounts the rows of prompt log-probabilities.
+        arguments["lora_target_modules"] = list(spec.lora.target_modules)
+    if spec.device == "cpu":
+        # A seeded request kills vLLM's CPU engine when prompts are prefilled in chunks.
+        arguments |= {"enforce_eager": True, "distributed_executor_backend": "uni", "enable_chunked_prefill": False}
+    else:
+        arguments |= {"gpu_memory_utilization": resources.gpu_memory_utilization}
+    try:
+        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+    except (OSError, ValueError, RuntimeError) as error:
+        gist = " ".join(str(error).split())[:400]
+        raise EngineError(f"vLLM can't start on {spec.model}: {gist}") from error
+
+
+def _lora_rank(rank: int) -> int:
+    """The least rank at or above `rank` that vLLM has kernels for."""
+    return next((size for size in (1, 8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
+
+
+__all__ = ["EngineSpec", "VllmEngine", "environment"]
