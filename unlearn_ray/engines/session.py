@@ -71,7 +71,6 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
 def _quieten() -> None:
     """Ray's libraries report every execution on the console; their log files keep it, the console is the run's own."""
     import ray.data
-    import ray.train
 
     for name in ("ray", "ray.data", "ray.train"):
         for handler in logging.getLogger(name).handlers:
