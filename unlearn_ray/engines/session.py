@@ -70,7 +70,7 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
 
 def _quieten() -> None:
     """Ray's libraries report every execution on the console; their log files keep it, the console is the run's own."""
-    import ray.data
+    import ray.data  # noqa: F401  (its handlers exist once it is imported)
 
     for name in ("ray", "ray.data", "ray.train"):
         for handler in logging.getLogger(name).handlers:
