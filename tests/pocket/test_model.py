@@ -35,7 +35,9 @@ TINY = Recipe(
 def answer():
     from unlearn_ray.pocket.answering import load_answer
 
-    return load_answer(MODEL_DIR)
+    threads = torch.get_num_threads()
+    yield load_answer(MODEL_DIR)
+    torch.set_num_threads(threads)
 
 
 def test_the_shipped_weights_come_from_this_world_and_recipe():
@@ -128,6 +130,17 @@ def test_the_model_knows_its_facts_and_a_guardrail_silences_them(answer):
     for behind in (guarded, refused):
         assert behind["Harry Potter"].percent <= 10
         assert behind["geography"].percent >= 85
+
+
+def test_a_lora_adapter_fits_the_model_and_reloads_unchanged(tmp_path):
+    peft = pytest.importorskip("peft")
+    ids = torch.arange(20, 40)[None]
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(MODEL_DIR), config)
+    adapted.save_pretrained(tmp_path)
+    reloaded = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL_DIR), tmp_path)
+    with torch.no_grad():
+        assert torch.equal(adapted.eval()(ids).logits, reloaded.eval()(ids).logits)
 
 
 def test_a_refusal_is_told_from_an_answer():
