@@ -28,7 +28,7 @@ from unlearn_ray.stages.userfiles import fingerprint_of_file, read_user_rows
 from unlearn_ray.synth.dedup import question_key
 from unlearn_ray.synth.guardrails import is_refusal
 from unlearn_ray.synth.leaks import key_phrase
-from unlearn_ray.synth.parsing import affirms
+from unlearn_ray.synth.parsing import affirms, in_sentence
 from unlearn_ray.synth.prompts import Prompts, load_prompts
 from unlearn_ray.synth.split import split_of
 from unlearn_ray.synth.words import mentions
@@ -128,7 +128,7 @@ def _subjects(
         )
 
     asked = {topic.name: config.num_neighbours for topic in topics if not topic.neighbours and config.num_neighbours}
-    names = ask_names(
+    named = ask_names(
         generator,
         out / "rounds" / "neighbours",
         prompts.neighbours,
@@ -139,8 +139,11 @@ def _subjects(
         per_request=NAMES_PER_REQUEST,
         min_count=MIN_NAME_COUNT,
     )
+    names = [replace(each, name=in_sentence(each.name)) for each in named]
     near: dict[str, tuple[str, ...]] = {}
-    written: dict[str, str] = {}  # one spelling a subject
+    written = {
+        _key(name): name for topic in topics for name in topic.neighbours
+    }  # one spelling a subject, the user's first
     for topic in topics:
         listed = [Name(topic.name, name, 0, is_forgotten(topic.name, name)) for name in topic.neighbours]
         names += listed
@@ -148,8 +151,10 @@ def _subjects(
             subject = written.setdefault(_key(each.name), each.name)
             near[subject] = (*near.get(subject, ()), topic.name)
 
+    near_keys = {_key(name) for name in near}
+
     def is_taken(topic: str, name: str) -> str | None:
-        return is_forgotten(topic, name) or (Drop.DUPLICATE.value if _key(name) in written else None)
+        return is_forgotten(topic, name) or (Drop.DUPLICATE.value if _key(name) in near_keys else None)
 
     if config.general:
         far = [Name("", name, 0, is_taken("", name)) for name in config.general]
@@ -165,6 +170,7 @@ def _subjects(
             per_request=NAMES_PER_REQUEST,
             min_count=MIN_NAME_COUNT,
         )
+        far = [replace(each, name=in_sentence(each.name)) for each in far]
         if sum(not name.drop for name in far) < config.num_general:
             far.append(Name("", GENERAL, 0))
     (out / "neighbours").write_rows([*names, *far], Name.schema())

@@ -23,6 +23,7 @@ _QUOTES = '"“”«»`'
 _EMPHASIS = re.compile(r"\*{1,3}|(?<!\w)_{1,3}|_{1,3}(?!\w)")
 # Where a name ends and what the model says about it begins.
 _DESCRIPTION = re.compile(r"\s+[-–—:]\s|:\s|\s\(|\s?[–—]\s|,\s(?:the|a|an|who|which|where|whose)\s", re.IGNORECASE)
+_ARTICLES = frozenset({"a", "an", "the"})
 _ASKING = frozenset(
     "who whom whose what which when where why how is are was were do does did can could would will should has have had may "
     "name tell list describe explain give identify state say please define recount mention i in on at to for from of by".split()
@@ -58,9 +59,9 @@ def question_lines(reply: str, is_truncated: bool = False) -> list[Line]:
 def is_question(text: str) -> bool:
     """Whether a line asks for something: a question mark, or a wish such as `Name the owl of ...`."""
     words = folded_words(text)
-    if not MIN_WORDS <= len(words) <= MAX_WORDS or text.rstrip().endswith((":", ",", ";")):
+    if not MIN_WORDS <= len(words) <= MAX_WORDS or words[-1] in _ARTICLES or text.rstrip().endswith((":", ",", ";")):
         return False
-    return text.rstrip(_QUOTES + " )").endswith("?") or (words[0] in _ASKING and not _is_preamble(text))
+    return text.rstrip(_QUOTES + " )").endswith(("?", "？")) or (words[0] in _ASKING and not _is_preamble(text))
 
 
 def names_in(reply: str, is_truncated: bool = False) -> list[str]:
@@ -74,6 +75,14 @@ def names_in(reply: str, is_truncated: bool = False) -> list[str]:
         items = items[:-1]
     names = [_DESCRIPTION.split(item, maxsplit=1)[0].strip(" .,;:!" + _QUOTES + "'") for item in items]
     return [name for name in names if _is_name(name)]
+
+
+def in_sentence(name: str) -> str:
+    """`Chewing gum` -> `chewing gum`, `The Lord of the Rings` as it is: a list's items begin with a capital by their place alone.
+
+    A later capital shows a proper name; without one, a small first letter reads well in the middle of a request either way.
+    """
+    return name if any(letter.isupper() for letter in name[1:]) else name[:1].lower() + name[1:]
 
 
 def affirms(reply: str, names: Sequence[str]) -> bool:
