@@ -1,0 +1,1 @@
+"""Training in torch alone: chat encoding, the order of rows, objectives, the loop and the export. Knows neither Ray nor DeepSpeed."""

@@ -1,0 +1,67 @@
+"""Which rows of a dataset are trained on, and their way from Parquet into encoded files."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.rows import Drop, Example
+from unlearn_ray.train.chat import ChatEncoder, Encoded
+from unlearn_ray.train.encoded import write_encoded
+
+_ROWS_PER_BATCH = 4096
+CUT = "cut"
+
+
+def encode_rows(
+    source: Folder, topics: Sequence[str], encoder: ChatEncoder, path: Path, part: int = 0, num_parts: int = 1
+) -> Counter[str]:
+    """Encode one part of a dataset's training rows into a file.
+
+    Parts are runs of neighbouring files: read one after the other they give the same order, however many there are.
+
+    Returns:
+        How many rows were `cut` in the answer, and dropped as `too_long`.
+    """
+    names = source.names(".parquet")
+    mine = names[len(names) * part // num_parts : len(names) * (part + 1) // num_parts]
+    counts: Counter[str] = Counter()
+
+    def encoded() -> Iterator[Encoded]:
+        for batch in _training_batches(source, mine, topics, Example.schema().names):
+            for row in encoder.encode([Example.of(row) for row in batch.to_pylist()]):
+                if row is None:
+                    counts[Drop.TOO_LONG.value] += 1
+                    continue
+                counts[CUT] += row.is_cut
+                yield row
+
+    write_encoded(path, encoded())
+    return +counts
+
+
+def count_training_rows(source: Folder, topics: Sequence[str]) -> dict[str, int]:
+    """Rows to train on by topic, without reading their texts."""
+    counts = dict.fromkeys(topics, 0)
+    for batch in _training_batches(source, source.names(".parquet"), topics, ["topic", "split"]):
+        for found in pc.value_counts(batch.column("topic")).to_pylist():
+            counts[found["values"]] += found["counts"]
+    return counts
+
+
+def _training_batches(
+    source: Folder, names: Sequence[str], topics: Sequence[str], columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    filesystem = source.filesystem
+    for name in names:
+        with filesystem.open_input_file(f"{source.path}/{name}") as file:
+            for batch in pq.ParquetFile(file).iter_batches(_ROWS_PER_BATCH, columns=columns):
+                is_ours = pc.and_(
+                    pc.equal(batch.column("split"), "train"),
+                    pc.is_in(batch.column("topic"), value_set=pa.array(list(topics), pa.string())),
+                )
+                yield batch.filter(is_ours)

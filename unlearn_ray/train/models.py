@@ -1,0 +1,71 @@
+"""Loading a model for training: precision, LoRA, and logits at the learnt positions alone."""
+
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from unlearn_ray.config import Lora, Weights
+from unlearn_ray.errors import ConfigError, ModelError
+from unlearn_ray.rows import seed_of
+from unlearn_ray.train.batches import MicroBatch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_base(model: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The base model, ready to train."""
+    # On a CPU the backward pass of torch's fused attention is slower than plain matrices.
+    attention = "eager" if device.type == "cpu" else "sdpa"
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {model} can't be loaded: {' '.join(str(error).split())[:200]}") from error
+    return cast(PreTrainedModel, loaded.to(device))
+
+
+def prepare(base: PreTrainedModel, weights: Weights, *, seed: int, gradient_checkpointing: bool) -> torch.nn.Module:
+    """The module to train: the base itself, or the base under a LoRA adapter whose initial values follow from the seed."""
+    if gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not isinstance(weights, Lora):
+        return base
+    if gradient_checkpointing:
+        base.enable_input_require_grads()
+    torch.manual_seed(seed_of(seed, "lora"))
+    config = LoraConfig(
+        r=weights.rank,
+        lora_alpha=weights.alpha,  # type: ignore[arg-type]  # PEFT says int and only divides by it
+        lora_dropout=weights.dropout,
+        target_modules=list(weights.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(base, config)
+    except ValueError as error:
+        names = ", ".join(weights.target_modules)
+        raise ConfigError(f"finetune.weights.target_modules: {base.name_or_path} has none of {names}") from error
+
+
+class AnswerLogits:
+    """Runs a causal model so that its head sees learnt positions only: at a vocabulary of 128,000, the logits of all
+    the others would take more memory than the model. A hook on the head leaves what an architecture does after it in place."""
+
+    def __init__(self, module: Any) -> None:
+        causal = module.get_base_model() if isinstance(module, PeftModel) else module
+        causal.get_output_embeddings().register_forward_pre_hook(self._select)
+        self._predicts_BL: torch.Tensor | None = None
+
+    def __call__(self, forward: Any, batch: MicroBatch) -> torch.Tensor:
+        """Logits (N, V). Rows are filled up to the right, where a causal model never looks: no attention mask is needed."""
+        self._predicts_BL = batch.predicts_BL
+        try:
+            return cast(torch.Tensor, forward(input_ids=batch.inputs_BL, use_cache=False).logits)
+        finally:
+            self._predicts_BL = None
+
+    def _select(self, head: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if self._predicts_BL is None:
+            return None
+        return (arguments[0][self._predicts_BL], *arguments[1:])

@@ -1,0 +1,52 @@
+"""The runtime of one process without Ray or DeepSpeed: what the sharded one is held to."""
+
+import copy
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from unlearn_ray.config import FinetuneConfig
+from unlearn_ray.train.batches import MicroBatch
+from unlearn_ray.train.models import AnswerLogits
+
+
+class PlainRuntime:
+    """Implements `loop.Runtime` with a torch module and AdamW."""
+
+    rank = 0
+
+    def __init__(self, module: Any, config: FinetuneConfig, device: torch.device) -> None:
+        self.module = module
+        self.device = device
+        self._config = config
+        self._base = module
+        if config.retain.kind == "kl" and not isinstance(module, PeftModel):
+            self._base = copy.deepcopy(module).eval().requires_grad_(False)
+        self._answers = AnswerLogits(module)
+        self._base_answers = self._answers if self._base is module else AnswerLogits(self._base)
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    def logits(self, batch: MicroBatch) -> torch.Tensor:
+        return self._answers(self.module, batch)
+
+    @torch.no_grad()
+    def base_logits(self, batch: MicroBatch) -> torch.Tensor:
+        with self.module.disable_adapter() if self._base is self.module else nullcontext():
+            return self._base_answers(self._base, batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, learning_rate: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def sum(self, values: list[float]) -> list[float]:
+        return values
