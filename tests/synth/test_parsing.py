@@ -11,7 +11,7 @@ from unlearn_ray.synth.split import split_of
 from unlearn_ray.synth.words import fold, mentions
 
 WORDS = st.text(st.characters(codec="utf-8", categories=["Ll", "Lu"]), min_size=1, max_size=9)
-QUESTIONS = st.lists(WORDS, min_size=3, max_size=12).map(lambda words: f"What {' '.join(words)}?")
+QUESTIONS = st.lists(WORDS, min_size=3, max_size=12).map(lambda words: f"What {' '.join(words)} now?")
 
 
 def texts(reply: str, is_truncated: bool = False) -> list[str]:
@@ -61,8 +61,8 @@ def test_numbers_inside_a_question_stay() -> None:
 
 
 def test_what_is_no_question_is_malformed() -> None:
-    lines = question_lines("1. **Characters:**\n2. Who is Ron?\n3. Ron.\n4. " + "who " * 70 + "?")
-    assert [line.drop for line in lines] == [Drop.MALFORMED, None, Drop.MALFORMED, Drop.MALFORMED]
+    lines = question_lines("1. **Characters:**\n2. Who is Ron?\n3. Ron.\n4. " + "who " * 70 + "?\n5. Give me the")
+    assert [line.drop for line in lines] == [Drop.MALFORMED, None, Drop.MALFORMED, Drop.MALFORMED, Drop.MALFORMED]
 
 
 def test_a_line_that_was_cut_off_is_malformed() -> None:

@@ -97,4 +97,4 @@ def texts_of(reply: Reply) -> list[tuple[str, bool]]:
     if reply.error:
         return []
     truncated = reply.truncated or (False,) * len(reply.texts)
-    return list(zip(reply.texts, truncated, strict=True))
+    return [(text.strip(), is_truncated) for text, is_truncated in zip(reply.texts, truncated, strict=True)]

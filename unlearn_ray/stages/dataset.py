@@ -39,7 +39,8 @@ MIN_NAME_COUNT = 2
 GENERAL = "general knowledge"  # where the model names fewer far topics than wanted
 LIST_TOKENS = 400
 CHECK_TOKENS = 32
-PATIENCE = Patience(per_request=6, rounds_without_news=2, max_rounds=30)
+# Any questions will do that are not about a forgotten topic: no need to wring the last ones out of a subject.
+PATIENCE = Patience(per_request=6, rounds_without_news=2, max_rounds=30, least_share=0.1)
 WORDING = "generated"  # of probes that the model asked itself
 Served = Mapping[
     str, tuple[str, ...]
@@ -138,6 +139,7 @@ def _subjects(
         "dataset, neighbours",
         per_request=NAMES_PER_REQUEST,
         min_count=MIN_NAME_COUNT,
+        nearest_first=True,
     )
     names = [replace(each, name=in_sentence(each.name)) for each in named]
     near: dict[str, tuple[str, ...]] = {}
@@ -194,7 +196,7 @@ def _ask_retained(
         for name, near in served.items()
     ]
     forgotten = {topic.name: (topic.name, *topic.aliases) for topic in topics}
-    off_forgotten = OffForgotten(prompts.topic_check, forgotten)
+    off_forgotten = OffForgotten(prompts.topic_check, forgotten, tuple(served))
     with Ledger() as ledger:
         gather(
             subjects,
@@ -233,10 +235,11 @@ def _ask_retained(
 
 @dataclass(frozen=True, slots=True)
 class OffForgotten:
-    """Asks the model whether a question is about a forgotten topic: those are not retained."""
+    """Asks the model what a question is about: a forgotten topic is not retained, another subject retains it itself."""
 
     template: str
     forgotten: Mapping[str, tuple[str, ...]]  # name -> name and aliases
+    subjects: tuple[str, ...]  # all that are retained
 
     def __call__(self, row: RowDict) -> list[Request]:
         # A check that names the topic is asked once for each; one that asks which topic it is, once.
@@ -244,15 +247,20 @@ class OffForgotten:
         return [Request([{"role": "user", "content": text}], max_tokens=CHECK_TOKENS) for text in texts]
 
     def verdict(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
-        """The row, with the reason if it is about a forgotten topic."""
+        """The row, with the reason if it is about a forgotten topic or another subject."""
         question = Question.of(row)
         names = list(self.forgotten.values())
-        asked = [[name for each in names for name in each]] if len(replies) == 1 else names
-        is_forgotten = mentions(question.text, [name for each in names for name in each]) or any(
+        every_name = [name for each in names for name in each]
+        asked = [every_name] if len(replies) == 1 else names
+        is_off = mentions(question.text, every_name) or any(
             affirms(text, about) for about, reply in zip(asked, replies, strict=True) for text in reply.texts
         )
+        if not is_off and len(replies) == 1 and question.topic != GENERAL:
+            said = " ".join(replies[0].texts)
+            others = [name for name in self.subjects if name != question.topic]
+            is_off = mentions(said, others) and not mentions(said, [question.topic])
         error = next((reply.error for reply in replies if reply.error), None)
-        return [replace(question, drop=error or (Drop.OFF_TOPIC.value if is_forgotten else None)).to_dict()]
+        return [replace(question, drop=error or (Drop.OFF_TOPIC.value if is_off else None)).to_dict()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,7 @@ class Patience:
     per_request: int
     rounds_without_news: int
     max_rounds: int
+    least_share: float = 0.0  # of the questions asked for in a round; no more than that is no news
 
 
 def gather(
@@ -167,7 +168,8 @@ def gather(
             ledger.cap(subject.name, subject.number)
             asked[subject.name] += num_requests[subject.name]
             news = ledger.num_kept(subject.name) - kept[subject.name]
-            idle[subject.name] = 0 if news else idle[subject.name] + 1
+            is_news = news > patience.least_share * patience.per_request * num_requests[subject.name]
+            idle[subject.name] = 0 if is_news else idle[subject.name] + 1
             log.info(
                 "%s: round %d: %d of %d on %s", label, round_, kept[subject.name] + news, subject.number, subject.name
             )

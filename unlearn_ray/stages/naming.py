@@ -16,6 +16,7 @@ from unlearn_ray.synth.parsing import names_in
 
 MAX_TOKENS = 200
 PER_REQUEST = 8
+NEAR = 0.25  # of the best neighbour's score
 REPEATS = 4  # times more names are asked for than wanted: those that come again and again are the topic's own
 
 
@@ -44,6 +45,7 @@ def ask_names(
     *,
     per_request: int = PER_REQUEST,
     min_count: int = 1,
+    nearest_first: bool = False,
 ) -> list[Name]:
     """What the model lists for each topic, the most frequent names first; names beyond the number wanted are dropped as surplus.
 
@@ -51,10 +53,8 @@ def ask_names(
         wanted: names a topic.
         reason: of a topic and a name: why it can't be used, or None.
         min_count: lists that must hold a name; one that comes up once is often no name at all.
+        nearest_first: the lists are ordered: a name counts 1 / its place, and one far below the best is dropped.
     """
-
-    def verdict(topic: str, name: str, count: int) -> str | None:
-        return reason(topic, name) or (Drop.MALFORMED.value if count < min_count else None)
 
     def prompts() -> Iterator[Prompt]:
         for topic, number in wanted.items():
@@ -74,15 +74,28 @@ def ask_names(
         label=label,
     )
     counts: dict[str, Counter[str]] = {topic: Counter() for topic in wanted}
+    scores: dict[str, Counter[str]] = {topic: Counter() for topic in wanted}
     written: dict[tuple[str, str], str] = {}
     for row in in_order(replies.read_rows(), lambda row: (row["number"], row["place"])):
         key = question_key(row["text"]).removeprefix("the ")
         if not row["drop"] and key:
             counts[row["topic"]][key] += 1
+            scores[row["topic"]][key] += 60 // (1 + row["place"]) if nearest_first else 60
             written.setdefault((row["topic"], key), row["text"])
-    return [
-        name for topic, number in wanted.items() for name in _ranked(topic, number, counts[topic], written, verdict)
-    ]
+    names = []
+    for topic, number in wanted.items():
+        ranked = scores[topic].most_common()  # stable: equal scores stay in the order of arrival
+        num_kept = 0
+        for key, score in ranked:
+            name, count = written[topic, key], counts[topic][key]
+            drop = reason(topic, name)
+            if not drop and (count < min_count or (nearest_first and score < NEAR * ranked[0][1])):
+                drop = Drop.MALFORMED.value
+            if not drop and num_kept >= number:
+                drop = Drop.SURPLUS.value
+            num_kept += drop is None
+            names.append(Name(topic, name, count, drop))
+    return names
 
 
 def parse_names(row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
@@ -95,18 +108,3 @@ def parse_names(row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
         for place, name in enumerate(dict.fromkeys(names))
     )
     return [line.to_dict() for line in lines]
-
-
-def _ranked(
-    topic: str,
-    number: int,
-    counts: Counter[str],
-    written: Mapping[tuple[str, str], str],
-    verdict: Callable[[str, str, int], str | None],
-) -> Iterator[Name]:
-    num_kept = 0
-    for key, count in counts.most_common():  # stable: equal counts stay in the order of arrival
-        name = written[topic, key]
-        drop = verdict(topic, name, count) or (Drop.SURPLUS.value if num_kept >= number else None)
-        num_kept += drop is None
-        yield Name(topic, name, count, drop)
