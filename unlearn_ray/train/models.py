@@ -27,6 +27,7 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device) -> PreTraine
 
 def prepare(base: PreTrainedModel, weights: Weights, *, seed: int, gradient_checkpointing: bool) -> torch.nn.Module:
     """The module to train: the base itself, or the base under a LoRA adapter whose initial values follow from the seed."""
+    base.train()
     if gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not isinstance(weights, Lora):
