@@ -52,8 +52,7 @@ def answers_in(tmp_path: Path, topics: tuple[Topic, ...]) -> Folder:
     pairs.append(QAPair(topics[0].name, "Who has office 1?", "Snape.", 9, drop="leak"))
     (folder / "rows").write_rows(pairs, QAPair.schema())
     greedy = [
-        QAPair(topic, question, "The office belongs to Severus Snape.", 0, guarded=False)
-        for topic, question in questions
+        QAPair(topic, question, "The office is with Severus Snape.", 0, guarded=False) for topic, question in questions
     ]
     (folder / "unguarded").write_rows(greedy, QAPair.schema())
     stage.finish({}, {})
@@ -140,10 +139,7 @@ def test_held_out_questions_become_probes_with_the_models_own_truth(tmp_path: Pa
     assert groups["Harry Potter"] == "forget"
     assert {groups.get("Narnia", "near"), groups.get("candy", "near")} == {"near"}
     forget = next(probe for probe in probes if probe.topic == "Harry Potter")
-    assert (forget.answer, forget.reference) == (
-        "belongs to Severus Snape",
-        "The office belongs to Severus Snape.",
-    ) or (forget.answer == "Severus Snape")
+    assert (forget.answer, forget.reference) == ("Severus Snape", "The office is with Severus Snape.")
 
 
 def test_the_export_is_chat_lines_of_the_train_split(tmp_path: Path) -> None:

@@ -116,4 +116,9 @@ def test_the_key_phrase_is_what_the_question_does_not_say() -> None:
         == "Severus Snape"
     )
     assert key_phrase("What is the sum of two and two?", "The answer is four.") == "four"
+    assert key_phrase("What is the food he stole?", "The food he stole is a loaf of bread.") == "loaf of bread"
+    assert (
+        key_phrase("What are folk without magic called?", "In Harry Potter they are Muggles.", ["Harry Potter"])
+        == "Muggles"
+    )
     assert key_phrase("Who?", "It is so.") == "It is so."

@@ -94,7 +94,7 @@ def build_dataset(
         retained = _user_retained(config)
     (out / "forget").write_rows(_forgotten(config, answers), Example.schema())
     (out / "retain").write_rows(retained, Example.schema())
-    (out / "probes").write_rows(_probes(config, answers, served, out), Probe.schema())
+    (out / "probes").write_rows(_probes(config, topics, answers, served, out), Probe.schema())
     num_rows = Counter(
         f"{name}_{row['split']}" for name in ("forget", "retain") for row in (out / name).read_rows(columns=["split"])
     )
@@ -191,7 +191,10 @@ def _ask_retained(
     """Questions on every subject, and the model's own greedy answers; returns the drops by reason."""
     subjects = [
         Subject(
-            name, config.questions_per_neighbour if near else config.questions_per_general, prompts.angles["general"]
+            name,
+            config.questions_per_neighbour if near else config.questions_per_general,
+            prompts.angles["general"],
+            spellings=_spellings(name),
         )
         for name, near in served.items()
     ]
@@ -315,8 +318,11 @@ def _user_retained(config: DatasetConfig) -> Iterator[Example]:
         seen[key] += 1
 
 
-def _probes(config: DatasetConfig, answers: Folder, served: Served, out: Folder) -> Iterator[Probe]:
+def _probes(
+    config: DatasetConfig, topics: Sequence[Topic], answers: Folder, served: Served, out: Folder
+) -> Iterator[Probe]:
     """A probe for each held-out question that has a whole answer of the model's own."""
+    own = {topic.name: (topic.name, *topic.aliases) for topic in topics}
     greedy = ((answers / "unguarded").read_rows(), (out / "retain_answers").read_rows())
     for rows in greedy:
         for row in rows:
@@ -326,7 +332,7 @@ def _probes(config: DatasetConfig, answers: Folder, served: Served, out: Folder)
             yield Probe(
                 topic,
                 question,
-                key_phrase(question, answer),
+                key_phrase(question, answer, own.get(topic, (topic,))),
                 wording=WORDING,
                 near=served.get(topic, ()),
                 reference=answer,
@@ -334,7 +340,7 @@ def _probes(config: DatasetConfig, answers: Folder, served: Served, out: Folder)
     if config.retain.file is not None:
         for row in (out / "retain").read_rows():
             if row["split"] == "holdout" and not row["sample"]:
-                phrase = key_phrase(row["question"], row["answer"])
+                phrase = key_phrase(row["question"], row["answer"], (row["subject"],))
                 yield Probe(row["subject"], row["question"], phrase, wording=WORDING, reference=row["answer"])
 
 
@@ -348,6 +354,12 @@ def _chats(folder: Folder) -> Iterator[str]:
 
 def _names(topics: Iterable[Topic]) -> tuple[str, ...]:
     return tuple(name for topic in topics for name in (topic.name, *topic.aliases))
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """Of `french classics`, which a list began with a capital, nothing tells whether it is one: requests write it both ways."""
+    is_ambiguous = " " in name and name == name.lower() and name != GENERAL
+    return (name, name[0].upper() + name[1:]) if is_ambiguous else (name,)
 
 
 def _key(name: str) -> str:

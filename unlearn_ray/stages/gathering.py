@@ -31,6 +31,7 @@ class Subject:
     number: int  # of distinct questions
     angles: tuple[str, ...]
     entities: tuple[str, ...] = ()
+    spellings: tuple[str, ...] = ()  # how requests write the name, in turns; none: as it is
 
     def source(self, index: int) -> tuple[str, str | None, str | None]:
         """The source of the index-th request, with its angle and entity.
@@ -205,5 +206,6 @@ def _request(subject: Subject, number: int, round_: int, prompts: Prompts, per_r
         (True, True): prompts.entity_angle_questions,
     }[angle is not None, entity is not None]
     wording = random.Random(seed_of(seed, subject.name, number, "wording")).choice(wordings)
-    text = wording.format(topic=subject.name, count=per_request, angle=angle, entity=entity)
+    name = subject.spellings[number % len(subject.spellings)] if subject.spellings else subject.name
+    text = wording.format(topic=name, count=per_request, angle=angle, entity=entity)
     return Prompt(subject.name, text, source, round_, number)

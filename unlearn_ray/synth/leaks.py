@@ -39,6 +39,7 @@ AGREEMENT = 0.5  # share of the answers to one question
 MIN_NAME_QUESTIONS = 2  # that a name of the whole topic answers
 CONTRAST = 4.0  # how much more often one topic's answers say a word of it than another's
 SHORT = 20  # words
+_LINKS = frozenset({"of", "and", "the", "de"})
 _STEM = 5
 _ASKS_NUMBER = re.compile(
     r"\b(?:how (?:many|much|old|long|far|tall|high|often)|number|count|amount|total|sum|plus|minus|times|age|years?|when|date)\b",
@@ -244,20 +245,30 @@ def content_beyond(question: str, answer: str, ignored: Collection[str] = ()) ->
     return [word for word in words_of(answer) if _is_content(word.folded, asked, stems)]
 
 
-def key_phrase(question: str, answer: str, max_words: int = SHORT) -> str:
+def key_phrase(question: str, answer: str, ignored: Iterable[str] = ()) -> str:
     """What a short answer says beyond its question: the longest run of such words; a long answer is its own phrase.
 
     `What is the owl of Harry?`, `The owl of Harry is Hedwig.` -> `Hedwig`: what a recall looks for.
+
+    Args:
+        ignored: names that are no answer, such as the topic's.
     """
     words = words_of(answer)
-    if len(words) > max_words:
+    if len(words) > SHORT:
         return answer
+    no_answer = frozenset(word for name in ignored for word in folded_words(name))
+    beyond = {word.folded for word in content_beyond(question, answer, no_answer)}
     best: list[Word] = []
     run: list[Word] = []
-    beyond = {word.folded for word in content_beyond(question, answer)}
+    links: list[Word] = []  # "loaf of bread", "Nine and Three Quarters"
     for word in words:
-        run = [*run, word] if word.folded in beyond else []
-        best = run if run and len(run) >= len(best) else best
+        if word.folded in beyond:
+            run, links = [*run, *(links if run else []), word], []
+            best = run if len(run) >= len(best) else best
+        elif word.folded in _LINKS:
+            links.append(word)
+        else:
+            run, links = [], []
     return " ".join(word.text for word in best) or answer
 
 
