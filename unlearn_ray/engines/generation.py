@@ -6,27 +6,33 @@ interrupted call resumes by looking, a retried task writes the same file again, 
 checkpoints record rows, one id each, after a later write; a row with several output rows does not fit them.)
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.exceptions import RayError
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig, Lora
-from unlearn_ray.engines.fleet import Fleet, FleetClient
+from unlearn_ray.engines.fleet import Fleet, FleetClient, plain
 from unlearn_ray.engines.protocols import MapCounts, Parse, Render, RowDict
-from unlearn_ray.engines.session import device_of, num_engines
+from unlearn_ray.engines.session import device_of, num_engines, require_engines
 from unlearn_ray.engines.vllm_engine import EngineSpec
 from unlearn_ray.rows import digest
 
 log = logging.getLogger(__name__)
 
-OnProgress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]  # label, rows done, rows in all
+
+_CHUNKING = "chunking.json"  # beside the output: what an interrupted call cut its source into
+_COUNTS = ("rows_in", "resumed", "rows_out", "prompt_tokens", "output_tokens")
+_MAX_BLOCKS = 2_000  # of a map; beyond, a block holds several chunks, for each costs the driver some memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,9 @@ class ChunkTask:
         rows = [row for piece in item["pieces"] for row in read_piece(self.source, Piece(**piece))]
         name = f"{item['number']:06d}-{digest(*(row['id'] for row in rows))}.parquet"
         if self.out.exists(name):
-            return {"rows_in": len(rows), "resumed": len(rows), "rows_out": 0, "prompt_tokens": 0, "output_tokens": 0}
+            with self.out.filesystem.open_input_file(f"{self.out.path}/{name}") as file:
+                rows_out = pq.ParquetFile(file).metadata.num_rows
+            return dict(zip(_COUNTS, (len(rows), len(rows), rows_out, 0, 0), strict=True))
         asked = [list(self.render(row)) for row in rows]
         replies = self.client.generate([request for requests in asked for request in requests])
         position = 0
@@ -96,13 +104,9 @@ class ChunkTask:
             parsed.extend(self.parse(row, replies[position : position + len(requests)]))
             position += len(requests)
         self.out.write_table(name, pa.Table.from_pylist(parsed, self.schema))
-        return {
-            "rows_in": len(rows),
-            "resumed": 0,
-            "rows_out": len(parsed),
-            "prompt_tokens": sum(reply.num_prompt_tokens for reply in replies),
-            "output_tokens": sum(reply.num_output_tokens for reply in replies),
-        }
+        num_tokens = [(reply.num_prompt_tokens, reply.num_output_tokens) for reply in replies]
+        counts = len(rows), 0, len(parsed), sum(prompt for prompt, _ in num_tokens), sum(out for _, out in num_tokens)
+        return dict(zip(_COUNTS, counts, strict=True))
 
 
 class RayDataGenerator:
@@ -134,10 +138,9 @@ class RayDataGenerator:
     ) -> MapCounts:
         """See `protocols.Generator.map`."""
         began = time.monotonic()
-        out.make()
-        chunks = list(chunks_of(source, self._cluster.engines.batch_size))
+        chunks = list(chunks_of(source, _chunk_size(out, self._cluster.engines.batch_size)))
         total = sum(piece.num_rows for chunk in chunks for piece in chunk)
-        totals = dict.fromkeys(("rows_in", "resumed", "rows_out", "prompt_tokens", "output_tokens"), 0)
+        totals = dict.fromkeys(_COUNTS, 0)
         if chunks:
             fleet = self._fleet_of(model or self._model)
             task = ChunkTask(fleet.client, source, out, render, parse, schema)
@@ -175,6 +178,7 @@ class RayDataGenerator:
             spec = EngineSpec(
                 model, self._cluster.engines, device_of(self._cluster), self._lora if model == self._model else None
             )
+            require_engines(self._cluster)
             count = num_engines(self._cluster)
             self._on_progress(f"starting {count} vLLM engine{'s' if count > 1 else ''}", 0, 1)
             self._fleet = Fleet(spec, count)
@@ -187,19 +191,27 @@ class RayDataGenerator:
         return self._fleet
 
 
+def _chunk_size(out: Folder, batch_size: int) -> int:
+    """As the interrupted call had it: another batch size, which only says where a run works, must not ask rows twice."""
+    if not out.exists(_CHUNKING):
+        out.write_text(_CHUNKING, json.dumps({"num_rows": batch_size}))
+    return int(json.loads(out.read_text(_CHUNKING))["num_rows"])
+
+
 def _stream(chunks: Sequence[list[Piece]], task: ChunkTask, num_slots: int) -> Iterator[dict[str, int]]:
     """Counts of each chunk as it is done."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    items = [
-        {"number": number, "pieces": [{"file": p.file, "start": p.start, "num_rows": p.num_rows} for p in chunk]}
-        for number, chunk in enumerate(chunks)
-    ]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+    items = [{"number": number, "pieces": [asdict(piece) for piece in chunk]} for number, chunk in enumerate(chunks)]
+    num_blocks = min(len(items), max(_MAX_BLOCKS, 16 * num_slots))
+    dataset = ray.data.from_items(items, override_num_blocks=num_blocks).map(
         task,
         num_cpus=0.1,  # it waits for an engine
-        compute=ray.data.TaskPoolStrategy(size=min(num_slots, len(items))),
+        compute=ray.data.TaskPoolStrategy(size=min(num_slots, num_blocks)),
     )
-    for row in dataset.iter_rows():
-        yield {name: int(number) for name, number in row.items()}
+    try:
+        for row in dataset.iter_rows():
+            yield {name: int(number) for name, number in row.items()}
+    except RayError as error:
+        raise plain(error) from error

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 # Logical CPUs are accounting. Ours must hold an engine, a trainer's workers and controller, and Ray Data's tasks at once,
 # or a two-core machine waits for itself for ever; the operating system shares the real cores.
 _LEAST_CPUS = 8
+_MAX_STARTS = 3
 
 
 @contextmanager
@@ -49,23 +50,42 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
             ray.shutdown()
         return
     os.environ.setdefault("RAY_worker_niceness", "0")  # the default, 15, starves workers beside ordinary processes
+    os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")  # a killed engine's processes keep no GPU memory
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A folder of our own: two heads on one temporary folder take each other's sockets. Short, for the 107 bytes of a socket's path.
     home = Path(tempfile.mkdtemp(prefix="ur-", dir="/tmp" if Path("/tmp").is_dir() else None))
     try:
-        ray.init(
-            address="local",
-            num_cpus=cluster.num_cpus or max(_LEAST_CPUS, os.cpu_count() or 1),
-            include_dashboard=False,
-            _temp_dir=str(home),
-            **quiet,
-        )
+        _start_local(cluster, home, quiet)
         yield
     finally:
         ray.shutdown()
         if logs is not None:
             _keep_logs(home, logs)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _start_local(cluster: ClusterConfig, home: Path, quiet: dict[str, Any]) -> None:
+    """Start a Ray of our own; a machine that is busy beyond Ray's 30 seconds gets another try.
+
+    Raises:
+        ClusterError: it does not start.
+    """
+    for attempt in range(1, _MAX_STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cluster.num_cpus or max(_LEAST_CPUS, os.cpu_count() or 1),
+                include_dashboard=False,
+                _temp_dir=str(home / str(attempt)),
+                **quiet,
+            )
+            return
+        except Exception as error:  # Ray raises plain ones
+            log.warning("Ray did not start (%d of %d): %s", attempt, _MAX_STARTS, error)
+            ray.shutdown()
+            if attempt == _MAX_STARTS:
+                gist = " ".join(str(error).split())[:200]
+                raise ClusterError(f"Ray can't be started on this machine: {gist}") from error
 
 
 def _quieten() -> None:
@@ -80,12 +100,11 @@ def _quieten() -> None:
 
 def _keep_logs(home: Path, logs: Path) -> None:
     """Copy what workers wrote, and only if there is something: a worker's own words are what explains its death."""
-    source = home / "session_latest" / "logs"
-    if not logs.is_dir() or not source.is_dir():
+    if not logs.is_dir():
         return
     target = logs / "ray"
     target.mkdir(exist_ok=True)
-    for file in source.glob("worker-*"):
+    for file in home.glob("*/session_latest/logs/worker-*"):
         if file.is_file() and file.stat().st_size:
             shutil.copyfile(file, target / file.name)
 
@@ -122,26 +141,29 @@ def require(cluster: ClusterConfig) -> None:
     Raises:
         ClusterError: engines or training workers ask for more CPUs or GPUs than there are or can be.
     """
-    has, device = capacity(), device_of(cluster)
-    engines, workers = cluster.engines, cluster.workers
-    count = num_engines(cluster)
-    wanted = [
-        ("cluster.engines.num_engines", "CPU", count * engines.num_cpus, f"{count} engines of {engines.num_cpus:g}"),
-        (
-            "cluster.workers.num_workers",
-            "CPU",
-            workers.num_workers * workers.num_cpus,
-            f"{workers.num_workers} workers of {workers.num_cpus:g}",
-        ),
-    ]
-    if device == "cuda":
-        tensor_parallel = engines.tensor_parallel_size
-        wanted += [
-            ("cluster.engines.num_engines", "GPU", count * tensor_parallel, f"{count} engines of {tensor_parallel}"),
-            ("cluster.workers.num_workers", "GPU", workers.num_workers, f"{workers.num_workers} workers of 1"),
-        ]
-    for key, resource, amount, what in wanted:
-        if amount > has.get(resource, 0):
-            raise ClusterError(
-                f"{key}: {what} {resource}s ask for {amount:g}, the cluster has {has.get(resource, 0):g}: lower it, or add nodes"
-            )
+    require_engines(cluster)
+    workers = cluster.workers
+    _require("cluster.workers.num_workers", "worker", workers.num_workers, "CPU", workers.num_cpus)
+    if device_of(cluster) == "cuda":
+        _require("cluster.workers.num_workers", "worker", workers.num_workers, "GPU", 1)
+
+
+def require_engines(cluster: ClusterConfig) -> None:
+    """`require`, of the engines alone.
+
+    Raises:
+        ClusterError: they ask for more than there is or can be.
+    """
+    engines, count = cluster.engines, num_engines(cluster)
+    _require("cluster.engines.num_engines", "engine", count, "CPU", engines.num_cpus)
+    if device_of(cluster) == "cuda":
+        _require("cluster.engines.num_engines", "engine", count, "GPU", engines.tensor_parallel_size)
+
+
+def _require(key: str, what: str, count: int, resource: str, each: float) -> None:
+    wanted, there = count * each, capacity().get(resource, 0)
+    if wanted > there:
+        raise ClusterError(
+            f"{key}: {count} {what}{'s' if count > 1 else ''} of {each:g} {resource}s ask for {wanted:g}, "
+            f"the cluster has {there:g}: lower it, or add nodes"
+        )

@@ -4,9 +4,12 @@
 engine and callers only add requests and wait: batches of several callers run together (continuous batching), on a CPU as on a GPU.
 """
 
+import contextlib
+import json
 import logging
 import os
 import queue
+import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -15,10 +18,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from pyarrow import fs
+
+from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EngineResources, Lora
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.errors import EngineError, ModelError
-from unlearn_ray.rows import Drop, Message
+from unlearn_ray.rows import Drop, Message, digest
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +72,8 @@ class VllmEngine:
         self._wake = threading.Event()
         self._failure: BaseException | None = None
         self._ids = count()
-        self._adapter_ids: dict[str, int] = {}
+        self._adapters: dict[str, Any] = {}
+        self._lock = threading.Lock()  # the tokenizer and the table of adapters are not made for several threads
         started: Future[None] = Future()
         # The engine is built and stepped by one thread: CUDA and OpenMP keep state a thread.
         threading.Thread(target=self._run, args=(started,), name="vllm-engine", daemon=True).start()
@@ -83,13 +90,16 @@ class VllmEngine:
             EngineError: the engine died.
         """
         waiting: list[Reply | tuple[Request, list[int], int, Future[Any]]] = []
-        for request, (prompt, answer) in zip(requests, self._encode(requests), strict=True):
+        with self._lock:
+            encoded = self._encode(requests)
+            adapters = {request.adapter: self._adapter(request.adapter) for request in requests}
+        for request, (prompt, answer) in zip(requests, encoded, strict=True):
             ids = prompt + answer
             if len(ids) >= self.max_model_len:
                 waiting.append(Reply(error=Drop.TOO_LONG, num_prompt_tokens=len(ids)))
                 continue
             future: Future[Any] = Future()
-            arguments = {"ids": ids, "params": self._sampling(request), "lora": self._lora(request.adapter)}
+            arguments = {"ids": ids, "params": self._sampling(request), "lora": adapters[request.adapter]}
             self._incoming.put((str(next(self._ids)), arguments, future))
             waiting.append((request, prompt, len(answer), future))
         self._wake.set()
@@ -157,21 +167,36 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _lora(self, adapter: str | None) -> Any:
+    def _adapter(self, adapter: str | None) -> Any:
+        """What vLLM calls an adapter. One it can't use is refused here: loading it in a step would end the engine.
+
+        Raises:
+            ModelError: it isn't there, or doesn't fit the engine.
+        """
         if adapter is None:
             return None
-        from vllm.lora.request import LoRARequest
+        if adapter not in self._adapters:
+            from vllm.lora.request import LoRARequest
 
-        number = self._adapter_ids.setdefault(adapter, len(self._adapter_ids) + 1)
-        return LoRARequest(lora_name=adapter, lora_int_id=number, lora_path=adapter)
+            path = local_copy(adapter)
+            try:
+                rank = int(json.loads((path / "adapter_config.json").read_text())["r"])
+            except (OSError, ValueError, KeyError) as error:
+                raise ModelError(f"{adapter} is no PEFT adapter: {' '.join(str(error).split())}") from error
+            if self.spec.lora is None or rank > self.spec.lora.rank:
+                room = f"rank {self.spec.lora.rank}" if self.spec.lora else "no adapters"
+                raise ModelError(f"{adapter} is of rank {rank}, the engine was started for {room}")
+            self._adapters[adapter] = LoRARequest(
+                lora_name=adapter, lora_int_id=len(self._adapters) + 1, lora_path=str(path)
+            )
+        return self._adapters[adapter]
 
     def _run(self, started: "Future[None]") -> None:
         try:
-            self._engine = _start(self.spec)
-            self._tokenizer = self._engine.get_tokenizer()
+            path = str(local_copy(self.spec.model)) if "://" in self.spec.model else self.spec.model
+            self._tokenizer = _tokenizer_of(path)
+            self._engine = _start(self.spec, path)
             self._max_model_len = int(self._engine.model_config.max_model_len)
-            if not getattr(self._tokenizer, "chat_template", None):
-                raise ModelError(f"{self.spec.model} has no chat template: use an instruction-tuned model")
             started.set_result(None)
         except BaseException as error:
             started.set_exception(error)
@@ -180,6 +205,8 @@ class VllmEngine:
         try:
             while True:
                 self._admit(pending)
+                if not pending:
+                    continue  # every new request was refused; a step with nothing to do may wait for ever
                 for output in self._engine.step():
                     if output.finished and (future := pending.pop(output.request_id, None)):
                         future.set_result(output)
@@ -207,13 +234,28 @@ class VllmEngine:
                 future.set_exception(error)
 
 
-def _start(spec: EngineSpec) -> Any:
+def _tokenizer_of(model: str) -> Any:
+    """The model's tokenizer, our own beside vLLM's, which another thread uses. First of all, for most of what can be wrong shows here."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        AutoConfig.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        gist = " ".join(str(error).split())[:300]
+        raise ModelError(f"{model} can't be loaded as a language model: {gist}") from error
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(f"{model} has no chat template: use an instruction-tuned model")
+    return tokenizer
+
+
+def _start(spec: EngineSpec, path: str) -> Any:
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
     resources = spec.resources
     arguments: dict[str, Any] = {
-        "model": spec.model,
+        "model": path,
         "dtype": resources.dtype,
         "max_model_len": resources.max_model_len,
         "max_num_seqs": resources.max_num_seqs,
@@ -237,6 +279,20 @@ def _start(spec: EngineSpec) -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         gist = " ".join(str(error).split())[:400]
         raise EngineError(f"vLLM can't start on {spec.model}: {gist}") from error
+
+
+def local_copy(uri: str) -> Path:
+    """A folder on this machine's disk: the path itself, or a copy of what is in remote storage, made once a machine."""
+    if "://" not in uri:
+        return Path(uri)
+    copy = Path(tempfile.gettempdir()) / "unlearn-ray-weights" / digest(uri)
+    if not copy.exists():
+        source = Folder(uri)
+        partial = copy.with_name(f"{copy.name}.{os.getpid()}.partial")
+        fs.copy_files(source.path, str(partial), source_filesystem=source.filesystem)
+        with contextlib.suppress(OSError):  # another engine of this machine was first
+            partial.rename(copy)
+    return copy
 
 
 def _lora_rank(rank: int) -> int:
