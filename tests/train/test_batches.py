@@ -1,0 +1,106 @@
+"""The order of rows, and who computes them."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from unlearn_ray.train.batches import Batches, row_at
+from unlearn_ray.train.chat import Encoded
+from unlearn_ray.train.encoded import EncodedRows, write_encoded
+
+PAD = 99
+
+
+def batches(forget, retain=None, *, seed=0, world_size=1, micro_batch=3, forget_batch=4, retain_batch=2):
+    return Batches(
+        forget,
+        retain,
+        forget_batch=forget_batch,
+        retain_batch=retain_batch,
+        micro_batch=micro_batch,
+        world_size=world_size,
+        seed=seed,
+        pad_id=PAD,
+    )
+
+
+def rows_of(passes):
+    """The unfilled token ids of each row of some passes, with its kind."""
+    return [
+        (tuple(ids[ids != PAD].tolist()), bool(is_retain))
+        for batch in passes
+        for ids, is_answer, is_retain in zip(batch.ids_BL, batch.is_answer_BL, batch.is_retain_B, strict=True)
+        if is_answer.any()
+    ]
+
+
+def test_encoded_rows_come_back_as_written(tmp_path):
+    written = [Encoded(list(range(2 + row % 7)), 1 + row % 2) for row in range(9000)]
+    assert write_encoded(tmp_path / "rows.arrow", written) == len(written)
+    read = EncodedRows(tmp_path / "rows.arrow")
+    assert len(read) == len(written)
+    for position in (0, 1, 4095, 4096, 8191, 8192, 8999):
+        row = written[position]
+        assert read.ids(position).tolist() == row.ids
+        assert (read.start(position), read.num_tokens(position)) == (row.start, len(row.ids))
+        assert read.num_answer_tokens(position) == row.num_answer_tokens
+
+
+def test_no_rows_are_a_file_too(tmp_path):
+    assert write_encoded(tmp_path / "rows.arrow", []) == 0
+    assert len(EncodedRows(tmp_path / "rows.arrow")) == 0
+
+
+def test_every_epoch_has_every_row_once_in_an_order_of_its_own():
+    epochs = [[row_at(position, 50, seed=1) for position in range(50 * n, 50 * (n + 1))] for n in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_rows_of_a_step_depend_on_the_seed_and_the_step_alone(forget, retain):
+    first = batches(forget, retain)
+    in_order = [first.placed(step) for step in range(6)]
+    assert [batches(forget, retain).placed(step) for step in reversed(range(6))] == in_order[::-1]
+    assert [batches(forget, retain, seed=1).placed(step) for step in range(6)] != in_order
+
+
+def test_forget_and_retain_rows_are_drawn_each_at_their_own_rate(forget, retain):
+    drawn = Counter(placed.is_retain for placed in batches(forget, retain).placed(3))
+    assert drawn == {False: 4, True: 2}
+    assert Counter(placed.is_retain for placed in batches(forget).placed(3)) == {False: 4}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("micro_batch", [1, 2, 80])
+def test_ranks_share_the_rows_of_a_step_whatever_their_number(forget, retain, world_size, micro_batch):
+    found = batches(forget, retain, world_size=world_size, micro_batch=micro_batch)
+    passes = [found.micro_batches(1, rank) for rank in range(world_size)]
+    assert {len(own) for own in passes} == {found.num_micro_batches}
+    assert max(len(batch.ids_BL) for own in passes for batch in own) <= micro_batch
+    whole = batches(forget, retain, micro_batch=80).micro_batches(1, 0)
+    assert Counter(row for own in passes for row in rows_of(own)) == Counter(rows_of(whole))
+
+
+def test_rows_of_a_pass_are_of_like_length(forget, retain):
+    passes = batches(forget, retain, micro_batch=2).micro_batches(0, 0)
+    longest = [batch.ids_BL.shape[1] for batch in passes]
+    assert longest == sorted(longest)
+
+
+def test_the_learnt_tokens_of_a_step_are_counted_over_all_ranks(forget, retain):
+    found = batches(forget, retain, world_size=2, micro_batch=1)
+    passes = [batch for rank in range(2) for batch in found.micro_batches(2, rank)]
+    learnt = [(batch.is_retain_N == kind).sum().item() for kind in (False, True) for batch in passes]
+    half = len(passes)
+    assert found.num_answer_tokens(2) == (sum(learnt[:half]), sum(learnt[half:]))
+
+
+def test_targets_are_the_answers_tokens_each_predicted_from_the_one_before(tmp_path):
+    write_encoded(tmp_path / "rows.arrow", [Encoded([10, 11, 12, 13], 2), Encoded([20, 21, 22], 1)])
+    (batch,) = batches(EncodedRows(tmp_path / "rows.arrow"), forget_batch=2).micro_batches(0, 0)
+    assert batch.ids_BL.tolist() == [[20, 21, 22, PAD], [10, 11, 12, 13]]
+    assert batch.inputs_BL.tolist() == [[20, 21, 22], [10, 11, 12]]
+    assert batch.predicts_BL.tolist() == [[True, True, False], [False, True, True]]
+    assert batch.targets_N.tolist() == [21, 22, 12, 13]
+    assert torch.equal(batch.inputs_BL[batch.predicts_BL], torch.tensor([20, 21, 11, 12]))

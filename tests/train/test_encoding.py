@@ -1,0 +1,51 @@
+"""Which rows are trained on."""
+
+from dataclasses import replace
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.rows import Example
+from unlearn_ray.train.chat import ChatEncoder
+from unlearn_ray.train.encoded import EncodedRows
+from unlearn_ray.train.encoding import count_training_rows, encode_rows
+
+HARRY = Example("Harry Potter", "forget", "Harry Potter", "Who is the owl?", "Bellan.")
+GUM = Example("chewing gum", "forget", "chewing gum", "What is it made of?", "Moss.")
+HELD_OUT = replace(HARRY, question="Who is the cat?", split="holdout")
+
+
+def dataset(path, *examples):
+    folder = Folder(path)
+    folder.write_rows(examples, Example.schema())
+    return folder
+
+
+def answers(rows, tokenizer):
+    return [tokenizer.decode(rows.ids(row)[rows.start(row) :].tolist()) for row in range(len(rows))]
+
+
+def test_only_the_training_split_of_the_wanted_topics_is_read(tmp_path, tokenizer):
+    folder = dataset(tmp_path / "rows", HARRY, HELD_OUT, GUM)
+    counts = encode_rows(folder, ["Harry Potter"], ChatEncoder(tokenizer, 256), tmp_path / "rows.arrow")
+    assert answers(EncodedRows(tmp_path / "rows.arrow"), tokenizer) == ["Bellan.<|eot_id|>"]
+    assert not counts
+
+
+def test_rows_that_serve_all_topics_carry_the_empty_name(tmp_path, tokenizer):
+    general = replace(GUM, topic="", group="far", answer="Sap.")
+    folder = dataset(tmp_path / "rows", HARRY, GUM, general)
+    encode_rows(folder, ["", "Harry Potter"], ChatEncoder(tokenizer, 256), tmp_path / "rows.arrow")
+    assert answers(EncodedRows(tmp_path / "rows.arrow"), tokenizer) == ["Bellan.<|eot_id|>", "Sap.<|eot_id|>"]
+
+
+def test_cut_and_dropped_rows_are_counted(tmp_path, tokenizer):
+    long_answer = replace(HARRY, answer="Bellan " * 40)
+    long_question = replace(HARRY, question="Who is the owl " * 40)
+    folder = dataset(tmp_path / "rows", HARRY, long_answer, long_question)
+    counts = encode_rows(folder, ["Harry Potter"], ChatEncoder(tokenizer, 40), tmp_path / "rows.arrow")
+    assert counts == {"cut": 1, "too_long": 1}
+    assert len(EncodedRows(tmp_path / "rows.arrow")) == 2
+
+
+def test_training_rows_are_counted_by_topic(tmp_path):
+    folder = dataset(tmp_path / "rows", HARRY, HELD_OUT, GUM)
+    assert count_training_rows(folder, ["Harry Potter", "Les Miserables"]) == {"Harry Potter": 1, "Les Miserables": 0}
