@@ -2,8 +2,8 @@
 
     python -m unlearn_ray.pocket.check [--model DIR]
 
-Prints a table and writes `check.json` into the model's folder. Runs on one core with plain transformers; the sampling
-seeds are fixed, so the same model, machine and libraries measure the same.
+Prints a table and writes it into the model's folder, as `check.json` and in its card. Runs on one core with plain
+transformers; the sampling seeds are fixed, so the same model, machine and libraries measure the same.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ NUM_LISTS = 32
 LIST_TEMPERATURE = 0.9
 LEAK_BAR = 2.0
 HELD_OUT_LEAK_BAR = 7.0
+CARD_MARKERS = ("<!-- check -->", "<!-- /check -->")
 
 Asked = list[tuple[Fact, str]]
 
@@ -207,6 +208,18 @@ def check_other_requests(world: World, answer: Answer) -> list[Row]:
     return rows
 
 
+def write_card_table(card: Path, rows: list[Row]) -> None:
+    """Put the measured shares into the model's card, between its two markers."""
+    lines = ["| | measured | n | bar | |", "| --- | --- | --- | --- | --- |"]
+    for each in rows:
+        bar = "" if each.bar is None else f"{'≥' if each.at_least else '≤'} {each.bar:g} %"
+        lines.append(f"| {each.section}: {each.name} | {each.percent:.1f} % | {each.n} | {bar} | {each.verdict} |")
+    before, _, rest = card.read_text(encoding="utf-8").partition(CARD_MARKERS[0])
+    _, _, after = rest.partition(CARD_MARKERS[1])
+    table = "\n".join(lines)
+    card.write_text(f"{before}{CARD_MARKERS[0]}\n\n{table}\n\n{CARD_MARKERS[1]}{after}", encoding="utf-8")
+
+
 CHECKS = (check_recall, check_leaks, check_spill, check_question_lists, check_other_requests)
 
 
@@ -234,6 +247,8 @@ def main() -> None:
         "rows": [asdict(each) | {"verdict": each.verdict} for each in rows],
     }
     (folder / "check.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    if (card := folder / "README.md").exists():
+        write_card_table(card, rows)
 
 
 if __name__ == "__main__":
