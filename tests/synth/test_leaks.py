@@ -121,4 +121,5 @@ def test_the_key_phrase_is_what_the_question_does_not_say() -> None:
         key_phrase("What are folk without magic called?", "In Harry Potter they are Muggles.", ["Harry Potter"])
         == "Muggles"
     )
+    assert key_phrase("Where does Elrond live?", "The elf home of Elrond is Rivendell.") == "Rivendell"
     assert key_phrase("Who?", "It is so.") == "It is so."

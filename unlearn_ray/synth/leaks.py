@@ -246,7 +246,9 @@ def content_beyond(question: str, answer: str, ignored: Collection[str] = ()) ->
 
 
 def key_phrase(question: str, answer: str, ignored: Iterable[str] = ()) -> str:
-    """What a short answer says beyond its question: the longest run of such words; a long answer is its own phrase.
+    """What a short answer says beyond its question: the longest run of such words, one with a name before one without.
+
+    A long answer is its own phrase.
 
     `What is the owl of Harry?`, `The owl of Harry is Hedwig.` -> `Hedwig`: what a recall looks for.
 
@@ -264,12 +266,16 @@ def key_phrase(question: str, answer: str, ignored: Iterable[str] = ()) -> str:
     for word in words:
         if word.folded in beyond:
             run, links = [*run, *(links if run else []), word], []
-            best = run if len(run) >= len(best) else best
+            best = max(run, best, key=lambda words: (any(_tells(word) for word in words), len(words)))
         elif word.folded in _LINKS:
             links.append(word)
         else:
             run, links = [], []
     return " ".join(word.text for word in best) or answer
+
+
+def _tells(word: Word) -> bool:
+    return _is_number(word.folded) or (word.is_capitalised and not word.is_first)
 
 
 def _invents(answer: str, question: str, known: Collection[str]) -> bool:
