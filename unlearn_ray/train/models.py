@@ -37,7 +37,7 @@ def prepare(base: PreTrainedModel, weights: Weights, *, seed: int, gradient_chec
     torch.manual_seed(seed_of(seed, "lora"))
     config = LoraConfig(
         r=weights.rank,
-        lora_alpha=weights.alpha,  # type: ignore[arg-type]  # PEFT says int and only divides by it
+        lora_alpha=weights.alpha,
         lora_dropout=weights.dropout,
         target_modules=list(weights.target_modules),
         task_type="CAUSAL_LM",

@@ -38,7 +38,7 @@ class PlainRuntime:
             return self._base_answers(self._base, batch)
 
     def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self, learning_rate: float) -> float:
         for group in self._optimizer.param_groups:
