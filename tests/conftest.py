@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 CLUSTER = ClusterConfig(accelerator="cpu", num_cpus=8, engines=EngineResources(dtype="float32", batch_size=16))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"ray_session", "generator"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.real)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[ClusterConfig]:
     """A Ray of the tests' own."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 # or a two-core machine waits for itself for ever; the operating system shares the real cores.
 _LEAST_CPUS = 8
 _MAX_STARTS = 3
+_SECONDS_TO_KNOCK = 10
 
 
 @contextmanager
@@ -39,6 +41,7 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
     _quieten()
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if address:
+        _knock(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -62,6 +65,21 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
         if logs is not None:
             _keep_logs(home, logs)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would try for minutes, and write about it to the console.
+
+    Raises:
+        ClusterError: there is no connection.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto": Ray finds it
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_KNOCK).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"the Ray cluster at {address} can't be reached: {error}") from error
 
 
 def _start_local(cluster: ClusterConfig, home: Path, quiet: dict[str, Any]) -> None:
