@@ -38,7 +38,7 @@ class EchoEngine:
         return True, [Reply((word,), (False,)) for word in words]
 
     def close(self) -> None:
-        os._exit(0)
+        pass
 
 
 class NeverStarts(EchoEngine):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -46,13 +46,13 @@ class EngineActor:
         try:
             return True, self._engine.generate(requests)
         except EngineError:
-            self.close()  # vLLM doesn't outlive its own failure, and a dead actor is what the dispatcher mends
+            self.close()
+            os._exit(1)  # vLLM doesn't outlive its own failure, and a dead actor is what the dispatcher mends
 
-    def close(self) -> NoReturn:
-        """End this process and those that vLLM started: left behind, they would keep the GPU's memory."""
+    def close(self) -> None:
+        """End the processes that vLLM started: they would outlive a killed actor, and keep the GPU's memory."""
         for child in multiprocessing.active_children():
             child.kill()
-        os._exit(0)
 
 
 class _Dispatcher:
@@ -179,18 +179,17 @@ class _Dispatcher:
         for task in self._starting.values():
             task.cancel()
         engines = list(self._engines.values())
-        endings = [asyncio.ensure_future(_ending(engine)) for engine in engines]
-        if endings:
+        if endings := [asyncio.ensure_future(_closed(engine)) for engine in engines]:
             await asyncio.wait(endings, timeout=_SECONDS_TO_CLOSE)
         for engine in engines:
             ray.kill(engine)
 
 
-async def _ending(engine: ActorHandle) -> None:
+async def _closed(engine: ActorHandle) -> None:
     try:
         await engine.close.remote()
     except RayError:
-        return  # as it should: it is gone
+        return  # it is gone already
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,16 @@ checkpoints record rows, one id each, after a later write; a row with several ou
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray import cloudpickle
 from ray.exceptions import RayError
 
 from unlearn_ray.artifacts import Folder
@@ -107,6 +110,15 @@ class ChunkTask:
         num_tokens = [(reply.num_prompt_tokens, reply.num_output_tokens) for reply in replies]
         counts = len(rows), 0, len(parsed), sum(prompt for prompt, _ in num_tokens), sum(out for _, out in num_tokens)
         return dict(zip(_COUNTS, counts, strict=True))
+
+
+def _attempt(task: ChunkTask, item: dict[str, Any]) -> dict[str, Any]:
+    """The chunk's counts; or its error, to be raised as it is: Ray Data would wrap it in several of its own."""
+    try:
+        return task(item) | {"error": b""}
+    except Exception as error:
+        error.add_note(f"in a worker:\n{traceback.format_exc()}")
+        return dict.fromkeys(_COUNTS, 0) | {"error": cloudpickle.dumps(error)}
 
 
 class RayDataGenerator:
@@ -206,12 +218,14 @@ def _stream(chunks: Sequence[list[Piece]], task: ChunkTask, num_slots: int) -> I
     items = [{"number": number, "pieces": [asdict(piece) for piece in chunk]} for number, chunk in enumerate(chunks)]
     num_blocks = min(len(items), max(_MAX_BLOCKS, 16 * num_slots))
     dataset = ray.data.from_items(items, override_num_blocks=num_blocks).map(
-        task,
+        partial(_attempt, task),
         num_cpus=0.1,  # it waits for an engine
         compute=ray.data.TaskPoolStrategy(size=min(num_slots, num_blocks)),
     )
     try:
         for row in dataset.iter_rows():
+            if packed := row.pop("error"):
+                raise cloudpickle.loads(packed)
             yield {name: int(number) for name, number in row.items()}
     except RayError as error:
         raise plain(error) from error
