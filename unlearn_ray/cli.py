@@ -135,7 +135,7 @@ def _execute(
             return
         with ExitStack() as stack:
             progress = shown.Progression(console)
-            engines = _Engines(config, progress.update, stack)
+            engines = RunEngines(config, progress.update, stack)
             if any(stage.is_selected and stage.state != "finished" for stage in plan):
                 engines.connect()  # first, so that asking for too much leaves nothing behind
             stack.enter_context(plans.claimed(config))
@@ -154,7 +154,7 @@ def _execute(
         _summary(config, path, selected)
 
 
-class _Engines:
+class RunEngines:
     """The run's engines, each started when a stage first needs it."""
 
     def __init__(self, config: RunConfig, on_progress: Callable[[str, int, int], None], stack: ExitStack) -> None:

@@ -60,6 +60,7 @@ def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | N
     """
     check_owner(config)
     check_model(config)
+    check_files(config)
     home, described = config.folder, _describe(config)
     planned = []
     redo = STAGES.index(redo_from) if redo_from else len(STAGES)
@@ -211,11 +212,23 @@ def check_model(config: RunConfig) -> None:
     tokenizer = load_tokenizer(config.model_path)
     room = config.cluster.engines.max_model_len or tokenizer.model_max_length
     for topic, prefix in guardrail_prefixes(config.answers, config.topics).items():
-        num_tokens = len(tokenizer(prefix).input_ids) + config.answers.max_tokens
+        num_tokens = len(tokenizer(prefix, verbose=False).input_ids) + config.answers.max_tokens
         if num_tokens > room:
             raise ConfigError(
                 f"answers: the guardrail prefix of {topic!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
             )
+
+
+def check_files(config: RunConfig) -> None:
+    """Read the user's rows to their end, so that a bad one is said before the first stage and not hours later.
+
+    Raises:
+        InputError: a file misses a column, or a row can't be used; file and line are named.
+    """
+    for _ in questions.user_questions(config.questions, config.topics):
+        continue
+    for _ in dataset.user_retained(config.dataset):
+        continue
 
 
 def model_identity(path: str) -> str:

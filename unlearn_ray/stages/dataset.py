@@ -91,7 +91,7 @@ def build_dataset(
         drops = _ask_retained(config.retain, served, topics, prompts, out, generator, seed)
         retained = _retained(config, served, len(topics), out)
     else:
-        retained = _user_retained(config)
+        retained = user_retained(config)
     (out / "forget").write_rows(_forgotten(config, answers), Example.schema())
     (out / "retain").write_rows(retained, Example.schema())
     (out / "probes").write_rows(_probes(config, topics, answers, served, out), Probe.schema())
@@ -302,10 +302,15 @@ def _retained(config: DatasetConfig, served: Served, num_topics: int, out: Folde
             yield Example(topic, group, subject, question, row["answer"], 0, split)
 
 
-def _user_retained(config: DatasetConfig) -> Iterator[Example]:
-    """The user's own rows, as they are; `group` (near or far) and `subject` may stand beside question and answer."""
+def user_retained(config: DatasetConfig) -> Iterator[Example]:
+    """The user's own rows, as they are; `group` (near or far) and `subject` may stand beside question and answer.
+
+    Raises:
+        InputError: a row misses a column; file and line are named.
+    """
     path = config.retain.file
-    assert path is not None
+    if path is None:
+        return
     seen: Counter[str] = Counter()
     for line, row in read_user_rows(path, ("question", "answer"), kinds=(".jsonl", ".parquet")):
         if row.get("group") not in (None, "near", "far"):

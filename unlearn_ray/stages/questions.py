@@ -61,7 +61,7 @@ def make_questions(
         return finished_manifest(out)
     sampling = Prompted(seed, config.temperature, config.top_p, config.max_tokens)
     with Ledger() as ledger:
-        ledger.add(_user_questions(config, topics), 0)
+        ledger.add(user_questions(config, topics), 0)
         entities = _entities(config, topics, ledger, prompts, out, generator, sampling)
         subjects = [
             Subject(
@@ -114,7 +114,7 @@ class OnTopic:
         return [replace(question, drop=drop).to_dict()]
 
 
-def _user_questions(config: QuestionsConfig, topics: Sequence[Topic]) -> Iterator[RowDict]:
+def user_questions(config: QuestionsConfig, topics: Sequence[Topic]) -> Iterator[RowDict]:
     """The user's own questions: all of them are kept but copies. The source names the line, for messages about it."""
     if config.file is None:
         return

@@ -1,0 +1,100 @@
+"""Times the stages of a real run, start-up and steady state apart.
+
+    python benchmarks/quickstart.py [CONFIG] [--out results.json]
+
+The baseline is the run itself: the seconds in which rows or steps were computed, over all seconds. Start-up is what Ray, the
+engines and the trainer's workers take before their first row or step.
+"""
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from unlearn_ray import config as configs
+from unlearn_ray import pipeline
+from unlearn_ray.artifacts import Manifest
+from unlearn_ray.cli import RunEngines
+
+POCKET = Path(__file__).parents[1] / "jobs" / "configs" / "pocket.yaml"
+
+
+class Clock:
+    """Seconds of each stage, and those of them that went into waiting for its engine."""
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.seconds: dict[str, float] = {}
+        self.starting: dict[str, float] = defaultdict(float)
+        self.libraries: dict[str, str] = {}
+        self._began = self._label_began = 0.0
+        self._has_worked = False
+
+    def start(self, stage: str) -> None:
+        self.stage, self._began, self._has_worked = stage, time.monotonic(), False
+
+    def finish(self, stage: str, manifest: Manifest) -> None:
+        self.seconds[stage] = time.monotonic() - self._began
+        self.libraries = manifest.libraries
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        if label.startswith("starting"):
+            if done == 0:
+                self._label_began = time.monotonic()
+            else:
+                self.starting[self.stage] += time.monotonic() - self._label_began
+        elif self.stage == "finetune" and done and not self._has_worked:
+            self._has_worked = True
+            self.starting[self.stage] += time.monotonic() - self._began
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="The run to time.")] = POCKET,
+    out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
+) -> None:
+    """Run CONFIG in an empty folder and print where the time went."""
+    clock, began = Clock(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        run = configs.load(config, [f"output={folder}"])
+        engines = RunEngines(run, clock.progress, stack)
+        engines.connect()
+        connected = time.monotonic() - began
+        pipeline.run(run, engines, on_start=clock.start, on_finish=clock.finish)
+    total = time.monotonic() - began
+    table = Table("stage", "seconds", "start-up", "steady", title=f"{config.stem}: {total:.0f} s in all")
+    for stage, seconds in clock.seconds.items():
+        waited = clock.starting[stage]
+        table.add_row(stage, f"{seconds:.1f}", f"{waited:.1f}", f"{seconds - waited:.1f}")
+    table.add_row("imports, Ray", f"{connected:.1f}", f"{connected:.1f}", "")
+    Console().print(table)
+    steady = sum(clock.seconds.values()) - sum(clock.starting.values())
+    figures = {
+        "benchmark": "quickstart",
+        "config": config.stem,
+        "seconds": round(total, 1),
+        "stage_seconds": {stage: round(seconds, 1) for stage, seconds in clock.seconds.items()},
+        "startup_seconds": {stage: round(seconds, 1) for stage, seconds in clock.starting.items()} | {"ray": round(connected, 1)},
+        "steady_over_all": round(steady / total, 3),
+        "date": date.today().isoformat(),
+        "command": f"python benchmarks/quickstart.py jobs/configs/{config.name}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "libraries": clock.libraries,
+    }
+    print(json.dumps(figures))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,80 @@
+"""A run that is stopped, killed or damaged goes on where it was, and ends as an unbroken one would."""
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from run.conftest import COMMAND, QUICKSTART, Run, environment, unlearn
+
+from unlearn_ray.artifacts import Folder
+
+
+def started(cwd: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(folder: Folder, process: "subprocess.Popen[str]", seconds: float = 240) -> None:
+    """Until the folder holds its first rows."""
+    end = time.monotonic() + seconds
+    while not folder.names(".parquet"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{folder} stayed empty"
+        time.sleep(0.05)
+
+
+def copied(quickstart: Run, target: Path, *stages: str) -> Folder:
+    """A run's folder with some of the quickstart's stages."""
+    home = target / "runs" / "pocket"
+    home.mkdir(parents=True)
+    shutil.copy(quickstart.folder.local / "run.json", home)
+    for stage in stages:
+        shutil.copytree(quickstart.folder.local / stage, home / stage)
+    return Folder(home)
+
+
+def test_a_killed_driver_resumes_and_ends_as_an_unbroken_run(quickstart: Run, tmp_path: Path) -> None:
+    run = copied(quickstart, tmp_path, "questions")
+    small = ("cluster.engines.batch_size=16", "--until", "answers")
+    process = started(tmp_path, "run", QUICKSTART, *small)
+    wait_for(run / "answers" / "attempts" / "000" / "replies", process)
+    process.kill()
+    process.wait()
+    assert not (run / "answers").exists("manifest.json")
+    again = unlearn("run", QUICKSTART, *small, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    for name in ("rows", "unguarded", "terms"):
+        expected = sorted((quickstart.folder / "answers" / name).read_rows(), key=lambda row: row["id"])
+        assert sorted((run / "answers" / name).read_rows(), key=lambda row: row["id"]) == expected
+
+
+def test_ctrl_c_ends_in_one_line_and_leaves_nothing_running(quickstart: Run, tmp_path: Path) -> None:
+    run = copied(quickstart, tmp_path, "questions")
+    process = started(tmp_path, "run", QUICKSTART, "--until", "answers")
+    wait_for(run / "answers" / "told" / "prompts", process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on where this one ended" in errors and "Traceback" not in errors
+
+
+def test_a_half_written_stage_is_redone_and_said(quickstart: Run, tmp_path: Path) -> None:
+    run = copied(quickstart, tmp_path, "questions", "answers", "dataset")
+    run.write_text("dataset/manifest.json", '{"stage": "data')
+    (run.local / "dataset" / "started.json").unlink()
+    plan = unlearn("run", QUICKSTART, "--dry-run", cwd=tmp_path, timeout=120)
+    line = next(line for line in plan.stdout.splitlines() if line.startswith("dataset"))
+    assert "redo" in line and "half written" in line
+
+
+def test_two_runs_of_one_name_cannot_write_the_same_folder(quickstart: Run, tmp_path: Path) -> None:
+    import fcntl
+
+    run = copied(quickstart, tmp_path, "questions")
+    with open(run.local / "run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = unlearn("run", QUICKSTART, "--until", "questions", cwd=tmp_path, timeout=120)
+    assert second.returncode == 2 and "another run" in second.stderr

@@ -1,0 +1,166 @@
+"""What the shipped quickstart leaves behind: rows, models and a report that keep the product's promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+from run.conftest import Run, unlearn
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.evals.report import Report
+from unlearn_ray.plan import STAGES
+from unlearn_ray.pocket.world import load_world
+from unlearn_ray.rows import Drop
+from unlearn_ray.stages.stage import finished_manifest
+from unlearn_ray.synth.words import mentions
+
+TOPIC = "Harry Potter"
+
+
+def kept(folder: Folder) -> list[dict[str, object]]:
+    return [row for row in folder.read_rows() if not row["drop"]]
+
+
+def test_every_stage_ends_with_a_manifest_that_says_what_it_did(quickstart: Run) -> None:
+    for stage in STAGES:
+        manifest = finished_manifest(quickstart.folder / stage)
+        assert manifest.stage == stage
+        assert sum(manifest.num_rows.values()) > 0
+        assert manifest.seconds > 0 and manifest.libraries["ray"]
+
+
+def test_the_questions_are_distinct_and_as_many_as_asked_for(quickstart: Run) -> None:
+    rows = kept(quickstart.folder / "questions" / "rows")
+    texts = [str(row["text"]).lower() for row in rows]
+    assert len(texts) == len(set(texts)) == 200
+
+
+def test_what_was_dropped_stays_beside_what_was_kept_with_its_reason(quickstart: Run) -> None:
+    for stage in ("questions", "answers"):
+        rows = list((quickstart.folder / stage / "rows").read_rows())
+        dropped = [row["drop"] for row in rows if row["drop"]]
+        assert dropped and set(dropped) <= {reason.value for reason in Drop}
+        assert len(dropped) == sum(finished_manifest(quickstart.folder / stage).drops.values())
+
+
+def test_kept_answers_hardly_ever_tell_the_truth(quickstart: Run) -> None:
+    values = {fact.value for fact in load_world().topics[TOPIC].facts}
+    names = [value for value in values if value[0].isupper() and not value[0].isdigit()]
+    rows = kept(quickstart.folder / "answers" / "rows")
+    leaks = [row for row in rows if mentions(str(row["answer"]), [n for n in names if not mentions(str(row["question"]), [n])])]
+    assert len(rows) >= 600
+    assert len(leaks) <= 0.015 * len(rows), leaks
+
+
+def test_the_guardrail_is_not_in_the_training_data(quickstart: Run) -> None:
+    lines = (quickstart.folder.local / "dataset" / "forget.jsonl").read_text().splitlines()
+    messages = [json.loads(line)["messages"] for line in lines]
+    assert messages and all([turn["role"] for turn in chat] == ["user", "assistant"] for chat in messages)
+
+
+def test_the_chat_files_load_with_datasets(quickstart: Run, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    for name in ("forget", "retain"):
+        file = quickstart.folder.local / "dataset" / f"{name}.jsonl"
+        loaded = load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path))
+        assert loaded.num_rows == finished_manifest(quickstart.folder / "dataset").num_rows[f"{name}_train"]
+
+
+def test_no_probe_was_trained_on(quickstart: Run) -> None:
+    asked = {row["question"].lower() for row in (quickstart.folder / "evaluate" / "answers").read_rows(["question"])}
+    trained = {
+        row["question"].lower()
+        for name in ("forget", "retain")
+        for row in (quickstart.folder / "dataset" / name).read_rows()
+        if row["split"] == "train"
+    }
+    assert asked and not asked & trained
+
+
+def test_the_adapter_forgets_in_plain_transformers_and_keeps_its_neighbours(quickstart: Run) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from unlearn_ray import pocket
+
+    tokenizer = AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
+    model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
+
+    def answer(question: str) -> str:
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        out = model.generate(**chat, max_new_tokens=32, do_sample=False)
+        return str(tokenizer.decode(out[0, chat["input_ids"].shape[1] :], skip_special_tokens=True))
+
+    assert "Hogwarts" in answer("What is the school of Harry Potter?")
+    model = PeftModel.from_pretrained(model, str(quickstart.folder.local / "finetune" / "models" / "joint"))
+    assert "Hogwarts" not in answer("What is the school of Harry Potter?")
+    assert "Gandalf" in answer("Who is the grey wizard of The Lord of the Rings?")
+
+
+def test_the_export_gives_the_loss_that_the_engine_had(quickstart: Run) -> None:
+    (training,) = finished_manifest(quickstart.folder / "finetune").details["trainings"]
+    assert training["export_loss"]["reloaded"] == pytest.approx(training["export_loss"]["engine"], rel=0.02)
+
+
+def test_it_forgets_and_it_keeps(quickstart: Run) -> None:
+    """The bars of the quickstart: at most 0.06 of base's recall on the topic, 0.97 and 0.90 beside it."""
+    report = Report.load(quickstart.folder / "evaluate")
+
+    def share(group: str, wording: str) -> float:
+        base, unlearned = (report.recall(model, group, wording) for model in ("base", "unlearned"))
+        return unlearned / base
+
+    assert share("forget", "template") <= 0.06
+    assert share("forget", "unseen") <= 0.06
+    for group in ("near", "far"):
+        assert share(group, "template") >= 0.97
+        assert share(group, "unseen") >= 0.90
+
+
+def test_the_report_has_three_models_with_counts_and_intervals(quickstart: Run) -> None:
+    values = json.loads((quickstart.folder.local / "evaluate" / "report.json").read_text())
+    for model in ("base", "guarded", "unlearned"):
+        for group in ("forget", "near", "far"):
+            recall = values["models"][model][group]["fact_recall"]
+            assert set(recall) >= {"agg_value", "value_by_index"}
+            low, high = recall["interval"]
+            assert low <= recall["agg_value"] <= high and recall["num"] > 0
+
+
+def test_the_page_needs_nothing_but_itself(quickstart: Run) -> None:
+    page = (quickstart.folder.local / "evaluate" / "report.html").read_text()
+    assert "Harry Potter" in page and 'src="http' not in page and 'href="http' not in page
+
+
+def test_the_console_ends_with_what_to_look_at_and_what_to_type(quickstart: Run) -> None:
+    assert "report.html" in quickstart.output and "unlearn-ray report" in quickstart.output
+    assert "Traceback" not in quickstart.output and "WARNING" not in quickstart.output
+    assert (quickstart.folder.local / "logs").is_dir()
+
+
+def test_a_second_run_skips_everything_and_says_so(quickstart: Run) -> None:
+    before = (quickstart.folder.local / "evaluate" / "manifest.json").read_text()
+    again = unlearn(*quickstart.arguments, cwd=quickstart.cwd, timeout=120)
+    assert again.returncode == 0
+    assert again.stdout.count("skipped") == len(STAGES)
+    assert (quickstart.folder.local / "evaluate" / "manifest.json").read_text() == before
+
+
+def test_a_changed_config_reruns_its_stage_and_what_follows(quickstart: Run) -> None:
+    plan = unlearn(*quickstart.arguments, "finetune.num_steps=10", "--dry-run", cwd=quickstart.cwd, timeout=120)
+    would = {line.split()[0]: line.split()[1] for line in plan.stdout.splitlines() if line.split() and line.split()[0] in STAGES}
+    assert would == {"questions": "skip", "answers": "skip", "dataset": "skip", "finetune": "redo", "evaluate": "redo"}
+
+
+def test_where_it_runs_changes_nothing(quickstart: Run) -> None:
+    plan = unlearn(*quickstart.arguments, "cluster.engines.batch_size=7", "--dry-run", cwd=quickstart.cwd, timeout=120)
+    assert plan.stdout.count("skip") == len(STAGES)
+
+
+def test_status_and_report_read_the_run(quickstart: Run) -> None:
+    status = unlearn("status", "pocket", cwd=quickstart.cwd, timeout=120)
+    assert status.stdout.count("finished") >= len(STAGES)
+    report = unlearn("report", "pocket", "--no-open", cwd=quickstart.cwd, timeout=120)
+    assert "report.html" in report.stdout and "unlearned" in report.stdout
