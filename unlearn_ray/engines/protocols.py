@@ -107,7 +107,7 @@ class TrainJob:
     retain: Folder
     topics: tuple[str, ...]  # forget rows of other topics are not read
     out: Folder  # the export: a model folder, or a PEFT adapter
-    checkpoints: Folder  # survives a lost driver; a rerun resumes from it
+    checkpoints: Folder  # survives a lost driver; a rerun resumes from it. Left there: train.records.LOSSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,8 @@ class TrainResult:
     export_loss: Mapping[str, float]  # engine, reloaded: on the same batch
     seconds: float
     resumed_from_step: int = 0
+    num_cut: int = 0  # rows longer than max_tokens: cut in the answer
+    num_too_long: int = 0  # rows dropped, because the prompt alone is longer
 
 
 class Trainer(Protocol):

@@ -1,0 +1,218 @@
+"""A model under DeepSpeed: ZeRO 0 to 3 on any number of ranks, as the training loop's runtime."""
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from unlearn_ray.config import FinetuneConfig, Lora, WorkerResources
+from unlearn_ray.errors import ConfigError
+from unlearn_ray.train.batches import MicroBatch
+from unlearn_ray.train.models import DTYPES, AnswerLogits, load_base, prepare
+
+_TAG = "state"  # of the one state that a checkpoint folder holds
+_BUCKET = 2**28  # elements reduced together, at most
+
+
+def check_workers(workers: WorkerResources) -> None:
+    """Refuse what ZeRO can't do.
+
+    Raises:
+        ConfigError: the offload needs a higher stage.
+    """
+    needed = {"none": 0, "optimizer": 1, "all": 3}[workers.offload]
+    if workers.zero_stage < needed:
+        raise ConfigError(
+            f"cluster.workers.offload: {workers.offload} needs zero_stage {needed} or more (it is {workers.zero_stage})"
+        )
+
+
+def deepspeed_config(
+    config: FinetuneConfig,
+    workers: WorkerResources,
+    *,
+    num_micro_batches: int,
+    num_parameters: int,
+    device: Literal["cpu", "cuda"],
+) -> dict[str, Any]:
+    """DeepSpeed's own config. The rows of a pass are dealt by `train.batches`: its micro-batch size is nominal."""
+    pinned = {"device": "cpu", "pin_memory": device == "cuda"}
+    bucket = max(1, min(_BUCKET, num_parameters))
+    zero: dict[str, Any] = {
+        "stage": workers.zero_stage,
+        "reduce_bucket_size": bucket,
+        "overlap_comm": device == "cuda" and workers.zero_stage > 0,
+        "contiguous_gradients": True,
+    }
+    if workers.zero_stage in (1, 2):
+        zero["allgather_bucket_size"] = bucket
+    if workers.zero_stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": bucket // 10,
+            # Small ones, such as norms and LoRA's, are gathered once and kept.
+            "stage3_param_persistence_threshold": min(100_000, num_parameters // 10),
+        }
+    if workers.offload != "none":
+        zero["offload_optimizer"] = pinned
+    if workers.offload == "all":
+        zero["offload_param"] = pinned
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": num_micro_batches,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own AdamW compiles C++ on first use, for minutes; torch's has the same result.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+class DeepSpeedRuntime:
+    """One rank's share of a model, its gradients and its optimizer. Implements `train.loop.Runtime`.
+
+    Args:
+        model: folder or hub name of the base model.
+        num_micro_batches: forward passes of a rank in a step.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        config: FinetuneConfig,
+        workers: WorkerResources,
+        device: torch.device,
+        *,
+        seed: int,
+        num_micro_batches: int,
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        self.device = device
+        self._zero_stage, self._num_micro_batches = workers.zero_stage, num_micro_batches
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        dtype = DTYPES[config.precision]
+        base = load_base(model, dtype, device)
+        self.module: Any = prepare(
+            base, config.weights, seed=seed, gradient_checkpointing=workers.gradient_checkpointing
+        )
+        self.is_adapter = isinstance(config.weights, Lora)
+        self._answers = AnswerLogits(self.module)
+        self._weights = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        optimizer: Any = torch.optim.AdamW
+        if device.type == "cuda" and workers.offload != "none":
+            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam  # compiled on first use: needs g++ and ninja
+        settings = deepspeed_config(
+            config,
+            workers,
+            num_micro_batches=num_micro_batches,
+            num_parameters=sum(weight.numel() for weight in self._weights),
+            device="cuda" if device.type == "cuda" else "cpu",
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=self.module,
+            optimizer=optimizer(self._weights, lr=config.learning_rate, weight_decay=config.weight_decay),
+            config=settings,
+            dist_init_required=False,
+        )
+        # An adapter is switched off to see the base model; full weights have left it behind.
+        self._base: Any = None
+        if config.retain.kind == "kl" and not self.is_adapter:
+            frozen: Any = load_base(model, dtype, device).eval().requires_grad_(False)
+            self._base_answers = AnswerLogits(frozen)
+            self._base = _sharded(deepspeed, frozen, settings) if workers.zero_stage == 3 else frozen
+
+    @property
+    def rank(self) -> int:
+        return int(dist.get_rank())
+
+    def logits(self, batch: MicroBatch) -> torch.Tensor:
+        return self._answers(self._engine, batch)
+
+    @torch.no_grad()
+    def base_logits(self, batch: MicroBatch) -> torch.Tensor:
+        if self._base is not None:
+            return self._base_answers(self._base, batch)
+        with self.module.disable_adapter():
+            return self._answers(self._engine, batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        # DeepSpeed takes the mean over ranks and passes, and the loss is a sum over both.
+        self._engine.backward(loss * dist.get_world_size() * self._num_micro_batches)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+
+    def step(self, learning_rate: float) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._plain_norm() if self._zero_stage == 0 else None
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def _plain_norm(self) -> torch.Tensor:
+        """Without ZeRO, DeepSpeed clips and does not tell the norm."""
+        return torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None])
+
+    def sum(self, values: list[float]) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def save(self, folder: Path) -> None:
+        """This rank's part of a checkpoint."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self.is_adapter)
+
+    def load(self, folder: Path) -> None:
+        found, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self.is_adapter)
+        assert found is not None, f"{folder} holds no state"
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The learnt weights by name, on the CPU of rank 0; None on the others."""
+        import deepspeed
+
+        gathered = {}
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            is_sharded = self._zero_stage == 3
+            with deepspeed.zero.GatheredParameters([parameter]) if is_sharded else nullcontext():
+                if self.rank == 0:
+                    gathered[name] = parameter.detach().to("cpu", copy=True)
+        return gathered if self.rank == 0 else None
+
+    def close(self) -> None:
+        """Give the memory back: what is exported is loaded next."""
+        self._engine.destroy()
+        del self._engine, self.module, self._answers
+        self._base = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _import_deepspeed() -> Any:
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__ as compatible
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # Its shared-memory reduction for CPUs would be compiled on first use, for a minute; gloo does the same.
+    compatible["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _sharded(deepspeed: Any, frozen: torch.nn.Module, settings: dict[str, Any]) -> Any:
+    """A frozen model with its weights shared out over the ranks as those of the trained one are."""
+    kept = {key: settings[key] for key in ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print")}
+    zero = {
+        "stage": 3,
+        "stage3_param_persistence_threshold": settings["zero_optimization"]["stage3_param_persistence_threshold"],
+    }
+    engine, *_ = deepspeed.initialize(
+        model=frozen, config={**kept, "zero_optimization": zero}, dist_init_required=False
+    )
+    engine.eval()
+    return engine

@@ -1,0 +1,236 @@
+"""The trainer: Ray Train starts and restarts workers, DeepSpeed shards the model over them, several jobs run side by side.
+
+A lost worker: Ray Train starts the group again, from the last checkpoint. A lost driver: the next one finds the training by its name,
+which holds a fingerprint of all that went into it, so that no other training is ever taken for this one.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import ClusterConfig
+from unlearn_ray.engines.deepspeed_runtime import check_workers
+from unlearn_ray.engines.protocols import TrainJob, TrainResult
+from unlearn_ray.engines.session import capacity, device_of
+from unlearn_ray.engines.training_worker import RESULT, Assignment, work
+from unlearn_ray.errors import ClusterError, EngineError, UnlearnError
+from unlearn_ray.rows import digest
+
+OnProgress = Callable[[str, int, int], None]
+LABEL = "finetune"
+_POLL_SECONDS = 0.5
+
+
+class RayDeepSpeedTrainer:
+    """Implements `protocols.Trainer`. Ray must be connected.
+
+    Args:
+        on_progress: called with a label that names the job, its steps done and their number.
+    """
+
+    def __init__(self, cluster: ClusterConfig, *, on_progress: OnProgress | None = None) -> None:
+        self._cluster = cluster
+        self._on_progress = on_progress
+
+    def train(self, jobs: Sequence[TrainJob]) -> list[TrainResult]:
+        """Train every job and export it; those that an interrupted call had finished are not trained again.
+
+        Raises:
+            ConfigError: the sharding does not go together.
+            ClusterError: the cluster has no room for one job's workers.
+            EngineError: a job failed for good. Those beside it are finished first: a rerun need not train them again.
+        """
+        workers = self._cluster.workers
+        check_workers(workers)
+        jobs = [_anywhere(job) for job in jobs]
+        device = device_of(self._cluster)
+        num_side_by_side = self._num_side_by_side(len(jobs))
+        runs = {job.name: run_name(job, self._cluster) for job in jobs}
+        left = deque(job for job in jobs if read_result(job, runs[job.name]) is None)
+        progress: Any = ray.remote(num_cpus=0)(Progress).remote() if left and self._on_progress else None
+        ended: queue.Queue[tuple[TrainJob, Exception | None]] = queue.Queue()
+        num_running = 0
+        failures: list[Exception] = []
+        while num_running or (left and not failures):
+            while left and not failures and num_running < num_side_by_side:
+                job = left.popleft()
+                run = runs[job.name]
+                launch = Launch(
+                    Assignment(job, workers, run, f"unlearn-ray-{run}-{uuid.uuid4().hex[:8]}", progress), device
+                )
+                # Not a pool: a thread that waits for Ray must not keep an interrupted driver alive.
+                threading.Thread(target=launch.run, args=(ended,), name=f"train-{job.name}", daemon=True).start()
+                num_running += 1
+            try:
+                job, failure = ended.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                self._tell(progress)
+                continue
+            num_running -= 1
+            self._tell(progress)
+            if failure is not None:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+        results = [read_result(job, runs[job.name]) for job in jobs]
+        if progress is not None:
+            ray.kill(progress)
+        return [self._present(job, result) for job, result in zip(jobs, results, strict=True)]
+
+    def _tell(self, progress: Any) -> None:
+        if progress is not None and self._on_progress is not None:
+            for name, (step, num_steps) in ray.get(progress.take.remote()).items():
+                self._on_progress(f"{LABEL} {name}", step, num_steps)
+
+    def _present(self, job: TrainJob, result: TrainResult | None) -> TrainResult:
+        if result is None:
+            raise EngineError(f"the training of {job.name} ended without a result in {job.checkpoints}")
+        return result
+
+    def _num_side_by_side(self, num_jobs: int) -> int:
+        """How many jobs the cluster holds at a time.
+
+        Raises:
+            ClusterError: none.
+        """
+        workers, has = self._cluster.workers, capacity()
+        wanted = {"CPU": workers.num_workers * workers.num_cpus}
+        if device_of(self._cluster) == "cuda":
+            wanted["GPU"] = float(workers.num_workers)
+        for name, amount in wanted.items():
+            if amount > has.get(name, 0):
+                raise ClusterError(
+                    f"cluster.workers.num_workers: {workers.num_workers} workers ask for {amount:g} {name}s, the cluster has {has.get(name, 0):g}: lower it, or add nodes"
+                )
+        if workers.concurrent_jobs != "auto":
+            return workers.concurrent_jobs
+        if len(ray.nodes()) == 1:
+            # On one machine, logical CPUs may be more than there are: a Ray of our own has eight on two cores.
+            has["CPU"] = max(wanted["CPU"], min(has["CPU"], float(os.cpu_count() or 1)))
+        return max(1, min(num_jobs, *(int(has[name] // amount) for name, amount in wanted.items())))
+
+
+class Progress:
+    """An actor that remembers how far each job is."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, tuple[int, int]] = {}
+
+    def put(self, name: str, step: int, num_steps: int) -> None:
+        self._steps[name] = (step, num_steps)
+
+    def take(self) -> dict[str, tuple[int, int]]:
+        """What is new since the last call."""
+        steps, self._steps = self._steps, {}
+        return steps
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One job in Ray Train."""
+
+    assignment: Assignment
+    device: str
+
+    def run(self, ended: "queue.Queue[tuple[TrainJob, Exception | None]]") -> None:
+        """Train, and say how it ended: this runs in a thread."""
+        job = self.assignment.job
+        try:
+            self._fit()
+        except Exception as error:
+            ended.put((job, _cause(job, error)))
+        else:
+            ended.put((job, None))
+
+    def _fit(self) -> None:
+        job, workers = self.assignment.job, self.assignment.workers
+        is_cuda = self.device == "cuda"
+        resources: dict[str, float] = {"CPU": workers.num_cpus}
+        if is_cuda:
+            resources["GPU"] = 1.0
+        job.checkpoints.make()
+        TorchTrainer(
+            work,
+            train_loop_config={"assignment": self.assignment},
+            torch_config=TorchConfig(backend="nccl" if is_cuda else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=workers.num_workers, use_gpu=is_cuda, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=self.assignment.run,
+                storage_path=job.checkpoints.path,
+                storage_filesystem=job.checkpoints.filesystem,
+                failure_config=FailureConfig(max_failures=job.config.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                worker_runtime_env={"env_vars": self._environment()},
+            ),
+        ).fit()
+
+    def _environment(self) -> dict[str, str]:
+        variables = {"TOKENIZERS_PARALLELISM": "true"}
+        if self.device == "cpu":
+            variables |= {
+                "DS_ACCELERATOR": "cpu",
+                "OMP_NUM_THREADS": f"{max(1, int(self.assignment.workers.num_cpus))}",
+                "KMP_BLOCKTIME": "0",  # idle OpenMP threads sleep: other workers share these cores
+            }
+        return variables
+
+
+def run_name(job: TrainJob, cluster: ClusterConfig) -> str:
+    """The name of a training in Ray Train: equal if and only if an interrupted one may be taken up again."""
+    what = job.config.model_dump(mode="json", exclude={"max_failures", "checkpoint_every"})
+    # ZeRO's state belongs to a number of workers and a stage: with others, training begins anew.
+    where = cluster.workers.model_dump(mode="json", include={"num_workers", "zero_stage", "offload"})
+    rows = [_content(folder) for folder in (job.forget, job.retain)]
+    return f"{job.name[:40]}-{digest(job.model, json.dumps([what, where, rows]), job.seed, *job.topics)}"
+
+
+def _content(folder: Folder) -> str:
+    """A name for what a folder's Parquet files hold."""
+    found = hashlib.sha256()
+    for name in folder.names(".parquet"):
+        found.update(name.encode())
+        with folder.filesystem.open_input_stream(f"{folder.path}/{name}") as file:
+            while chunk := file.read(2**24):
+                found.update(chunk)
+    return found.hexdigest()
+
+
+def _anywhere(job: TrainJob) -> TrainJob:
+    """The job with a path to its model that holds on workers too, which run in another folder."""
+    return replace(job, model=str(Path(job.model).absolute())) if Path(job.model).is_dir() else job
+
+
+def read_result(job: TrainJob, run: str) -> TrainResult | None:
+    """What a finished training left; None if this one is unfinished."""
+    if not job.checkpoints.exists(RESULT) or not job.out.exists():
+        return None
+    found = json.loads(job.checkpoints.read_text(RESULT))
+    return TrainResult(**found["result"]) if found["run"] == run else None
+
+
+def _cause(job: TrainJob, error: Exception) -> Exception:
+    """What went wrong in the workers: an error that is the user's to mend, or an EngineError that says which job."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for failure in failures:
+        inner = getattr(failure, "_base_exc", failure)
+        if isinstance(inner, UnlearnError | EngineError):
+            return inner
+    lines = [line for line in str(failures[0]).splitlines() if line.strip()]
+    failed = EngineError(f"the training of {job.name} failed: {lines[-1] if lines else type(error).__name__}")
+    failed.__cause__ = error
+    return failed
