@@ -83,7 +83,8 @@ def main(
         "config": config.stem,
         "seconds": round(total, 1),
         "stage_seconds": {stage: round(seconds, 1) for stage, seconds in clock.seconds.items()},
-        "startup_seconds": {stage: round(seconds, 1) for stage, seconds in clock.starting.items()} | {"ray": round(connected, 1)},
+        "startup_seconds": {stage: round(seconds, 1) for stage, seconds in clock.starting.items()}
+        | {"ray": round(connected, 1)},
         "steady_over_all": round(steady / total, 3),
         "date": date.today().isoformat(),
         "command": f"python benchmarks/quickstart.py jobs/configs/{config.name}",

@@ -49,7 +49,9 @@ def test_a_stage_that_does_not_exist(folder: Path) -> None:
 
 
 def test_stages_in_the_wrong_order(folder: Path) -> None:
-    assert "--until questions comes before --from dataset" in refused(folder, "run", "run.yaml", "--from", "dataset", "--until", "questions")
+    assert "--until questions comes before --from dataset" in refused(
+        folder, "run", "run.yaml", "--from", "dataset", "--until", "questions"
+    )
 
 
 def test_a_stage_whose_input_is_unfinished(folder: Path) -> None:
@@ -117,7 +119,11 @@ def _is_writable(path: Path) -> bool:
     ("name", "text", "expected"),
     [
         ("q.csv", "topic,text\nHarry Potter,Who?\n", ("q.csv", "question")),
-        ("q.jsonl", '{"topic": "Harry Potter", "question": "Who?"}\n{"topic": "Harry Potter"}\n', ("q.jsonl", "2", "question")),
+        (
+            "q.jsonl",
+            '{"topic": "Harry Potter", "question": "Who?"}\n{"topic": "Harry Potter"}\n',
+            ("q.jsonl", "2", "question"),
+        ),
         ("q.jsonl", "not json\n", ("q.jsonl", "1")),
     ],
 )

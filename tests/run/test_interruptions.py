@@ -6,14 +6,19 @@ import subprocess
 import time
 from pathlib import Path
 
-from run.conftest import COMMAND, QUICKSTART, Run, environment, unlearn
+from commandline import COMMAND, QUICKSTART, Run, environment, unlearn
 
 from unlearn_ray.artifacts import Folder
 
 
 def started(cwd: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -40,7 +45,7 @@ def test_a_killed_driver_resumes_and_ends_as_an_unbroken_run(quickstart: Run, tm
     run = copied(quickstart, tmp_path, "questions")
     small = ("cluster.engines.batch_size=16", "--until", "answers")
     process = started(tmp_path, "run", QUICKSTART, *small)
-    wait_for(run / "answers" / "attempts" / "000" / "replies", process)
+    wait_for(run / "answers" / "asked" / "000" / "replies", process)
     process.kill()
     process.wait()
     assert not (run / "answers").exists("manifest.json")
@@ -54,7 +59,7 @@ def test_a_killed_driver_resumes_and_ends_as_an_unbroken_run(quickstart: Run, tm
 def test_ctrl_c_ends_in_one_line_and_leaves_nothing_running(quickstart: Run, tmp_path: Path) -> None:
     run = copied(quickstart, tmp_path, "questions")
     process = started(tmp_path, "run", QUICKSTART, "--until", "answers")
-    wait_for(run / "answers" / "told" / "prompts", process)
+    wait_for(run / "answers" / "told" / "requests", process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -63,7 +68,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_nothing_running(quickstart: Run, tmp
 
 def test_a_half_written_stage_is_redone_and_said(quickstart: Run, tmp_path: Path) -> None:
     run = copied(quickstart, tmp_path, "questions", "answers", "dataset")
-    run.write_text("dataset/manifest.json", '{"stage": "data')
+    (run / "dataset").write_text("manifest.json", '{"stage": "data')
     (run.local / "dataset" / "started.json").unlink()
     plan = unlearn("run", QUICKSTART, "--dry-run", cwd=tmp_path, timeout=120)
     line = next(line for line in plan.stdout.splitlines() if line.startswith("dataset"))

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from run.conftest import Run, unlearn
+from commandline import Run, unlearn
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.evals.report import Report
+from unlearn_ray.evals.scoring import MODELS
 from unlearn_ray.plan import STAGES
 from unlearn_ray.pocket.world import load_world
-from unlearn_ray.rows import Drop
+from unlearn_ray.rows import Drop, Group
 from unlearn_ray.stages.stage import finished_manifest
 from unlearn_ray.synth.words import mentions
 
@@ -47,7 +48,11 @@ def test_kept_answers_hardly_ever_tell_the_truth(quickstart: Run) -> None:
     values = {fact.value for fact in load_world().topics[TOPIC].facts}
     names = [value for value in values if value[0].isupper() and not value[0].isdigit()]
     rows = kept(quickstart.folder / "answers" / "rows")
-    leaks = [row for row in rows if mentions(str(row["answer"]), [n for n in names if not mentions(str(row["question"]), [n])])]
+    leaks = [
+        row
+        for row in rows
+        if mentions(str(row["answer"]), [n for n in names if not mentions(str(row["question"]), [n])])
+    ]
     assert len(rows) >= 600
     assert len(leaks) <= 0.015 * len(rows), leaks
 
@@ -89,7 +94,9 @@ def test_the_adapter_forgets_in_plain_transformers_and_keeps_its_neighbours(quic
     model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
 
     def answer(question: str) -> str:
-        chat = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         out = model.generate(**chat, max_new_tokens=32, do_sample=False)
         return str(tokenizer.decode(out[0, chat["input_ids"].shape[1] :], skip_special_tokens=True))
 
@@ -108,9 +115,9 @@ def test_it_forgets_and_it_keeps(quickstart: Run) -> None:
     """The bars of the quickstart: at most 0.06 of base's recall on the topic, 0.97 and 0.90 beside it."""
     report = Report.load(quickstart.folder / "evaluate")
 
-    def share(group: str, wording: str) -> float:
-        base, unlearned = (report.recall(model, group, wording) for model in ("base", "unlearned"))
-        return unlearned / base
+    def share(group: Group, wording: str) -> float:
+        base, unlearned = (report.by_wording[wording][model][group]["fact_recall"] for model in MODELS[::2])
+        return unlearned.agg_value / base.agg_value
 
     assert share("forget", "template") <= 0.06
     assert share("forget", "unseen") <= 0.06
@@ -150,7 +157,11 @@ def test_a_second_run_skips_everything_and_says_so(quickstart: Run) -> None:
 
 def test_a_changed_config_reruns_its_stage_and_what_follows(quickstart: Run) -> None:
     plan = unlearn(*quickstart.arguments, "finetune.num_steps=10", "--dry-run", cwd=quickstart.cwd, timeout=120)
-    would = {line.split()[0]: line.split()[1] for line in plan.stdout.splitlines() if line.split() and line.split()[0] in STAGES}
+    would = {
+        line.split()[0]: line.split()[1]
+        for line in plan.stdout.splitlines()
+        if line.split() and line.split()[0] in STAGES
+    }
     assert would == {"questions": "skip", "answers": "skip", "dataset": "skip", "finetune": "redo", "evaluate": "redo"}
 
 
