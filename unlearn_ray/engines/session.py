@@ -3,12 +3,14 @@
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import ray
 
@@ -39,6 +41,7 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
         yield
         return
     _quieten()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if address:
         _knock(address)
@@ -47,6 +50,7 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             gist = " ".join(str(error).split())[:200]
             raise ClusterError(f"the Ray cluster at {address} can't be reached: {gist}") from error
+        _hear_sigterm(on_sigterm)
         try:
             yield
         finally:
@@ -59,12 +63,23 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
     home = Path(tempfile.mkdtemp(prefix="ur-", dir="/tmp" if Path("/tmp").is_dir() else None))
     try:
         _start_local(cluster, home, quiet)
+        _hear_sigterm(on_sigterm)
         yield
     finally:
         ray.shutdown()
         if logs is not None:
             _keep_logs(home, logs)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _hear_sigterm(before: Any) -> None:
+    """Handle SIGTERM as before Ray started: its own handler aborts the process, and what `connect` must clear up would stay."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before if callable(before) else _leave)
+
+
+def _leave(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _knock(address: str) -> None:
