@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,8 @@ from unlearn_ray.errors import EngineError, ModelError
 from unlearn_ray.rows import Drop, Message, digest
 
 log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 5  # of a waiting caller, at whether the engine still lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,25 @@ def environment(spec: EngineSpec) -> dict[str, str]:
     return variables
 
 
+@dataclass(slots=True)
+class _Batch:
+    """What one caller waits for. It is woken once, at the end: at each reply, it would take the stepping thread's turns."""
+
+    prompts: list[dict[str, Any]]  # arguments of the engine's `add_request`
+    outputs: list[Any] = field(init=False)  # one a prompt: vLLM's output, or its refusal
+    num_left: int = field(init=False)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.outputs, self.num_left = [None] * len(self.prompts), len(self.prompts)
+
+    def put(self, index: int, output: Any) -> None:
+        self.outputs[index] = output
+        self.num_left -= 1
+        if self.num_left == 0:
+            self.done.set()
+
+
 class VllmEngine:
     """A running engine. `generate` may be called from many threads at once."""
 
@@ -68,8 +89,7 @@ class VllmEngine:
         """
         os.environ.update({name: value for name, value in environment(spec).items() if name not in os.environ})
         self.spec = spec
-        self._incoming: queue.SimpleQueue[tuple[str, dict[str, Any], Future[Any]]] = queue.SimpleQueue()
-        self._wake = threading.Event()
+        self._incoming: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._ids = count()
         self._adapters: dict[str, Any] = {}
@@ -89,36 +109,47 @@ class VllmEngine:
         Raises:
             EngineError: the engine died.
         """
-        waiting: list[Reply | tuple[Request, list[int], int, Future[Any]]] = []
         with self._lock:
             encoded = self._encode(requests)
             adapters = {request.adapter: self._adapter(request.adapter) for request in requests}
-        for request, (prompt, answer) in zip(requests, encoded, strict=True):
+        replies: list[Reply | None] = [None] * len(requests)
+        asked, prompts = [], []
+        for index, (request, (prompt, answer)) in enumerate(zip(requests, encoded, strict=True)):
             ids = prompt + answer
             if len(ids) >= self.max_model_len:
-                waiting.append(Reply(error=Drop.TOO_LONG, num_prompt_tokens=len(ids)))
+                replies[index] = Reply(error=Drop.TOO_LONG, num_prompt_tokens=len(ids))
                 continue
-            future: Future[Any] = Future()
-            arguments = {"ids": ids, "params": self._sampling(request), "lora": adapters[request.adapter]}
-            self._incoming.put((str(next(self._ids)), arguments, future))
-            waiting.append((request, prompt, len(answer), future))
-        self._wake.set()
-        return [entry if isinstance(entry, Reply) else self._reply(*entry) for entry in waiting]
+            asked.append(index)
+            prompts.append(
+                {
+                    "prompt": {"prompt_token_ids": ids},
+                    "params": self._sampling(request),
+                    "lora_request": adapters[request.adapter],
+                }
+            )
+        for index, output in zip(asked, self._ask(prompts), strict=True):
+            replies[index] = self._reply(requests[index], encoded[index][0], output)
+        return [reply for reply in replies if reply is not None]
 
-    def _reply(self, request: Request, prompt: list[int], num_scored: int, future: "Future[Any]") -> Reply:
-        while True:
-            try:
-                output = future.result(timeout=5)
+    def _ask(self, prompts: list[dict[str, Any]]) -> list[Any]:
+        if not prompts:
+            return []
+        batch = _Batch(prompts)
+        self._incoming.put(batch)
+        while not batch.done.wait(timeout=_SECONDS_BETWEEN_LOOKS):
+            if self._failure is not None:
                 break
-            except TimeoutError:
-                if self._failure is not None:
-                    raise EngineError(f"the engine died: {self._failure}") from self._failure
-            except ValueError as error:  # vLLM refused this request alone
-                log.warning("request refused: %s", error)
-                return Reply(error=Drop.ENGINE, num_prompt_tokens=len(prompt))
+        if batch.num_left:
+            raise EngineError(f"the engine died: {self._failure}") from self._failure
+        return batch.outputs
+
+    def _reply(self, request: Request, prompt: list[int], output: Any) -> Reply:
+        if isinstance(output, ValueError):  # vLLM refused this request alone
+            log.warning("request refused: %s", output)
+            return Reply(error=Drop.ENGINE, num_prompt_tokens=len(prompt))
         if request.score is not None:
-            scored = output.prompt_logprobs[len(prompt) :] if num_scored else []
             tokens = output.prompt_token_ids[len(prompt) :]
+            scored = output.prompt_logprobs[len(prompt) :]
             entries = [choices[token] for choices, token in zip(scored, tokens, strict=True)]
             return Reply(
                 logprobs=tuple(float(entry.logprob) for entry in entries),
@@ -201,37 +232,31 @@ class VllmEngine:
         except BaseException as error:
             started.set_exception(error)
             return
-        pending: dict[str, Future[Any]] = {}
+        pending: dict[str, tuple[_Batch, int]] = {}
         try:
             while True:
                 self._admit(pending)
-                if not pending:
-                    continue  # every new request was refused; a step with nothing to do may wait for ever
                 for output in self._engine.step():
-                    if output.finished and (future := pending.pop(output.request_id, None)):
-                        future.set_result(output)
+                    if output.finished and (place := pending.pop(output.request_id, None)):
+                        batch, index = place
+                        batch.put(index, output)
         except BaseException as error:
             log.exception("the engine died")
             self._failure = error
-            for future in pending.values():
-                future.set_exception(EngineError(f"the engine died: {error}"))
+            for batch, _ in pending.values():
+                batch.done.set()
 
-    def _admit(self, pending: dict[str, "Future[Any]"]) -> None:
-        """Hand new requests to the engine; with nothing to do, wait for one."""
-        if not pending:
-            self._wake.wait()
-        self._wake.clear()
-        while True:
-            try:
-                name, arguments, future = self._incoming.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                prompt = {"prompt_token_ids": arguments["ids"]}
-                self._engine.add_request(name, prompt, arguments["params"], lora_request=arguments["lora"])
-                pending[name] = future
-            except ValueError as error:
-                future.set_exception(error)
+    def _admit(self, pending: dict[str, tuple[_Batch, int]]) -> None:
+        """Hand new requests to the engine; with nothing to do, wait for some."""
+        while not pending or not self._incoming.empty():
+            batch = self._incoming.get()
+            for index, arguments in enumerate(batch.prompts):
+                name = str(next(self._ids))
+                try:
+                    self._engine.add_request(name, **arguments)
+                    pending[name] = batch, index
+                except ValueError as error:
+                    batch.put(index, error)
 
 
 def _tokenizer_of(model: str) -> Any:
@@ -251,6 +276,7 @@ def _tokenizer_of(model: str) -> Any:
 
 def _start(spec: EngineSpec, path: str) -> Any:
     from vllm import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
 
     resources = spec.resources
@@ -275,7 +301,8 @@ def _start(spec: EngineSpec, path: str) -> Any:
     else:
         arguments |= {"gpu_memory_utilization": resources.gpu_memory_utilization}
     try:
-        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        # Of the context that `vllm.LLM` has: it decides how many tokens a step may hold, and the default is the least.
+        return LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
     except (OSError, ValueError, RuntimeError) as error:
         gist = " ".join(str(error).split())[:400]
         raise EngineError(f"vLLM can't start on {spec.model}: {gist}") from error
