@@ -1,0 +1,95 @@
+"""Run by test_deepspeed_runtime.py, once a rank: a few steps under every way to share a model out, and one plain process beside them."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from unlearn_ray import pocket
+from unlearn_ray.config import FinetuneConfig, WorkerResources
+from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
+from unlearn_ray.rows import Example
+from unlearn_ray.train.batches import Batches
+from unlearn_ray.train.chat import ChatEncoder, load_tokenizer, pad_id_of
+from unlearn_ray.train.encoded import EncodedRows, write_encoded
+from unlearn_ray.train.loop import train
+from unlearn_ray.train.models import DTYPES, load_base, prepare
+from unlearn_ray.train.plain import PlainRuntime
+from unlearn_ray.train.records import StepRecord
+
+MODEL, CPU, SEED = str(pocket.MODEL_DIR), torch.device("cpu"), 3
+NAMES = ["Bellan", "the old lighthouse keeper", "Orlo", "a soup of beans and barley, served cold", "Tannery Hall"]
+
+
+def rows_of(folder: Path, name: str, count: int) -> EncodedRows:
+    """Answers of differing lengths, so that ranks and passes hold unequally many tokens."""
+    examples = [
+        Example(
+            "t",
+            "forget",
+            "t",
+            f"What is number {i} of the {name} things?",
+            f"It is {NAMES[i % 5]}" + " and so on" * (i % 4) + ".",
+        )
+        for i in range(count)
+    ]
+    path = folder / f"{name}.arrow"
+    write_encoded(path, [row for row in ChatEncoder(load_tokenizer(MODEL), 128).encode(examples) if row])
+    return EncodedRows(path)
+
+
+def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
+    torch.set_num_threads(1)
+    forget, retain = rows_of(folder, "forget", 11), rows_of(folder, "retain", 7)
+    found: dict[str, object] = {}
+    for name, case in cases.items():
+        print(name, round(time.monotonic(), 1), flush=True)  # in the log of a rank that failed or hung
+        config = FinetuneConfig.model_validate(
+            {"num_steps": 3, "warmup_steps": 1, "forget_batch": 5, "retain_batch": 4} | case["config"]
+        )
+        workers = WorkerResources.model_validate(case.get("workers", {}))
+        world_size = 1 if case.get("plain") else int(os.environ["WORLD_SIZE"])
+        batches = Batches(
+            forget,
+            retain,
+            forget_batch=config.forget_batch,
+            retain_batch=config.retain_batch,
+            micro_batch=workers.micro_batch,
+            world_size=world_size,
+            seed=SEED,
+            pad_id=pad_id_of(load_tokenizer(MODEL)),
+        )
+        if case.get("plain"):
+            module = prepare(
+                load_base(MODEL, DTYPES[config.precision], CPU), config.weights, seed=SEED, gradient_checkpointing=False
+            )
+            runtime: PlainRuntime | DeepSpeedRuntime = PlainRuntime(module, config, CPU)
+        else:
+            runtime = DeepSpeedRuntime(
+                MODEL, config, workers, CPU, seed=SEED, num_micro_batches=batches.num_micro_batches
+            )
+        records: list[StepRecord] = []
+        train(runtime, batches, config, seed=SEED, on_step=records.append)
+        found[name] = {"losses": [record.loss for record in records], "norms": [record.grad_norm for record in records]}
+        found[name]["retain"] = [record.retain_loss for record in records]
+        if isinstance(runtime, DeepSpeedRuntime):
+            weights = runtime.weights()
+            found[name]["weights"] = weights and sorted(
+                [key, float(value.double().norm())] for key, value in weights.items()
+            )
+            runtime.close()
+        else:
+            found[name]["weights"] = sorted(
+                [key, float(value.detach().double().norm())]
+                for key, value in runtime.module.named_parameters()
+                if value.requires_grad
+            )
+    return found
+
+
+if __name__ == "__main__":
+    result = main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    Path(sys.argv[1], "found.json").write_text(json.dumps(result))
