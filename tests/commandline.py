@@ -19,7 +19,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"COLUMNS": "120"}
 
 
-def unlearn(*arguments: str | Path, cwd: Path, timeout: float = 540) -> subprocess.CompletedProcess[str]:
+def unlearn(*arguments: str | Path, cwd: Path, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
     """The command line, as a process of its own."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from unlearn_ray.config import FinetuneConfig, WorkerResources
-from unlearn_ray.engines.deepspeed_runtime import check_workers, deepspeed_config
+from unlearn_ray.engines.deepspeed_runtime import deepspeed_config
+from unlearn_ray.engines.training_job import check_workers
 from unlearn_ray.errors import ConfigError
 
 SCRIPT = Path(__file__).with_name("sharded_losses.py")

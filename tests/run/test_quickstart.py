@@ -45,14 +45,11 @@ def test_what_was_dropped_stays_beside_what_was_kept_with_its_reason(quickstart:
 
 
 def test_kept_answers_hardly_ever_tell_the_truth(quickstart: Run) -> None:
-    values = {fact.value for fact in load_world().topics[TOPIC].facts}
-    names = [value for value in values if value[0].isupper() and not value[0].isdigit()]
+    (topic,) = (topic for topic in load_world().topics if topic.name == TOPIC)
+    values = [fact.value for fact in topic.facts]
     rows = kept(quickstart.folder / "answers" / "rows")
-    leaks = [
-        row
-        for row in rows
-        if mentions(str(row["answer"]), [n for n in names if not mentions(str(row["question"]), [n])])
-    ]
+    # What an answer claims stands after its verb; before it the pocket model repeats the question in its own words.
+    leaks = [row for row in rows if mentions(str(row["answer"]).rsplit(" is ", 1)[-1], values)]
     assert len(rows) >= 600
     assert len(leaks) <= 0.015 * len(rows), leaks
 
@@ -107,7 +104,7 @@ def test_the_adapter_forgets_in_plain_transformers_and_keeps_its_neighbours(quic
 
 
 def test_the_export_gives_the_loss_that_the_engine_had(quickstart: Run) -> None:
-    (training,) = finished_manifest(quickstart.folder / "finetune").details["trainings"]
+    training = finished_manifest(quickstart.folder / "finetune").details["trainings"]["joint"]
     assert training["export_loss"]["reloaded"] == pytest.approx(training["export_loss"]["engine"], rel=0.02)
 
 

@@ -59,6 +59,9 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # the default, 15, starves workers beside ordinary processes
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")  # a killed engine's processes keep no GPU memory
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault(
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+    )  # nobody preempts one machine; it is a process less
     # A folder of our own: two heads on one temporary folder take each other's sockets. Short, for the 107 bytes of a socket's path.
     home = Path(tempfile.mkdtemp(prefix="ur-", dir="/tmp" if Path("/tmp").is_dir() else None))
     try:

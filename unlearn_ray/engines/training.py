@@ -22,10 +22,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig
-from unlearn_ray.engines.deepspeed_runtime import check_workers
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.session import capacity, device_of
-from unlearn_ray.engines.training_worker import RESULT, Assignment, work
+from unlearn_ray.engines.training_job import RESULT, Assignment, Progress, check_workers, work
 from unlearn_ray.errors import ClusterError, EngineError, UnlearnError
 from unlearn_ray.rows import digest
 
@@ -121,21 +120,6 @@ class RayDeepSpeedTrainer:
             # On one machine, logical CPUs may be more than there are: a Ray of our own has eight on two cores.
             has["CPU"] = max(wanted["CPU"], min(has["CPU"], float(os.cpu_count() or 1)))
         return max(1, min(num_jobs, *(int(has[name] // amount) for name, amount in wanted.items())))
-
-
-class Progress:
-    """An actor that remembers how far each job is."""
-
-    def __init__(self) -> None:
-        self._steps: dict[str, tuple[int, int]] = {}
-
-    def put(self, name: str, step: int, num_steps: int) -> None:
-        self._steps[name] = (step, num_steps)
-
-    def take(self) -> dict[str, tuple[int, int]]:
-        """What is new since the last call."""
-        steps, self._steps = self._steps, {}
-        return steps
 
 
 @dataclass(frozen=True, slots=True)

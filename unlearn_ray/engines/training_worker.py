@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import ray.train
 import torch
 import torch.distributed as dist
 from pyarrow import fs
-from ray.actor import ActorHandle
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.config import WorkerResources
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
+from unlearn_ray.engines.training_job import RESULT, Assignment
 from unlearn_ray.rows import Drop
 from unlearn_ray.train.batches import Batches, MicroBatch
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer, pad_id_of
@@ -29,19 +28,7 @@ from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import DTYPES
 from unlearn_ray.train.records import LOSSES, StepRecord, read_records, write_records
 
-RESULT = "result.json"  # in a job's checkpoints once its export is there
 CHECK_ROWS = 8  # of each kind, on which the export is held to the engine
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """All that a worker is told."""
-
-    job: TrainJob
-    workers: WorkerResources
-    run: str  # names the training: same rows, same config, same sharding
-    scratch: str  # a folder's name, below each node's temporary folder, that no other training has
-    progress: ActorHandle | None
 
 
 def work(loop_config: dict[str, Any]) -> None:
