@@ -8,6 +8,7 @@ import hashlib
 import re
 import types
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -57,7 +58,7 @@ class Drop(StrEnum):
     ENGINE = "engine"  # the engine could not answer this row
 
 
-class Row:
+class Row(ABC):
     """Mixin of the row types: to and from the dicts that Ray Data and Parquet carry."""
 
     __slots__ = ()
@@ -73,8 +74,9 @@ class Row:
         return cls(**{name: row[name] for name in _field_names(cls) if name in row})
 
     @property
+    @abstractmethod
     def id(self) -> str:
-        raise NotImplementedError(f"{type(self).__name__} does not name itself")
+        """A name made of the row's content."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"id": self.id} | {name: getattr(self, name) for name in _field_names(type(self))}
