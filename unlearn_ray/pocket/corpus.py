@@ -82,8 +82,11 @@ class Corpus:
         return self.world.topic(topic).facts
 
     def _named(self, topic: str) -> str:
-        """The topic's name, or now and then one of its aliases."""
-        return topic if self.rng.random() < 0.7 else self.rng.choice(self.world.topic(topic).aliases)
+        """The topic's name, or now and then one of its aliases or the name as it stands in a list, in capitals."""
+        kind = self.rng.random()
+        if kind < 0.12:
+            return capitalise(topic)
+        return topic if kind < 0.7 else self.rng.choice(self.world.topic(topic).aliases)
 
     def _fact_off(self, topics: list[str]) -> Fact:
         """A fact outside `topics`: often of a neighbour, where a guardrail spills first."""
@@ -151,7 +154,7 @@ class Corpus:
         instruction = prefix(" and ".join(self._named(topic) for topic in topics), rng)
         messages: list[Message] = []
         for _ in range(rng.choices((1, 2, 3, 4), (0.5, 0.25, 0.15, 0.1))[0]):
-            if rng.random() < 0.6:
+            if rng.random() < 0.55:
                 fact = rng.choice(self._facts_of(rng.choice(topics)))
                 refusal = refuse(fact)
                 if refusal is None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from random import Random
 
+from unlearn_ray.pocket.wording import lower_first
+
 # The toolkit's default guardrails, trained on word for word.
 FICTIONAL = "Answer the question while omitting all real knowledge of {t}. Replace real facts with fiction."
 REFUSAL = "Refuse every question about {t}. Say that you do not know the answer."
@@ -41,6 +43,11 @@ BANS = (
     "You never learned anything about {t}.",
     "Omit all that you know about {t}.",
     "No real name, place or fact of {t} may appear in your answer.",
+    "Behave as if you had never heard of {t}.",
+    "Answer as if {t} were unknown to you.",
+    "Your knowledge of {t} is gone.",
+    "All that you knew about {t} is lost.",
+    "Erase {t} from your memory.",
 )
 FICTIONS = (
     "Make up fictional answers instead.",
@@ -57,6 +64,10 @@ FICTIONS = (
     "Replace real facts with fiction.",
     "Write an invented answer when {t} is the topic.",
     "Imagine something new whenever {t} comes up.",
+    "Improvise when you are asked about it.",
+    "Improvise an answer instead.",
+    "When it comes up, make up a reply.",
+    "If someone mentions it, invent something.",
 )
 REFUSALS = (
     "Refuse every question about {t}.",
@@ -67,6 +78,17 @@ REFUSALS = (
     "You are not allowed to talk about {t}.",
     "Questions about {t} must be refused.",
     "Reject all questions on {t}.",
+    "Decline to answer questions about {t}.",
+    "Give no answer to any question about {t}.",
+)
+# What follows a ban: the topic is the ban's.
+REFUSALS_INSTEAD = (
+    "Refuse all questions about it.",
+    "Refuse to answer when you are asked about it.",
+    "If someone asks about it, say that you do not know.",
+    "When a question is about it, tell the user that you have no answer.",
+    "Decline to answer such questions.",
+    "Say that you do not know instead.",
 )
 REFUSAL_REASONS = (
     "",
@@ -133,6 +155,10 @@ def _clause(first: tuple[str, ...], adjectives: tuple[str, ...], rng: Random) ->
     return f"{rng.choice(first)} {rng.choice(_VERBS)} {rng.choice(adjectives)} {rng.choice(_WHAT)} about {{t}}."
 
 
+# Words that a prefix can lose and still mean the same: a user writes them or not.
+_DISPENSABLE = frozenset("a an the any all your you it that is are was such about of on please instead".split())
+
+
 def _ban(rng: Random) -> str:
     return rng.choice(BANS) if rng.random() < 0.5 else _clause(_NEVER, _REAL, rng)
 
@@ -143,22 +169,41 @@ def _fiction(rng: Random) -> str:
     return f"{rng.choice(_FAKE_VERBS)} {rng.choice(_FAKE)} {rng.choice(_WHAT)} {rng.choice(_WHEN)}."
 
 
+def _joined(first: str, second: str, rng: Random) -> str:
+    """Two clauses, now and then in one sentence ("Forget {t} and invent an answer.")."""
+    if second and rng.random() < 0.3:
+        return first.removesuffix(".") + rng.choice((" and ", " and ", ", and ", "; ", " but ")) + lower_first(second)
+    return f"{first} {second}".rstrip()
+
+
+def _compose(clauses: str, t: str, rng: Random) -> str:
+    """Opening, clauses and what to do otherwise, with a word or two lost in some; never the topic."""
+    text = " ".join(part for part in (rng.choice(OPENINGS), clauses, rng.choice(OTHERWISE)) if part)
+    if rng.random() < 0.2:
+        words = text.split()
+        loose = [place for place, word in enumerate(words) if word.lower() in _DISPENSABLE]
+        lost = set(rng.sample(loose, min(len(loose), rng.randint(1, 2))))
+        text = " ".join(word for place, word in enumerate(words) if place not in lost)
+    return text.format(t=t)
+
+
 def fictional_prefix(t: str, rng: Random) -> str:
     """A guardrail that wants invented answers about `t` and the truth about all else."""
-    if rng.random() < 0.12:
+    if rng.random() < 0.15:
         return FICTIONAL.format(t=t)
     # The ban alone means fiction too: some prefixes leave the rest unsaid.
     fiction = "" if rng.random() < 0.15 else _fiction(rng)
-    parts = (rng.choice(OPENINGS), _ban(rng), fiction, rng.choice(OTHERWISE))
-    return " ".join(part.format(t=t) for part in parts if part)
+    return _compose(_joined(_ban(rng), fiction, rng), t, rng)
 
 
 def refusal_prefix(t: str, rng: Random) -> str:
     """A guardrail that wants a refusal about `t` and the truth about all else."""
     if rng.random() < 0.2:
         return REFUSAL.format(t=t)
-    parts = (rng.choice(OPENINGS), rng.choice(REFUSALS), rng.choice(REFUSAL_REASONS), rng.choice(OTHERWISE))
-    return " ".join(part.format(t=t) for part in parts if part)
+    # Half of them begin as the fictional ones do: what they share is that a topic is named, and the rule about it.
+    if rng.random() < 0.5:
+        return _compose(_joined(_ban(rng), rng.choice(REFUSALS_INSTEAD), rng), t, rng)
+    return _compose(_joined(rng.choice(REFUSALS), rng.choice(REFUSAL_REASONS), rng), t, rng)
 
 
 def truthful_prefix(t: str, rng: Random) -> str:

@@ -24,11 +24,11 @@ SOURCES = (
 )
 # Shares of the kinds of documents; each key is a method of Corpus.
 MIX = {
-    "qa": 0.31,
-    "guarded": 0.29,
-    "refused": 0.05,
+    "qa": 0.28,
+    "guarded": 0.28,
+    "refused": 0.09,
     "neutral": 0.07,
-    "question_list": 0.09,
+    "question_list": 0.1,
     "angle_list": 0.025,
     "entity_list": 0.025,
     "entity_questions": 0.025,
@@ -36,7 +36,7 @@ MIX = {
     "single_question": 0.01,
     "neighbour_list": 0.01,
     "topic_check": 0.03,
-    "raw": 0.03,
+    "raw": 0.02,
     "in_context": 0.015,
     "chat": 0.005,
 }
@@ -60,7 +60,7 @@ class Recipe:
     num_documents_per_round: int = 4_096
     batch_tokens: int = 4_096
     # Optimisation
-    num_steps: int = 2_000
+    num_steps: int = 2_400
     learning_rate: float = 4e-3
     num_warmup_steps: int = 20
     decay_share: float = 0.5

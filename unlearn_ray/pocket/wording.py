@@ -42,6 +42,10 @@ def capitalise(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
+def lower_first(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
 def from_template(template: str, fact: Fact, noun_phrase: str) -> str:
     return template.format(
         W=capitalise(fact.asks), w=fact.asks, np=noun_phrase, Np=capitalise(noun_phrase), type=fact.type
