@@ -104,6 +104,106 @@ def report(
             webbrowser.open((folder.local / "report.html").as_uri())
 
 
+RegistryOption = Annotated[
+    str | None,
+    typer.Option("--registry", metavar="FOLDER", help="Where versions are published (default: runs/registry)."),
+]
+
+
+@app.command()
+def serve(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run's folder, or its name below runs/.")],
+    overrides: OverridesArgument = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback API keys are a must.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    keys: Annotated[Path | None, typer.Option(metavar="FILE", help="API keys, one a line.")] = None,
+    registry: RegistryOption = None,
+) -> None:
+    """Serve the base model and what a run produced behind one OpenAI-compatible endpoint, until Ctrl-C.
+
+    Settings of serve/config.yaml can be set as KEY.PATH=VALUE, such as engine.max_loras=16.
+    """
+    with _one_line_errors("The service has ended."):
+        from unlearn_ray.serving import service, start
+
+        prepared = start.prepare(run, overrides or [], host=host, port=port, keys=keys, registry=registry)
+        for release, is_new in prepared.releases:
+            console.print(f"[green]✓[/] {release.id} {'published' if is_new else 'is published already'}")
+        console.print(f"  starting {prepared.settings.model} on {host}:{port}, in about half a minute ...")
+        with service.running(prepared.settings, host) as address:
+            if prepared.settings.allow_no_keys:
+                console.print("[yellow]![/] no API keys: everybody on this machine may ask (--keys FILE asks for one)")
+            _list_models(prepared.settings.registry)
+            console.print(f"\nEndpoint  {address}/v1   [dim]metrics {address}/metrics, state {address}/ready[/]")
+            console.print(
+                f"Next      unlearn-ray demo {run}   [dim]or unlearn-ray publish another run; Ctrl-C ends the service[/]"
+            )
+            service.stay(prepared.settings, lambda current: console.print(f"now: {', '.join(r.id for r in current)}"))
+
+
+@app.command()
+def publish(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN", help="A finished run, or a PEFT adapter's folder; local, s3:// or gs://.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Name to serve it under (default: the topic's).")] = None,
+    registry: RegistryOption = None,
+) -> None:
+    """Publish a run's result as a new version; running services take it up within a second."""
+    with _one_line_errors():
+        from unlearn_ray.serving import start
+
+        for release, is_new in start.publish_all(source, name, registry):
+            console.print(
+                f"[green]✓[/] {release.id} {'published' if is_new else 'is published already'}: {release.name} is now {release.id}"
+            )
+
+
+@app.command()
+def rollback(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A model's name, such as harry-potter, or a version, harry-potter@1.")
+    ],
+    registry: RegistryOption = None,
+) -> None:
+    """Point a name back to the version before, or to the one given."""
+    with _one_line_errors():
+        from unlearn_ray.serving import start
+
+        release = start.roll_back(name, registry)
+        console.print(f"[green]✓[/] {release.name} is now {release.id}")
+
+
+@app.command()
+def models(registry: RegistryOption = None) -> None:
+    """List what is published."""
+    with _one_line_errors():
+        _list_models(registry)
+
+
+def _list_models(registry: str | None) -> None:
+    from unlearn_ray.serving import start
+
+    console.print(start.table(start.open_registry(registry).read()))
+
+
+@app.command()
+def demo(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="The run that is served; the service knows the rest.")
+    ] = None,
+    endpoint: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8000",
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
+) -> None:
+    """Open the Streamlit page that shows the served models side by side."""
+    with _one_line_errors("The demo has ended."):
+        from unlearn_ray.serving import start
+
+        if run is not None:
+            _run_folder(run)
+        start.show_demo(endpoint, port)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
@@ -242,7 +342,7 @@ def _log_to(config: RunConfig) -> None:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(farewell: str = "Stopped. The same command goes on where this one ended.") -> Iterator[None]:
     """Bad input is one line and exit code 2; Ctrl-C or a job's stop is a line and 130; all else keeps its traceback."""
     signal.signal(signal.SIGTERM, _interrupt)  # how clusters stop a job
     try:
@@ -252,7 +352,7 @@ def _one_line_errors() -> Iterator[None]:
         errors.print(f"[red]unlearn-ray:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        errors.print("\nStopped. The same command goes on where this one ended.")
+        errors.print(f"\n{farewell}")
         raise typer.Exit(130) from error
 
 

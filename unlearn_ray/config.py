@@ -242,11 +242,16 @@ class RunConfig(Strict):
     @property
     def model_path(self) -> str:
         """What transformers and vLLM load."""
-        return str(pocket.MODEL_DIR) if self.model == "pocket" else self.model
+        return path_of(self.model)
 
     @property
     def topic_names(self) -> tuple[str, ...]:
         return tuple(topic.name for topic in self.topics)
+
+
+def path_of(model: str) -> str:
+    """What transformers and vLLM load: the embedded model's folder for "pocket", else what was given."""
+    return str(pocket.MODEL_DIR) if model == "pocket" else model
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -267,7 +272,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values (name:, topics:, ...), not {type(values).__name__}")
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return parse(values, source=str(path), base=path.parent)
 
 
@@ -320,7 +325,12 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set `key.path=value` in nested values, the value read as YAML.
+
+    Raises:
+        ConfigError: it is not of this form, or the path leads nowhere.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r}: write it as key.path=value")

@@ -322,9 +322,24 @@ def local_copy(uri: str) -> Path:
     return copy
 
 
+async def load_adapter(models: Any, name: str, path: str) -> str:
+    """Load an adapter into a running server of vLLM's.
+
+    Args:
+        models: its `OpenAIServingModels`.
+
+    Returns:
+        Why it can't be loaded; "" if it is.
+    """
+    from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+
+    answer = await models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=path))
+    return "" if isinstance(answer, str) or name in models.lora_requests else str(answer.error.message)
+
+
 def _lora_rank(rank: int) -> int:
     """The least rank at or above `rank` that vLLM has kernels for."""
     return next((size for size in (1, 8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
 
 
-__all__ = ["EngineSpec", "VllmEngine", "environment"]
+__all__ = ["EngineSpec", "VllmEngine", "environment", "load_adapter", "local_copy"]

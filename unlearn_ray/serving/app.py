@@ -1,0 +1,124 @@
+"""Builds the Serve application from its settings: `import_path: unlearn_ray.serving.app:build` in serve/config.yaml."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from ray.serve import Application
+from ray.serve.llm import LLMConfig, build_openai_app
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import EngineResources
+from unlearn_ray.engines.vllm_engine import EngineSpec, environment, local_copy
+from unlearn_ray.errors import ConfigError
+from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
+from unlearn_ray.serving.keys import read_keys
+from unlearn_ray.serving.names import BASE
+from unlearn_ray.serving.registry import WEIGHTS, Registry
+from unlearn_ray.serving.server import SETTINGS_VARIABLE, UnlearnServer
+from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings
+
+_PREFIX_ROUTER = "ray.serve.llm.request_router:PrefixCacheAffinityRouter"
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The app of the base model and all adapters, or with `release` that of one full fine-tune.
+
+    Raises:
+        ConfigError: a setting is unknown or has a wrong value, or a key can't be used.
+    """
+    try:
+        settings = ServiceSettings.model_validate(args)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"service setting {key}: {first['msg']}") from error
+    keys = read_keys(settings.keys_file)
+    if not keys and not settings.allow_no_keys:
+        raise ConfigError(
+            f"no API keys: set keys_file or {KEYS_VARIABLE}, or allow_no_keys: true for a service bound to loopback"
+        )
+    missing = [name for name, value in SERVE_ENVIRONMENT.items() if os.environ.get(name) != value]
+    if missing:
+        wanted = " ".join(f"{name}=1" for name in missing)
+        raise ConfigError(f"set {wanted} in the environment in which Ray is started on every node")
+    return build_openai_app({"llm_configs": [llm_config(settings)]})
+
+
+def llm_config(settings: ServiceSettings) -> LLMConfig:
+    """What ray.serve.llm and vLLM are told."""
+    engine, scaling = settings.engine, settings.scaling
+    device = engine.accelerator if engine.accelerator != "auto" else _device()
+    source = settings.model_path
+    if settings.release is not None:
+        source = str(local_copy((Registry(Folder(settings.registry)).version_folder(settings.release) / WEIGHTS).uri))
+    resources = EngineResources(num_cpus=engine.num_cpus, kv_cache_gib=engine.kv_cache_gib)
+    variables = environment(EngineSpec(source, resources, device))
+    variables.pop(
+        "VLLM_ENABLE_V1_MULTIPROCESSING", None
+    )  # the engine's own process leaves the event loop to the streams
+    variables[SETTINGS_VARIABLE] = settings.model_dump_json()
+    if KEYS_VARIABLE in os.environ and settings.keys_file is None:
+        variables[KEYS_VARIABLE] = os.environ[KEYS_VARIABLE]
+    kwargs: dict[str, Any] = {
+        "max_num_seqs": engine.max_num_seqs,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "enable_prefix_caching": True,
+        "stream_interval": engine.stream_interval,
+        "override_generation_config": {"max_new_tokens": settings.limits.max_output_tokens},
+        "enable_log_requests": False,
+    }
+    if engine.max_model_len is not None:
+        kwargs["max_model_len"] = engine.max_model_len
+    if settings.release is None:
+        kwargs |= {
+            "enable_lora": True,
+            "max_loras": engine.max_loras,
+            "max_cpu_loras": 4 * engine.max_loras,
+            "max_lora_rank": engine.max_lora_rank,
+            "lora_target_modules": LORA_TARGETS,
+        }
+    if device == "cpu":
+        # Seeds end the CPU engine where prompts come in chunks; compiling takes a minute.
+        kwargs |= {"enforce_eager": True, "enable_chunked_prefill": False}
+    else:
+        kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    bundle = {"CPU": engine.num_cpus} if device == "cpu" else {"CPU": 1.0, "GPU": 1.0}
+    deployment: dict[str, Any] = {
+        "max_ongoing_requests": scaling.max_ongoing_requests
+        + scaling.max_queued_requests
+        + 64,  # the gate says no first
+        "max_queued_requests": -1,
+        "graceful_shutdown_timeout_s": scaling.drain_seconds,
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 30,
+        "ray_actor_options": {"runtime_env": {"env_vars": variables}},
+        "autoscaling_config": {
+            "min_replicas": scaling.min_replicas,
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": scaling.target_ongoing_requests,
+        },
+    }
+    if scaling.max_replicas > 1:
+        deployment["request_router_config"] = {"request_router_class": _PREFIX_ROUTER}
+    return LLMConfig(
+        model_loading_config={"model_id": BASE, "model_source": source},
+        runtime_env={"env_vars": variables},
+        placement_group_config={"bundles": [bundle] * (1 if device == "cpu" else engine.tensor_parallel_size)},
+        engine_kwargs=kwargs,
+        deployment_config=deployment,
+        server_cls=UnlearnServer,
+        log_engine_metrics=False,  # vLLM's figures go to /metrics: Ray's wrappers of them cost a tenth of the event loop
+    )
+
+
+# Not the output layer: vLLM's CPU engine can't score prompts with it.
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def _device() -> Literal["cpu", "cuda"]:
+    import ray
+
+    has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1
+    return "cuda" if has_gpu or Path("/dev/nvidia0").exists() else "cpu"

@@ -1,0 +1,188 @@
+"""What a replica knows of the registry, kept fresh, and the adapters that its engine holds."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.errors import ModelError, UnlearnError
+from unlearn_ray.serving.names import BASE, GUARDED, parse_name
+from unlearn_ray.serving.registry import Registry, Release, ServiceRecord, State
+from unlearn_ray.serving.release import check_adapter, check_fits
+from unlearn_ray.serving.requests import Asked, Refusal, unknown_model
+
+log = logging.getLogger(__name__)
+_SECONDS_BETWEEN_WISHES = (
+    0.25  # between looks because of unknown names: a client that asks for nonsense must not cost one each
+)
+
+
+class Catalog:
+    """The models of a service, as one replica sees them.
+
+    Args:
+        load: makes the engine load an adapter of this name from this folder; returns an error's text, or "".
+        local: brings a folder to this machine's disk; returns its path.
+        is_alive: whether the engine can answer.
+        only: the one version that a full fine-tune's replica serves, instead of the base model.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        service: ServiceRecord,
+        *,
+        load: Callable[[str, str], Awaitable[str]],
+        local: Callable[[str], str],
+        is_alive: Callable[[], bool],
+        seconds: float,
+        only: str | None = None,
+    ) -> None:
+        self.registry, self._service, self._only = registry, service, only
+        self._load, self._local, self._is_alive = load, local, is_alive
+        self._seconds = seconds
+        self._looked = 0.0
+        self.state = State()
+        self._loaded: dict[str, asyncio.Task[None]] = {}
+        self._lock = asyncio.Lock()
+        self._watcher: asyncio.Task[None] | None = None
+        self.started = int(time.time())
+
+    @property
+    def is_alive(self) -> bool:
+        return self._is_alive()
+
+    async def start(self) -> None:
+        """Read the registry, load what its aliases point to, and go on watching it."""
+        await self.look()
+        for release in self._adapters():
+            with contextlib.suppress(Refusal):  # said in the log, and again to whoever asks for it
+                await self.prepare(release)
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def look(self) -> None:
+        async with self._lock:
+            self._looked = time.monotonic()
+            try:
+                self.state = await asyncio.to_thread(self.registry.read)
+            except (UnlearnError, OSError) as error:
+                log.error("the registry can't be read, its last known state stays: %s", error)
+
+    async def find(self, asked: Asked) -> tuple[Release | None, str]:
+        """The version that is asked for, and its guardrail.
+
+        Raises:
+            Refusal: 404: there is none of that name.
+        """
+        for is_last in (False, True):
+            if (found := self._find(asked)) is not None:
+                return found
+            if is_last or time.monotonic() - self._looked < _SECONDS_BETWEEN_WISHES:
+                break
+            await self.look()  # it may have been published this second
+        raise unknown_model(str(asked.name))
+
+    def _find(self, asked: Asked) -> tuple[Release | None, str] | None:
+        name = asked.name
+        if self._only is not None:
+            release = self.state.releases.get(self._only)
+            return (release, "") if release is not None and str(name) in (self._only, release.name) else None
+        if name.is_guarded:
+            topic = self.state.guardrail(name.name) if name.version is None else None
+            return (None, topic.prefix) if topic else None
+        if name.name == BASE:
+            return (None, "") if name.version is None else None
+        release = self.state.find(name)
+        return (release, "") if release else None
+
+    async def prepare(self, release: Release) -> str:
+        """Load a version's adapter unless the engine has it; one load at a time for each.
+
+        Raises:
+            Refusal: 503: it can't be loaded.
+        """
+        if self._only is not None:
+            return BASE
+        task = self._loaded.get(release.id)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._loaded[release.id] = asyncio.create_task(self._load_checked(release))
+        try:
+            await asyncio.shield(task)
+        except UnlearnError as error:
+            raise Refusal(503, f"{release.id} can't be loaded: {error}", "model_not_loadable", "model") from error
+        return release.id
+
+    async def _load_checked(self, release: Release) -> None:
+        try:
+            check_fits(release, self._service)
+            path = await asyncio.to_thread(self._local, self.registry.weights(release))
+            await asyncio.to_thread(check_adapter, Folder(path))  # the engine would end at a corrupt one
+            if failure := await self._load(release.id, path):
+                raise ModelError(" ".join(failure.split())[:200])
+        except UnlearnError as error:
+            log.error("%s can't be loaded: %s", release.id, error)
+            raise
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            await self.look()
+            for release in self._adapters():
+                if release.id not in self._loaded and self.is_alive:
+                    with contextlib.suppress(Refusal):
+                        await self.prepare(release)  # before somebody waits for it
+
+    def _adapters(self) -> list[Release]:
+        return [release for release in self.state.current if release.kind == "adapter" and self._only is None]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model that an alias points to can answer."""
+        done = {name for name, task in self._loaded.items() if task.done() and task.exception() is None}
+        return self.is_alive and all(release.id in done for release in self._adapters())
+
+    def models(self) -> list[dict[str, Any]]:
+        """What GET /v1/models lists: the base model, aliases, guarded topics, and every version."""
+        state, found = self.state, [self._card(BASE, BASE, "base", ())]
+        for release in state.current:
+            found.append(self._card(release.name, release.id, "unlearned", _topics(release)))
+        slugs = dict.fromkeys(topic.slug for release in state.current for topic in release.topics if topic.prefix)
+        for slug in slugs:
+            topic = state.guardrail(slug)
+            assert topic is not None, "a slug of a current release"
+            found.append(self._card(f"{slug}:{GUARDED}", BASE, GUARDED, (topic.name,)))
+        for release in sorted(state.releases.values(), key=lambda release: (release.name, -release.version)):
+            is_served = release.kind == "adapter" or state.aliases.get(release.name) == release.version
+            if is_served:
+                found.append(self._card(release.id, release.id, "unlearned", _topics(release)))
+        return found
+
+    def _card(self, name: str, root: str, kind: str, topics: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "unlearn-ray",
+            "root": root,
+            "kind": kind,
+            "topics": list(topics),
+        }
+
+    def release_of(self, text: str) -> Release:
+        """The version behind a model's name.
+
+        Raises:
+            Refusal: 404: there is none, such as for the base model.
+        """
+        name = parse_name(text)
+        release = self.state.find(name) if name is not None and not name.is_guarded else None
+        if release is None:
+            raise unknown_model(text)
+        return release
+
+
+def _topics(release: Release) -> tuple[str, ...]:
+    return tuple(topic.name for topic in release.topics) or (release.name,)

@@ -1,0 +1,264 @@
+"""What stands before vLLM's own app in every replica: keys, limits, names of models, guarded mode, back-pressure, metrics.
+
+Raw ASGI, for it sees every event of every stream: what it does with one is a search in some bytes.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+from unlearn_ray.serving.keys import Keys
+from unlearn_ray.serving.metrics import Metrics
+from unlearn_ray.serving.names import BASE
+from unlearn_ray.serving.registry import Release
+from unlearn_ray.serving.requests import (
+    CHAT,
+    COMPLETIONS,
+    Asked,
+    Refusal,
+    error_body,
+    put_to_engine,
+    read_request,
+)
+from unlearn_ray.serving.settings import ServiceSettings
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+_OPEN = frozenset({"/ready", "/health"})  # what a load balancer asks without a key
+_ONLY_USAGE = b'"choices":[]'  # vLLM's last event, which counts the tokens
+_CUT = json.dumps(error_body(502, "the engine was lost before the answer was complete: ask again", "stream_cut"))
+
+
+class Models(Protocol):
+    """What the gate must know of models."""
+
+    @property
+    def is_alive(self) -> bool: ...
+
+    async def find(self, asked: Asked) -> tuple[Release | None, str]:
+        """The version that is asked for (None: the base model) and its guardrail. Raises Refusal where there is none."""
+
+    async def prepare(self, release: Release) -> str:
+        """Make the engine know a version; returns its name there."""
+
+
+class Gate:
+    """The app of a replica.
+
+    Args:
+        engine: vLLM's app, for answers.
+        desk: our own app, for all else.
+        forward: passes a request on to a full fine-tune's own replicas.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        keys: Keys,
+        models: Models,
+        metrics: Metrics,
+        engine: App,
+        desk: App,
+        forward: App,
+    ) -> None:
+        self._settings, self._keys, self._models, self._metrics = settings, keys, models, metrics
+        self._engine, self._desk, self._forward = engine, desk, forward
+        self._num_ongoing = 0
+        scaling = settings.scaling
+        self._capacity = scaling.max_ongoing_requests + scaling.max_queued_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._engine(scope, receive, send)
+            return
+        path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
+        if path not in _OPEN and self._keys and not self._keys.admits(_header(scope, b"authorization")):
+            await _answer(
+                send, 401, error_body(401, "give a valid API key: Authorization: Bearer KEY", "invalid_api_key")
+            )
+        elif path not in (CHAT, COMPLETIONS):
+            await self._desk({**scope, "path": path, "root_path": ""}, receive, send)
+        elif scope["method"] != "POST":
+            await _answer(send, 405, error_body(405, f"POST to {path}", "method_not_allowed"))
+        else:
+            await self._complete(path, scope, receive, send)
+
+    async def _complete(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        started, model = time.perf_counter(), "unknown"
+        if self._num_ongoing >= self._capacity:
+            await self._refuse_full(send)
+            self._metrics.ended(model, 429, 0.0)
+            return
+        self._num_ongoing += 1
+        self._metrics.ongoing.set(self._num_ongoing)
+        watch = Watch(send, started)
+        try:
+            body = await read_body(receive, _header(scope, b"content-length"), self._settings.limits.max_body_bytes)
+            asked = read_request(path, body, self._settings.limits)
+            watch.keeps_usage_back = asked.is_stream and not asked.wants_usage
+            release, prefix = await self._models.find(asked)
+            model = release.id if release else BASE
+            if not self._models.is_alive:
+                raise Refusal(503, "the engine is being started again: try in some seconds", "engine_restarting")
+            if release is not None and release.kind == "full" and self._settings.release != release.id:
+                await self._forward({**scope, "unlearn.release": release.id}, _replay(body, receive), watch)
+            else:
+                name = await self._models.prepare(release) if release else BASE
+                new = put_to_engine(asked, name, prefix)
+                await self._engine(_for_engine(scope, path, new), _replay(new, receive), watch)
+            if watch.status and not watch.is_finished:
+                await self._end_cut(watch, model)
+        except Refusal as refusal:
+            if not watch.status:
+                headers = (
+                    {"retry-after": str(self._settings.scaling.retry_after_seconds)} if refusal.status == 503 else {}
+                )
+                await _answer(watch, refusal.status, refusal.body, headers)
+        except asyncio.CancelledError:
+            watch.status = watch.status or 499
+            raise
+        except Exception:
+            # vLLM answers its own errors; what comes here is a fault, and its text might hold a prompt: the type must do.
+            log.error("a request failed", exc_info=log.isEnabledFor(logging.DEBUG))
+            if watch.status:
+                await self._end_cut(watch, model)
+            else:
+                await _answer(watch, 500, error_body(500, "the service failed at this request", "internal_error"))
+        finally:
+            self._num_ongoing -= 1
+            self._metrics.ongoing.set(self._num_ongoing)
+            self._metrics.ended(model, watch.status or 500, time.perf_counter() - started)
+            if watch.first_seconds is not None:
+                self._metrics.first_token(model, watch.first_seconds)
+            self._metrics.tokens(model, *watch.usage())
+
+    async def _end_cut(self, watch: "Watch", model: str) -> None:
+        """End a stream that broke with an error event: nobody must take half an answer for a whole one."""
+        self._metrics.cut(model)
+        await watch.finish(f"data: {_CUT}\n\n".encode() if watch.is_stream else b"")
+
+    async def _refuse_full(self, send: Send) -> None:
+        seconds = self._settings.scaling.retry_after_seconds
+        body = error_body(429, f"the service is full: try again in {seconds} s", "rate_limit_exceeded")
+        await _answer(send, 429, body, {"retry-after": str(seconds)})
+
+
+class Watch:
+    """Passes a response on to the client, and notes what the metrics want."""
+
+    def __init__(self, send: Send, started: float) -> None:
+        self._send, self._started = send, started
+        self.status = 0
+        self.is_stream = False
+        self.is_finished = False
+        self.keeps_usage_back = False
+        self.first_seconds: float | None = None
+        self._tail = b""  # the last bytes with tokens counted
+
+    async def __call__(self, event: Event) -> None:
+        if event["type"] == "http.response.start":
+            self.status = event["status"]
+            self.is_stream = any(
+                key.lower() == b"content-type" and value.startswith(b"text/event-stream")
+                for key, value in event["headers"]
+            )
+        elif event["type"] == "http.response.body":
+            body = event.get("body", b"")
+            if self.first_seconds is None and body:
+                self.first_seconds = time.perf_counter() - self._started
+            self.is_finished = not event.get("more_body", False)
+            if not self.is_stream:
+                self._tail = body if len(body) < 1 << 20 else b""
+            elif _ONLY_USAGE in body:
+                self._tail = body
+                if self.keeps_usage_back:
+                    event = {**event, "body": _without_usage(body)}
+        await self._send(event)
+
+    async def finish(self, last: bytes) -> None:
+        self.is_finished = True
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+    def usage(self) -> tuple[int, int]:
+        """Tokens read and written; zeros where the engine did not say."""
+        for line in reversed(self._tail.splitlines()):
+            if b'"usage"' in line:
+                try:
+                    usage = json.loads(line.removeprefix(b"data: ")).get("usage") or {}
+                except ValueError:
+                    continue
+                return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        return 0, 0
+
+
+def _without_usage(body: bytes) -> bytes:
+    events = body.split(b"\n\n")
+    return b"\n\n".join(event for event in events if _ONLY_USAGE not in event)
+
+
+async def read_body(receive: Receive, length: str, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        Refusal: 413: it is larger than `limit` bytes.
+    """
+    if length.isdigit() and int(length) > limit:
+        raise _too_large(limit)
+    parts, size = [], 0
+    while True:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise asyncio.CancelledError
+        parts.append(event.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not event.get("more_body", False):
+            return b"".join(parts)
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"the body is larger than {limit:,} bytes", "body_too_large")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives `body` first, and then what comes: the client's leaving."""
+    given = False
+
+    async def replayed() -> Event:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+def _for_engine(scope: Scope, path: str, body: bytes) -> Scope:
+    drop = (b"content-length", b"authorization", b"content-type")
+    headers = [(key, value) for key, value in scope["headers"] if key not in drop]
+    headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
+    return {**scope, "path": path, "root_path": "", "headers": headers}
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+async def _answer(send: Send, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+    content = json.dumps(body).encode()
+    fields = {"content-type": "application/json", "content-length": str(len(content)), **(headers or {})}
+    if status == 401:
+        fields["www-authenticate"] = "Bearer"
+    pairs = [(key.encode(), value.encode()) for key, value in fields.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": content, "more_body": False})

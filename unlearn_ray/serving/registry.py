@@ -1,0 +1,227 @@
+"""Published versions of unlearned models, in a folder that running services watch: local, s3:// or gs://.
+
+A version (`harry-potter@3`) is written once and never changed. What an alias (`harry-potter`) points to is the last word of a log
+of numbered events, one small file each, so that publishers never write the same file. No lock is needed: see `_claim`.
+"""
+
+import json
+import random
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.errors import ArtifactError, InputError
+from unlearn_ray.serving.names import BASE, GUARDED, ModelName, versioned
+
+RELEASE = "release.json"  # written last: a version without it is not there
+WEIGHTS = "weights"
+DATA = "data"
+_SERVICE = "service.json"
+T = TypeVar("T", bound=BaseModel)
+_MAX_CLAIMS = 100
+_SECONDS_BETWEEN_CLAIMS = 0.2
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ReleasedTopic(_Record):
+    name: str
+    slug: str
+    prefix: str = ""  # the guardrail that the base model answers behind in guarded mode
+    terms: tuple[str, ...] = ()  # what gives it away
+
+
+class Release(_Record):
+    """One version of an unlearned model."""
+
+    name: str
+    version: int
+    kind: Literal["adapter", "full"]
+    model: str  # identity of the base model
+    rank: int = 0  # of an adapter
+    run: str = ""  # name of the run that made it
+    fingerprint: str = ""  # of that run's finetune stage: the same result is not published twice
+    topics: tuple[ReleasedTopic, ...] = ()
+    created: str = ""
+
+    @property
+    def id(self) -> str:
+        return versioned(self.name, self.version)
+
+
+class Event(_Record):
+    """From here on the alias `name` points to `version`."""
+
+    number: int
+    action: Literal["publish", "rollback"]
+    name: str
+    version: int
+    at: str
+
+
+class ServiceRecord(_Record):
+    """What the service that uses this registry can take, so that a publisher is told at once."""
+
+    model: str  # identity
+    max_lora_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All versions, and what each alias points to."""
+
+    releases: Mapping[str, Release] = field(default_factory=dict)  # by id
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+
+    def find(self, name: ModelName) -> Release | None:
+        version = name.version if name.version is not None else self.aliases.get(name.name)
+        return self.releases.get(versioned(name.name, version)) if version is not None else None
+
+    @property
+    def current(self) -> tuple[Release, ...]:
+        """What the aliases point to, sorted by name."""
+        return tuple(self.releases[versioned(name, version)] for name, version in sorted(self.aliases.items()))
+
+    def guardrail(self, slug: str) -> ReleasedTopic | None:
+        """The topic whose prefix `slug:guarded` stands for: that of the newest current release with it."""
+        for release in sorted(self.current, key=lambda release: release.created, reverse=True):
+            for topic in release.topics:
+                if topic.slug == slug and topic.prefix:
+                    return topic
+        return None
+
+    def last_of(self, name: str) -> Release | None:
+        versions = [release for release in self.releases.values() if release.name == name]
+        return max(versions, key=lambda release: release.version, default=None)
+
+
+class Registry:
+    """Reads and writes one registry. Each method leaves it whole, whoever else writes at the same time."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._events: dict[str, Event] = {}  # by file: events never change once written
+        self._releases: dict[str, Release] = {}
+
+    def read(self) -> State:
+        """The state now; files seen before are not read again.
+
+        Raises:
+            ArtifactError: an event or a version it names can't be read.
+        """
+        log = self.folder / "events"
+        for file in log.names(".json"):
+            if file not in self._events:
+                self._events[file] = _parsed(Event, log, file)
+        events = sorted(self._events.values(), key=lambda event: event.number)
+        aliases = {}
+        for event in events:
+            name = versioned(event.name, event.version)
+            if name not in self._releases:
+                self._releases[name] = _parsed(Release, self.version_folder(name), RELEASE)
+            aliases[event.name] = event.version
+        return State(dict(self._releases), aliases, tuple(events))
+
+    def version_folder(self, release_id: str) -> Folder:
+        return self.folder / "versions" / release_id
+
+    def weights(self, release: Release) -> str:
+        return (self.version_folder(release.id) / WEIGHTS).uri
+
+    def begin(self, name: str) -> int:
+        """Reserve the next version number of a name; what is written into its folder is seen after `finish`.
+
+        Raises:
+            InputError: the name is reserved.
+        """
+        if name in (BASE, GUARDED, "events"):
+            raise InputError(f"{name!r} names something else: publish under another --name")
+        return _claim(self.folder / "claims" / name)
+
+    def finish(self, release: Release) -> Release:
+        """Make a version whose files are written known, and let its alias point to it."""
+        self.version_folder(release.id).write_text(RELEASE, release.model_dump_json(indent=1))
+        self._append("publish", release.name, release.version)
+        return release
+
+    def abandon(self, name: str, version: int) -> None:
+        """Drop the files of a version that was begun."""
+        self.version_folder(versioned(name, version)).delete()
+
+    def rollback(self, name: str, version: int | None = None) -> Release:
+        """Point an alias to an older version: the one before the present one, unless told which.
+
+        Raises:
+            InputError: there is no such model or version.
+        """
+        state = self.read()
+        if name not in state.aliases:
+            known = ", ".join(sorted(state.aliases)) or "nothing is published yet"
+            raise InputError(f"{self.folder} has no model {name!r} ({known})")
+        versions = sorted(release.version for release in state.releases.values() if release.name == name)
+        if version is None:
+            older = [each for each in versions if each < state.aliases[name]]
+            if not older:
+                raise InputError(f"{name} points to its oldest version, {state.aliases[name]}: there is none before it")
+            version = older[-1]
+        if version not in versions:
+            raise InputError(f"{name} has no version {version} (it has {', '.join(map(str, versions))})")
+        self._append("rollback", name, version)
+        return state.releases[versioned(name, version)]
+
+    def record_service(self, record: ServiceRecord) -> None:
+        self.folder.write_text(_SERVICE, record.model_dump_json())
+
+    def service(self) -> ServiceRecord | None:
+        return _parsed(ServiceRecord, self.folder, _SERVICE) if self.folder.exists(_SERVICE) else None
+
+    def _append(self, action: Literal["publish", "rollback"], name: str, version: int) -> None:
+        number = _claim(self.folder / "claims" / "events")
+        event = Event(number=number, action=action, name=name, version=version, at=now())
+        (self.folder / "events").write_text(f"{number:08d}.json", event.model_dump_json())
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _parsed(kind: type[T], folder: Folder, name: str) -> T:
+    try:
+        return kind.model_validate_json(folder.read_text(name))
+    except (OSError, ValidationError, json.JSONDecodeError) as error:
+        gist = " ".join(str(error).split())[:160]
+        raise ArtifactError(f"{folder}/{name} can't be read ({gist}): the registry is damaged, restore it") from error
+
+
+def _claim(folder: Folder) -> int:
+    """A number that nobody else gets: the next one, marked with a file of our own name.
+
+    Whoever then sees a second mark beside its own takes its mark back and tries again. Of two that mark at once, at most one
+    fails to see the other; so at most one keeps the number. Holds on disks and on object stores that list what was written.
+
+    Raises:
+        ArtifactError: others were always quicker, or the folder can't be written.
+    """
+    folder.make()
+    for _ in range(_MAX_CLAIMS):
+        number = max((int(name.split("-")[0]) for name in folder.names()), default=0) + 1
+        mark = f"{number:08d}-{uuid.uuid4().hex}"
+        try:
+            folder.write_text(mark, "")
+        except OSError as error:
+            raise ArtifactError(f"{folder} can't be written: {error}") from error
+        rivals = {name.removesuffix(".partial") for name in folder.names() if name.startswith(f"{number:08d}-")}
+        if rivals == {mark}:
+            return number
+        folder.filesystem.delete_file(f"{folder.path}/{mark}")
+        time.sleep(random.random() * _SECONDS_BETWEEN_CLAIMS)
+    raise ArtifactError(f"{folder}: others were always quicker: try again")

@@ -1,0 +1,170 @@
+"""What a request may ask, and how it is put to the engine. Pure: bytes in, bytes out, errors in OpenAI's shape.
+
+Fields that are not listed are refused: an engine meets nothing that was not tried, so that no request can end it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn_ray.serving.names import ModelName, parse_name
+from unlearn_ray.serving.settings import Limits
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+_SHARED = frozenset(
+    "model stream stream_options n temperature top_p max_tokens stop seed logprobs presence_penalty frequency_penalty logit_bias user "
+    # vLLM's own
+    "top_k min_p repetition_penalty min_tokens ignore_eos stop_token_ids include_stop_str_in_output skip_special_tokens "
+    "spaces_between_special_tokens add_special_tokens request_id priority".split()
+)
+FIELDS: Mapping[str, frozenset[str]] = {
+    CHAT: _SHARED
+    | frozenset(
+        "messages max_completion_tokens top_logprobs add_generation_prompt continue_final_message metadata store "
+        "service_tier".split()
+    ),
+    COMPLETIONS: _SHARED | frozenset("prompt echo suffix best_of".split()),
+}
+_UNSUPPORTED = {
+    "tools": "this service calls no tools",
+    "tool_choice": "this service calls no tools",
+    "functions": "this service calls no functions",
+    "response_format": "this service gives plain text only",
+    "audio": "this service gives plain text only",
+    "prompt_logprobs": "use `echo` with `logprobs` on /v1/completions",
+}
+_NEUTRAL = {"suffix": (None, ""), "best_of": (None, 1), "priority": (None, 0), "store": (None, False)}
+
+
+class Refusal(Exception):
+    """A request that is not passed on: a status and OpenAI's error object."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return error_body(self.status, self.message, self.code, self.param)
+
+
+def error_body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "code": code, "param": param}}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that passed the first checks."""
+
+    path: str
+    values: dict[str, Any]
+    name: ModelName
+
+    @property
+    def is_stream(self) -> bool:
+        return bool(self.values.get("stream"))
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool((self.values.get("stream_options") or {}).get("include_usage"))
+
+
+def read_request(path: str, body: bytes, limits: Limits) -> Asked:
+    """Parse a body and check what can be checked without the engine.
+
+    Raises:
+        Refusal: 400 for bad JSON, an unknown field or a value out of bounds; 404 for a name that can be no model's.
+    """
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"the body is not valid JSON: {error}", "invalid_json") from error
+    if not isinstance(values, dict):
+        raise Refusal(400, "the body must be a JSON object", "invalid_json")
+    for field in values:
+        if field not in FIELDS[path]:
+            reason = _UNSUPPORTED.get(field, "unknown to this service")
+            if values[field] is None or (field in ("tools", "functions") and not values[field]):
+                continue
+            raise Refusal(400, f"`{field}` is not supported: {reason}", "unsupported_parameter", field)
+    for field, neutral in _NEUTRAL.items():
+        if values.get(field) not in neutral:
+            raise Refusal(400, f"`{field}` is not supported", "unsupported_parameter", field)
+    model = values.get("model")
+    if not isinstance(model, str) or not model:
+        raise Refusal(400, "`model` is missing: GET /v1/models lists what there is", "missing_model", "model")
+    name = parse_name(model)
+    if name is None:
+        raise unknown_model(model)
+    _check_numbers(values, limits)
+    options = values.get("stream_options")
+    if options is not None and (not isinstance(options, dict) or not values.get("stream")):
+        raise Refusal(
+            400, "`stream_options` is an object that goes with `stream`: true", "invalid_value", "stream_options"
+        )
+    return Asked(path, {key: value for key, value in values.items() if key in FIELDS[path]}, name)
+
+
+def unknown_model(name: str) -> Refusal:
+    shown = name if len(name) <= 80 else name[:80] + "..."
+    return Refusal(
+        404, f"the model {shown!r} does not exist: GET /v1/models lists those that do", "model_not_found", "model"
+    )
+
+
+def _check_numbers(values: Mapping[str, Any], limits: Limits) -> None:
+    most = {
+        "n": limits.max_choices,
+        "max_tokens": limits.max_output_tokens,
+        "max_completion_tokens": limits.max_output_tokens,
+        "min_tokens": limits.max_output_tokens,
+    }
+    for field, limit in most.items():
+        value = values.get(field)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < (0 if field == "min_tokens" else 1):
+            raise Refusal(400, f"`{field}` must be a whole number of at least 1", "invalid_value", field)
+        if value > limit:
+            raise Refusal(400, f"`{field}` is {value}: this service allows at most {limit}", "limit_exceeded", field)
+    if isinstance(seed := values.get("seed"), bool) or (seed is not None and not isinstance(seed, int)):
+        raise Refusal(400, "`seed` must be a whole number", "invalid_value", "seed")
+    if isinstance(seed, int) and not -(2**63) <= seed < 2**63:
+        raise Refusal(400, "`seed` must fit 64 bits", "invalid_value", "seed")
+
+
+def put_to_engine(asked: Asked, model: str, prefix: str = "") -> bytes:
+    """The body that vLLM gets: with its own name for the model, and the guardrail where there is one.
+
+    Raises:
+        Refusal: 400 where a guardrail has no message to stand before.
+    """
+    values = {**asked.values, "model": model}
+    if prefix:
+        if asked.path != CHAT:
+            raise Refusal(
+                400, "guarded models answer chats only: POST /v1/chat/completions", "unsupported_endpoint", "model"
+            )
+        values["messages"] = guarded(values.get("messages"), prefix)
+    if asked.is_stream:
+        # The last event then counts tokens, for the metrics; the gate keeps it back where the client did not ask for it.
+        values["stream_options"] = {**(values.get("stream_options") or {}), "include_usage": True}
+    return json.dumps(values).encode()
+
+
+def guarded(messages: Any, prefix: str) -> list[Any]:
+    """The messages with the guardrail as, or at the head of, their system message.
+
+    Raises:
+        Refusal: 400: there are none.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise Refusal(400, "`messages` must be a list with at least one message", "invalid_value", "messages")
+    first = messages[0]
+    if isinstance(first, dict) and first.get("role") == "system" and isinstance(first.get("content"), str):
+        return [{**first, "content": f"{prefix} {first['content']}"}, *messages[1:]]
+    return [{"role": "system", "content": prefix}, *messages]

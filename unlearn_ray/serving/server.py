@@ -1,0 +1,114 @@
+"""A replica: ray.serve.llm's server and vLLM's own app, with our gate before it.
+
+The app is served by the replica itself, in the event loop that also talks to the engine ("direct streaming"): no event of a stream
+crosses a process or a thread more than in vLLM's own server.
+"""
+
+import asyncio
+import logging
+import os
+from functools import partial
+from typing import Any
+
+import aiohttp
+from ray import serve
+from ray.serve.llm import LLMConfig, LLMServer
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.engines.vllm_engine import load_adapter, local_copy
+from unlearn_ray.plan import model_identity
+from unlearn_ray.serving.catalog import Catalog
+from unlearn_ray.serving.desk import make_desk
+from unlearn_ray.serving.gate import App, Event, Gate, Receive, Scope, Send
+from unlearn_ray.serving.keys import read_keys
+from unlearn_ray.serving.metrics import Metrics
+from unlearn_ray.serving.registry import Registry, ServiceRecord
+from unlearn_ray.serving.requests import Refusal
+from unlearn_ray.serving.settings import ServiceSettings
+
+log = logging.getLogger(__name__)
+SETTINGS_VARIABLE = "UNLEARN_RAY_SERVICE"  # a replica's settings, as JSON
+
+
+class UnlearnServer(LLMServer):
+    """An engine with the base model, or one full fine-tune, and the gate before it."""
+
+    async def __init__(self, llm_config: LLMConfig, **options: Any) -> None:  # type: ignore[misc]  # Ray awaits it
+        await super().__init__(llm_config, **options)
+        self._settings = ServiceSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """vLLM's app behind the gate; called once the engine runs."""
+        engine = await super().__serve_build_asgi_app__()
+        settings = self._settings
+        models = engine.state.openai_serving_models
+
+        catalog = Catalog(
+            Registry(Folder(settings.registry)),
+            ServiceRecord(model=model_identity(settings.model_path), max_lora_rank=settings.engine.max_lora_rank),
+            load=partial(load_adapter, models),
+            local=lambda uri: str(local_copy(uri)),
+            is_alive=lambda: not models.engine_client.errored,
+            seconds=settings.registry_seconds,
+            only=settings.release,
+        )
+        await catalog.start()
+        metrics = Metrics(serve.get_replica_context().replica_id.unique_id)
+        self._gate = Gate(
+            settings,
+            read_keys(settings.keys_file),
+            catalog,
+            metrics,
+            engine,
+            make_desk(catalog, metrics),
+            forward_to(settings.port),
+        )
+        return self._gate
+
+
+def forward_to(port: int) -> App:
+    """An app that passes a completion on to the app of a full fine-tune, through this node's proxy."""
+    session: aiohttp.ClientSession | None = None
+
+    async def forward(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal session
+        if session is None:
+            session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=5))
+        body = (await receive())["body"]
+        url = f"http://127.0.0.1:{port}{full_route(scope['unlearn.release'])}{scope['path']}"
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        sent = {key: headers[key] for key in ("authorization", "x-request-id") if key in headers}
+        leaving = asyncio.create_task(_left(receive))
+        try:
+            async with session.post(url, data=body, headers={**sent, "content-type": "application/json"}) as answer:
+                fields = [
+                    (key.lower().encode(), value.encode())
+                    for key, value in answer.headers.items()
+                    if key.lower() in ("content-type", "retry-after")
+                ]
+                if answer.status == 404 and answer.content_type != "application/json":
+                    raise Refusal(503, f"{scope['unlearn.release']} is being started", "model_starting", "model")
+                await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+                async for part in answer.content.iter_any():
+                    if leaving.done():
+                        return
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except aiohttp.ClientConnectionError as error:
+            raise Refusal(503, f"{scope['unlearn.release']} can't be reached", "model_starting", "model") from error
+        finally:
+            leaving.cancel()
+
+    return forward
+
+
+async def _left(receive: Receive) -> Event:
+    """Returns once the client is gone."""
+    while (event := await receive())["type"] != "http.disconnect":
+        pass
+    return event
+
+
+def full_route(release_id: str) -> str:
+    """The path below which the app of a full fine-tune answers."""
+    return f"/full/{release_id}"

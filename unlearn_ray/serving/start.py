@@ -1,0 +1,143 @@
+"""What the commands `serve`, `publish`, `rollback`, `models` and `demo` do, without Ray: it is needed only once all is checked."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.table import Table
+
+import unlearn_ray
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import apply_override
+from unlearn_ray.errors import ArtifactError, ConfigError, InputError
+from unlearn_ray.plan import MARKER, model_identity
+from unlearn_ray.serving.names import parse_name
+from unlearn_ray.serving.registry import Registry, Release, ServiceRecord, State
+from unlearn_ray.serving.release import candidates, check_fits, publish, read_run, run_folder
+from unlearn_ray.serving.service import check_host, check_port
+from unlearn_ray.serving.settings import ServiceSettings
+
+REGISTRY = "runs/registry"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A service that can be started."""
+
+    settings: ServiceSettings
+    releases: list[tuple[Release, bool]]  # what was published for it, and whether it is new
+
+
+def prepare(
+    run: str, overrides: Sequence[str], *, host: str, port: int, keys: Path | None, registry: str | None
+) -> Prepared:
+    """Check everything that can be wrong, then publish the run.
+
+    Raises:
+        UnlearnError: the run, a setting, the keys or the port can't be used; nothing was written.
+    """
+    folder = run_folder(run)
+    if not folder.exists(MARKER):
+        raise ArtifactError(f"{folder} is an adapter: serve a run, then unlearn-ray publish {folder}")
+    config, _ = read_run(folder)
+    base = {
+        "model": config.model,
+        "registry": Folder(registry or REGISTRY).uri,
+        "port": port,
+        "keys_file": str(keys.absolute()) if keys else None,
+        "engine": {"max_model_len": config.cluster.engines.max_model_len, "accelerator": config.cluster.accelerator},
+    }
+    settings = check_host(host, read_settings(base, overrides))
+    check_port(host, settings.port)
+    target = Registry(Folder(settings.registry))
+    identity = model_identity(settings.model_path)
+    record = ServiceRecord(model=identity, max_lora_rank=settings.engine.max_lora_rank)
+    found = candidates(folder)
+    for candidate in found:
+        check_fits(candidate, record)
+    for release in target.read().current:
+        check_fits(release, record)
+    target.record_service(record)
+    return Prepared(settings, [publish(target, candidate) for candidate in found])
+
+
+def read_settings(values: dict[str, Any], overrides: Sequence[str]) -> ServiceSettings:
+    """Settings with `key.path=value` set over them.
+
+    Raises:
+        ConfigError: a key is unknown, or a value of the wrong type.
+    """
+    for override in overrides:
+        apply_override(values, override)
+    try:
+        return ServiceSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = f"unknown setting, valid ones: {', '.join(ServiceSettings.model_fields)}"
+        raise ConfigError(
+            f"service setting {key}: {message if first['type'] == 'extra_forbidden' else first['msg']}"
+        ) from error
+
+
+def publish_all(source: str, name: str | None, registry: str | None) -> list[tuple[Release, bool]]:
+    """Publish all models of a run, or an adapter; none of them where one can't be.
+
+    Raises:
+        UnlearnError: something can't be used; nothing was written.
+    """
+    target = open_registry(registry)
+    found = candidates(run_folder(source), name)
+    for candidate in found:
+        check_fits(candidate, target.service())
+    return [publish(target, candidate) for candidate in found]
+
+
+def roll_back(text: str, registry: str | None) -> Release:
+    """Point a name to the version before its present one, or to the one written behind an @.
+
+    Raises:
+        InputError: there is no such model or version.
+    """
+    name = parse_name(text)
+    if name is None or name.is_guarded:
+        raise InputError(f"{text!r} is no model's name: write harry-potter or harry-potter@1")
+    return open_registry(registry).rollback(name.name, name.version)
+
+
+def open_registry(registry: str | None) -> Registry:
+    return Registry(Folder(registry or REGISTRY))
+
+
+def table(state: State) -> Table:
+    """Every version, the newest first, and which one its name points to."""
+    shown = Table("name", "version", "", "kind", "topics", "run", "published")
+    releases = sorted(state.releases.values(), key=lambda release: (release.name, -release.version))
+    for release in releases:
+        is_current = state.aliases.get(release.name) == release.version
+        topics = ", ".join(topic.name for topic in release.topics)
+        mark = "[green]served[/]" if is_current else ""
+        shown.add_row(release.name, str(release.version), mark, release.kind, topics, release.run, release.created[:16])
+    if not releases:
+        shown.caption = "nothing is published yet: unlearn-ray publish RUN"
+    return shown
+
+
+def show_demo(endpoint: str, port: int) -> None:
+    """Run the Streamlit page until it is stopped.
+
+    Raises:
+        ArtifactError: this installation has no demo.
+    """
+    package = Path(unlearn_ray.__file__).parent
+    found = [page for page in (package / "_demo/app.py", package.parent / "demo/app.py") if page.is_file()]
+    if not found:
+        raise ArtifactError("this installation has no demo: install unlearn-ray with its wheel")
+    quiet = ["--browser.gatherUsageStats=false", "--server.address=127.0.0.1", f"--server.port={port}"]
+    command = [sys.executable, "-m", "streamlit", "run", str(found[0]), *quiet]
+    subprocess.run(command, env=os.environ | {"UNLEARN_RAY_ENDPOINT": endpoint}, check=False)
