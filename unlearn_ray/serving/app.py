@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from ray.serve import Application
-from ray.serve.llm import LLMConfig, build_openai_app
+from ray.serve import Application, ingress
+from ray.serve.llm import LLMConfig, build_llm_deployment, build_openai_app
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EngineResources
@@ -16,7 +16,7 @@ from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import read_keys
 from unlearn_ray.serving.names import BASE
 from unlearn_ray.serving.registry import WEIGHTS, Registry
-from unlearn_ray.serving.server import SETTINGS_VARIABLE, UnlearnServer
+from unlearn_ray.serving.server import SETTINGS_VARIABLE, HereAlready, UnlearnServer
 from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings
 
 _PREFIX_ROUTER = "ray.serve.llm.request_router:PrefixCacheAffinityRouter"
@@ -43,7 +43,11 @@ def build(args: dict[str, Any]) -> Application:
     if missing:
         wanted = " ".join(f"{name}=1" for name in missing)
         raise ConfigError(f"set {wanted} in the environment in which Ray is started on every node")
-    return build_openai_app({"llm_configs": [llm_config(settings)]})
+    config = llm_config(settings)
+    if settings.scaling.max_replicas == 1:
+        # Nothing to choose from: without the router a request goes straight to the replica.
+        return build_llm_deployment(config, deployment_cls=ingress()(UnlearnServer))
+    return build_openai_app({"llm_configs": [config]})
 
 
 def llm_config(settings: ServiceSettings) -> LLMConfig:
@@ -102,6 +106,7 @@ def llm_config(settings: ServiceSettings) -> LLMConfig:
     }
     if scaling.max_replicas > 1:
         deployment["request_router_config"] = {"request_router_class": _PREFIX_ROUTER}
+    callback = {"callback_config": {"callback_class": HereAlready}} if Path(source).is_dir() else {}
     return LLMConfig(
         model_loading_config={"model_id": BASE, "model_source": source},
         runtime_env={"env_vars": variables},
@@ -109,6 +114,7 @@ def llm_config(settings: ServiceSettings) -> LLMConfig:
         engine_kwargs=kwargs,
         deployment_config=deployment,
         server_cls=UnlearnServer,
+        **callback,
         log_engine_metrics=False,  # vLLM's figures go to /metrics: Ray's wrappers of them cost a tenth of the event loop
     )
 

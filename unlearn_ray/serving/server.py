@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 from ray import serve
+from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve.llm import LLMConfig, LLMServer
 
 from unlearn_ray.artifacts import Folder
@@ -64,6 +65,13 @@ class UnlearnServer(LLMServer):
             forward_to(settings.port),
         )
         return self._gate
+
+
+class HereAlready(CallbackBase):
+    """Tells ray.serve.llm that the model is a folder: looking for it on a hub costs another process and its imports."""
+
+    async def on_before_node_init(self) -> None:
+        self.ctx.run_init_node = False
 
 
 def forward_to(port: int) -> App:

@@ -149,6 +149,7 @@ def _set_environment(host: str, home: Path, settings: ServiceSettings) -> None:
         "METRICS_SOCKET_PATH": "metrics.sock",
     }.items():
         os.environ[f"RAY_SERVE_HAPROXY_{name}"] = str(home / file)
+    os.environ.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(max(1, min(4, (os.cpu_count() or 1) // 4))))
     os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(free_port())
     os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = str(free_port())
     if is_loopback(host):

@@ -1,0 +1,112 @@
+"""What a request may ask."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unlearn_ray.serving.requests import CHAT, COMPLETIONS, Refusal, guarded, put_to_engine, read_request
+from unlearn_ray.serving.settings import Limits
+
+MESSAGES = [{"role": "user", "content": "Who is Hedwig?"}]
+
+
+def ask(path: str = CHAT, **values: Any) -> dict[str, Any]:
+    body = {"model": "base", "messages": MESSAGES} if path == CHAT else {"model": "base", "prompt": "Hedwig is"}
+    return body | values
+
+
+def refused(path: str = CHAT, **values: Any) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        read_request(path, json.dumps(ask(path, **values)).encode(), Limits())
+    return caught.value
+
+
+def test_a_plain_request_passes() -> None:
+    asked = read_request(CHAT, json.dumps(ask(temperature=0.5, stop=["x"], seed=3, n=2)).encode(), Limits())
+    assert asked.name.name == "base" and not asked.is_stream
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'"text"', b"\xff\xfe", b"[" * 100_000])
+def test_what_is_no_json_object_is_a_400(body: bytes) -> None:
+    with pytest.raises(Refusal) as caught:
+        read_request(CHAT, body, Limits())
+    assert caught.value.status == 400 and caught.value.body["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("values", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"guided_regex": "(a+)+"}, "guided_regex"),
+        ({"kv_transfer_params": {}}, "kv_transfer_params"),
+        ({"priority": 5}, "priority"),
+        ({"n": 17}, "n"),
+        ({"n": 0}, "n"),
+        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"seed": "x"}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"model": ""}, "model"),
+        ({"model": 7}, "model"),
+    ],
+)
+def test_what_the_service_does_not_do_is_a_400_that_names_the_field(values: dict[str, Any], param: str) -> None:
+    refusal = refused(**values)
+    assert (refusal.status, refusal.param) == (400, param)
+
+
+def test_empty_tools_of_a_careful_client_are_let_go() -> None:
+    asked = read_request(CHAT, json.dumps(ask(tools=[], response_format=None)).encode(), Limits())
+    assert "tools" not in asked.values
+
+
+def test_names_that_can_be_no_models_are_a_404() -> None:
+    refusal = refused(model="GPT 4/../" + "x" * 500)
+    assert refusal.status == 404 and len(refusal.message) < 200
+    assert refusal.body["error"]["type"] == "not_found_error"
+
+
+def test_the_engine_gets_its_own_name_and_counts_tokens_in_streams() -> None:
+    asked = read_request(CHAT, json.dumps(ask(model="harry-potter", stream=True)).encode(), Limits())
+    sent = json.loads(put_to_engine(asked, "harry-potter@3"))
+    assert sent["model"] == "harry-potter@3" and sent["stream_options"] == {"include_usage": True}
+    assert not asked.wants_usage and sent["messages"] == MESSAGES
+
+
+def test_a_guardrail_is_the_system_message_or_its_head() -> None:
+    assert guarded(MESSAGES, "Forget.") == [{"role": "system", "content": "Forget."}, *MESSAGES]
+    polite = [{"role": "system", "content": "Be polite."}, *MESSAGES]
+    assert guarded(polite, "Forget.")[0]["content"] == "Forget. Be polite."
+
+
+def test_guarded_models_answer_chats_only() -> None:
+    asked = read_request(COMPLETIONS, json.dumps(ask(COMPLETIONS, model="harry-potter:guarded")).encode(), Limits())
+    with pytest.raises(Refusal, match="chats only"):
+        put_to_engine(asked, "base", "Forget.")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["model", "messages", "n", "seed", "stream", "stream_options", "x", "tools"]), json_values
+    )
+)
+def test_any_object_passes_or_is_refused_in_openais_shape(values: dict[str, Any]) -> None:
+    try:
+        read_request(CHAT, json.dumps(values).encode(), Limits())
+    except Refusal as refusal:
+        assert refusal.status in (400, 404)
+        assert set(refusal.body["error"]) == {"message", "type", "code", "param"}
