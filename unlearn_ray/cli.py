@@ -23,7 +23,8 @@ from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import ArtifactError, UnlearnError
 
 if TYPE_CHECKING:
-    from unlearn_ray.engines.protocols import Generator, Trainer
+    from unlearn_ray.engines.generation import RayDataGenerator
+    from unlearn_ray.engines.protocols import Trainer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(highlight=False)
@@ -259,7 +260,7 @@ class RunEngines:
 
     def __init__(self, config: RunConfig, on_progress: Callable[[str, int, int], None], stack: ExitStack) -> None:
         self._config, self._on_progress, self._stack = config, on_progress, stack
-        self._generator: Generator | None = None
+        self._generator: RayDataGenerator | None = None
 
     def connect(self) -> None:
         from unlearn_ray.engines.session import connect, require
@@ -269,7 +270,7 @@ class RunEngines:
         require(self._config.cluster)
 
     @property
-    def generator(self) -> "Generator":
+    def generator(self) -> "RayDataGenerator":
         if self._generator is None:
             from unlearn_ray.engines.generation import RayDataGenerator
 
@@ -288,7 +289,7 @@ class RunEngines:
         from unlearn_ray.engines.training import RayDeepSpeedTrainer
 
         if self._generator is not None:
-            self._generator.close()  # its GPUs are the trainer's now; the next use starts engines again
+            self._generator.make_room()
         return RayDeepSpeedTrainer(self._config.cluster, on_progress=self._on_progress)
 
 

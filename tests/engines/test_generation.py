@@ -247,6 +247,24 @@ def test_more_engines_than_the_cluster_holds_are_refused_at_once(ray_session: Cl
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize(
+    ("device", "num_workers", "is_kept"), [("cpu", 1, True), ("cpu", 99, False), ("cuda", 1, False)]
+)
+def test_engines_stay_beside_a_trainer_where_there_is_room_for_both(
+    device: str, num_workers: int, is_kept: bool, ray_session: ClusterConfig
+) -> None:
+    from types import SimpleNamespace
+
+    from unlearn_ray.engines.generation import RayDataGenerator
+
+    workers = ray_session.workers.model_copy(update={"num_workers": num_workers})
+    generator = RayDataGenerator(MODEL, ray_session.model_copy(update={"workers": workers}))
+    closed: list[bool] = []
+    generator._fleet = SimpleNamespace(spec=SimpleNamespace(device=device), close=lambda: closed.append(True))  # type: ignore[assignment]
+    generator.make_room()
+    assert closed == ([] if is_kept else [True])
+
+
 def test_another_model_takes_the_first_ones_place_and_a_missing_one_is_one_line(
     generator: "RayDataGenerator", ray_session: ClusterConfig, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ OnProgress = Callable[[str, int, int], None]  # label, rows done, rows in all
 _CHUNKING = "chunking.json"  # beside the output: what an interrupted call cut its source into
 _COUNTS = ("rows_in", "resumed", "rows_out", "prompt_tokens", "output_tokens")
 _MAX_BLOCKS = 2_000  # of a map; beyond, a block holds several chunks, for each costs the driver some memory
+_CPUS_BESIDE_WORKERS = 2  # logical: Ray Train's controller, and Ray Data's tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,15 @@ class RayDataGenerator:
             num_output_tokens=totals["output_tokens"],
             seconds=time.monotonic() - began,
         )
+
+    def make_room(self) -> None:
+        """End the engines if they hold what a trainer needs: GPUs, or CPUs of which the cluster has no more."""
+        if self._fleet is None:
+            return
+        workers = self._cluster.workers
+        num_free = ray.available_resources().get("CPU", 0) - _CPUS_BESIDE_WORKERS
+        if self._fleet.spec.device == "cuda" or num_free < workers.num_workers * workers.num_cpus:
+            self.close()
 
     def close(self) -> None:
         """Give the engines' CPUs and GPUs back; the next `map` starts engines again."""

@@ -185,8 +185,13 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         if request.score is not None:
+            # No text is wanted: turning each scored token back into some took as long as the model did.
             return SamplingParams(
-                temperature=0.0, max_tokens=1, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
+                temperature=0.0,
+                max_tokens=1,
+                prompt_logprobs=0,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
         is_greedy = request.temperature == 0.0
         return SamplingParams(
