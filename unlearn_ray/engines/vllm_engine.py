@@ -4,11 +4,11 @@
 engine and callers only add requests and wait: batches of several callers run together (continuous batching), on a CPU as on a GPU.
 """
 
-import contextlib
 import json
 import logging
 import os
 import queue
+import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -314,17 +314,41 @@ def _start(spec: EngineSpec, path: str) -> Any:
 
 
 def local_copy(uri: str) -> Path:
-    """A folder on this machine's disk: the path itself, or a copy of what is in remote storage, made once a machine."""
+    """A folder on this machine's disk: the path itself, or a copy of what is in remote storage, made once a machine.
+
+    Raises:
+        ModelError: it isn't there, or can't be read.
+    """
     if "://" not in uri:
         return Path(uri)
-    copy = Path(tempfile.gettempdir()) / "unlearn-ray-weights" / digest(uri)
+    copy, source = place_of(uri), Folder(uri)
     if not copy.exists():
-        source = Folder(uri)
-        partial = copy.with_name(f"{copy.name}.{os.getpid()}.partial")
-        fs.copy_files(source.path, str(partial), source_filesystem=source.filesystem)
-        with contextlib.suppress(OSError):  # another engine of this machine was first
+        partial = Path(tempfile.mkdtemp(dir=Folder(copy.parent).make().local, suffix=".partial"))
+        try:
+            fs.copy_files(source.path, str(partial), source_filesystem=source.filesystem)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise ModelError(f"{uri} can't be copied to this machine: {error}") from error
+        try:
             partial.rename(copy)
+        except OSError:  # another engine of this machine was first
+            shutil.rmtree(partial, ignore_errors=True)
     return copy
+
+
+def place_of(uri: str) -> Path:
+    """Where `local_copy` puts a remote folder, the same on every machine: it follows from what is in the folder.
+
+    Raises:
+        ModelError: it isn't there, or can't be read.
+    """
+    source = Folder(uri)
+    try:
+        infos = source.filesystem.get_file_info(fs.FileSelector(source.path, recursive=True))
+    except OSError as error:
+        raise ModelError(f"{uri} can't be read: {error}") from error
+    files = [f"{info.path} {info.size} {info.mtime_ns}" for info in infos if info.type == fs.FileType.File]
+    return Path(tempfile.gettempdir()) / "unlearn-ray-weights" / digest(uri, *sorted(files))
 
 
 async def load_adapter(models: Any, name: str, path: str) -> str:
@@ -347,4 +371,4 @@ def _lora_rank(rank: int) -> int:
     return next((size for size in (1, 8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
 
 
-__all__ = ["EngineSpec", "VllmEngine", "environment", "load_adapter", "local_copy"]
+__all__ = ["EngineSpec", "VllmEngine", "environment", "load_adapter", "local_copy", "place_of"]
