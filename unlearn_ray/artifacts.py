@@ -68,7 +68,10 @@ class Folder:
     def _open(self) -> tuple[fs.FileSystem, str]:
         if self.is_local:
             return fs.LocalFileSystem(), self.uri
-        filesystem, path = fs.FileSystem.from_uri(self.uri)
+        try:
+            filesystem, path = fs.FileSystem.from_uri(self.uri)
+        except (OSError, ValueError) as error:  # Arrow's own are ValueErrors
+            raise ArtifactError(f"{self.uri} can't be opened: {error}") from error
         return filesystem, path
 
     @property

@@ -286,7 +286,7 @@ def parse(values: dict[str, Any], source: str = "config", base: Path | None = No
         # Through JSON, where strict mode takes lists for tuples and nothing else for numbers.
         config = RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_message(error)}") from error
+        raise ConfigError(f"{source}: {first_message(error, RunConfig)}") from error
     return _resolve_paths(config, base or Path.cwd())
 
 
@@ -366,13 +366,18 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _first_message(error: ValidationError) -> str:
+def first_message(error: ValidationError, root: type[BaseModel]) -> str:
+    """One line that names the key, and for an unknown one the nearest that there is.
+
+    Args:
+        root: what was validated.
+    """
     first = error.errors()[0]
     # Tags of unions ("lora") and union members ("int") stand in the location, but not in the file.
     where = [part for part in first["loc"] if not _is_tag(part, first["loc"])]
     key = ".".join(str(part) for part in where)
     if first["type"] == "extra_forbidden":
-        valid = _keys_beside(first["loc"])
+        valid = _keys_beside(first["loc"], root)
         near = difflib.get_close_matches(str(first["loc"][-1]), valid, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
         return f"unknown key {key}: {hint}"
@@ -388,9 +393,8 @@ def _is_tag(part: str | int, location: tuple[str | int, ...]) -> bool:
     return is_weights or (isinstance(part, str) and ("[" in part or part.startswith("constrained-")))
 
 
-def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
-    """The valid keys of the section that holds the last part of `location`."""
-    model: type[BaseModel] = RunConfig
+def _keys_beside(location: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:
+    """The valid keys of the section, somewhere in `model`, that holds the last part of `location`."""
     for part in location[:-1]:
         if isinstance(part, int):
             continue

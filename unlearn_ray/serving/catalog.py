@@ -11,8 +11,9 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ModelError, UnlearnError
 from unlearn_ray.serving.names import BASE, GUARDED, parse_name
 from unlearn_ray.serving.registry import Registry, Release, ServiceRecord, State
-from unlearn_ray.serving.release import check_adapter, check_fits
+from unlearn_ray.serving.release import check_fits
 from unlearn_ray.serving.requests import Asked, Refusal, unknown_model
+from unlearn_ray.serving.weights import check_shapes, read_adapter
 
 log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_WISHES = (
@@ -56,12 +57,22 @@ class Catalog:
         return self._is_alive()
 
     async def start(self) -> None:
-        """Read the registry, load what its aliases point to, and go on watching it."""
+        """Say what this service takes, read the registry, load what its aliases point to, and go on watching it."""
+        if self._only is None:
+            await asyncio.to_thread(self._record)
         await self.look()
         for release in self._adapters():
             with contextlib.suppress(Refusal):  # said in the log, and again to whoever asks for it
                 await self.prepare(release)
         self._watcher = asyncio.create_task(self._watch())
+
+    def _record(self) -> None:
+        """So that publishers are told what doesn't fit, also where the service was started by `serve deploy`."""
+        try:
+            if self.registry.service() != self._service:
+                self.registry.record_service(self._service)
+        except (UnlearnError, OSError) as error:
+            log.warning("publishers will not be told what this service takes: %s", error)
 
     async def look(self) -> None:
         async with self._lock:
@@ -119,7 +130,9 @@ class Catalog:
         try:
             check_fits(release, self._service)
             path = await asyncio.to_thread(self._local, self.registry.weights(release))
-            await asyncio.to_thread(check_adapter, Folder(path))  # the engine would end at a corrupt one
+            # The engine would end at a corrupt one, or at one for a model of another shape.
+            adapter = await asyncio.to_thread(read_adapter, Folder(path))
+            check_shapes(adapter.shapes, self._service.shapes, release.id)
             if failure := await self._load(release.id, path):
                 raise ModelError(" ".join(failure.split())[:200])
         except UnlearnError as error:

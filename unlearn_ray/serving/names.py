@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 BASE = "base"
 GUARDED = "guarded"
+RESERVED = (BASE, GUARDED, "events")  # the last is a folder of the registry's own
 _NAME = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,119})(?:@(?P<version>[1-9][0-9]{0,8}))?(?::(?P<mode>guarded))?")
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ArtifactError, InputError
-from unlearn_ray.serving.names import BASE, GUARDED, ModelName, versioned
+from unlearn_ray.serving.names import RESERVED, ModelName, versioned
 
 RELEASE = "release.json"  # written last: a version without it is not there
 WEIGHTS = "weights"
@@ -72,6 +72,7 @@ class ServiceRecord(_Record):
 
     model: str  # identity
     max_lora_rank: int
+    shapes: Mapping[str, tuple[int, int]] = {}  # of the base model's layers that adapters change, where known
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +117,14 @@ class Registry:
         """The state now; files seen before are not read again.
 
         Raises:
-            ArtifactError: an event or a version it names can't be read.
+            ArtifactError: the folder, an event or a version it names can't be read.
         """
         log = self.folder / "events"
-        for file in log.names(".json"):
+        try:
+            files = log.names(".json")
+        except OSError as error:
+            raise ArtifactError(f"the registry {self.folder} can't be read: {error}") from error
+        for file in files:
             if file not in self._events:
                 self._events[file] = _parsed(Event, log, file)
         events = sorted(self._events.values(), key=lambda event: event.number)
@@ -143,7 +148,7 @@ class Registry:
         Raises:
             InputError: the name is reserved.
         """
-        if name in (BASE, GUARDED, "events"):
+        if name in RESERVED:
             raise InputError(f"{name!r} names something else: publish under another --name")
         return _claim(self.folder / "claims" / name)
 

@@ -7,7 +7,7 @@ A version holds `weights/` (a PEFT adapter or a model folder), `data/` (the repo
 import json
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from pyarrow import fs
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import ArtifactError, InputError, ModelError
-from unlearn_ray.plan import MARKER
+from unlearn_ray.plan import MARKER, model_identity
 from unlearn_ray.rows import slug_of
-from unlearn_ray.serving.names import parse_name
+from unlearn_ray.serving.names import RESERVED, parse_name
 from unlearn_ray.serving.registry import DATA, WEIGHTS, Registry, Release, ReleasedTopic, ServiceRecord, now
+from unlearn_ray.serving.settings import ServiceSettings
+from unlearn_ray.serving.weights import ADAPTER, Shapes, base_shapes, check_model, check_shapes, read_adapter
 from unlearn_ray.stages.finetune import JOINT
 
 MAX_ROWS = 20_000  # of a table, kept with a version
@@ -32,8 +34,6 @@ TABLES = {
     "evaluation": "evaluate/answers",
 }
 _STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
-_ADAPTER = "adapter_config.json"
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PROBE_COLUMNS = ("topic", "group", "wording", "question", "truth", "aliases")
 
 
@@ -47,6 +47,7 @@ class Candidate:
     rank: int
     model: str
     topics: tuple[ReleasedTopic, ...]
+    shapes: Shapes = field(default_factory=dict)  # of the layers that an adapter changes
     run: str = ""
     fingerprint: str = ""
     home: Folder | None = None  # the run's folder
@@ -61,12 +62,18 @@ def read_run(folder: Folder) -> tuple[RunConfig, dict[str, Manifest]]:
     try:
         config = RunConfig.model_validate(json.loads(folder.read_text(MARKER))["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder} is no run of ours: its {MARKER} can't be read") from error
-    manifests = {stage: read_manifest(folder / stage) for stage in _STAGES}
-    for stage, manifest in manifests.items():
-        if manifest is None:
+        raise ArtifactError(f"{folder} is no run of this version's: its {MARKER} can't be read") from error
+    manifests: dict[str, Manifest] = {}
+    for stage in _STAGES:
+        manifest = read_manifest(folder / stage)
+        # Made from what has been made again since: a config was changed, and its run stopped on the way.
+        if manifest is None or any(
+            made in manifests and manifests[made].fingerprint != fingerprint
+            for made, fingerprint in manifest.inputs.items()
+        ):
             raise ArtifactError(f"{folder} is unfinished ({stage}): finish it with unlearn-ray run CONFIG")
-    return config, {stage: manifest for stage, manifest in manifests.items() if manifest is not None}
+        manifests[stage] = manifest
+    return config, manifests
 
 
 def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
@@ -76,14 +83,67 @@ def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
         ArtifactError: the run is unfinished, or an adapter's files are missing or corrupt.
         InputError: `name` is given for several models, or is none.
     """
-    if name is not None and ((parsed := parse_name(name)) is None or str(parsed) != parsed.name):
-        raise InputError(f"{name!r} can't name a model: use small letters, digits, dots, dashes and underscores")
-    if folder.exists(_ADAPTER) and not folder.exists(MARKER):
-        return [Candidate(name or slug_of(folder.name), folder, "adapter", check_adapter(folder), "", ())]
+    if name is not None and ((parsed := parse_name(name)) is None or str(parsed) != parsed.name or name in RESERVED):
+        words = ", ".join(RESERVED)
+        raise InputError(
+            f"{name!r} can't name a model: use small letters, digits, dots and dashes, and none of {words}"
+        )
+    if folder.exists(ADAPTER) and not folder.exists(MARKER):
+        return [_bare_adapter(folder, name)]
     config, manifests = read_run(folder)
+    topics, finetuned = _topics(folder, config, manifests), manifests["finetune"].config
+    exports = (JOINT,) if finetuned["adapters"] == "joint" else tuple(topics)
+    found = []
+    for export in exports:
+        members = tuple(topics.values()) if export == JOINT else (topics[export],)
+        candidate = Candidate(
+            name=members[0].slug if len(members) == 1 else slug_of(config.name),
+            weights=folder / "finetune/models" / export,
+            kind="full",
+            rank=0,
+            model=str(finetuned["model"]),
+            topics=members,
+            run=config.name,
+            fingerprint=manifests["finetune"].fingerprint,
+            home=folder,
+        )
+        if finetuned["weights"]["kind"] == "lora":
+            adapter = read_adapter(candidate.weights)
+            candidate = replace(candidate, kind="adapter", rank=adapter.rank, shapes=adapter.shapes)
+        else:
+            check_model(candidate.weights)
+        found.append(candidate)
+    _check_data(folder)
+    if name is not None:
+        if len(found) != 1:
+            raise InputError(f"{folder} has {len(found)} models ({', '.join(c.name for c in found)}): leave --name out")
+        found = [replace(found[0], name=name)]
+    for candidate in found:
+        if candidate.name in RESERVED or parse_name(candidate.name) is None:
+            raise InputError(f"{candidate.name!r} can't name a model: publish under another --name")
+    return found
+
+
+def _bare_adapter(folder: Folder, name: str | None) -> Candidate:
+    adapter = read_adapter(folder)
+    base = adapter.base
+    is_known = Path(base).is_dir() or (base.count("/") == 1 and not base.startswith(("/", ".", "~")))
+    return Candidate(
+        name=name or slug_of(folder.name),
+        weights=folder,
+        kind="adapter",
+        rank=adapter.rank,
+        model=model_identity(base) if is_known else "",
+        topics=(),
+        shapes=adapter.shapes,
+    )
+
+
+def _topics(folder: Folder, config: RunConfig, manifests: Mapping[str, Manifest]) -> dict[str, ReleasedTopic]:
+    """The run's topics by their slugs."""
     terms = _terms(folder)
     prefixes: Mapping[str, str] = manifests["evaluate"].config.get("guardrail", {})
-    topics = {
+    return {
         topic.slug: ReleasedTopic(
             name=topic.name,
             slug=topic.slug,
@@ -92,40 +152,14 @@ def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
         )
         for topic in config.topics
     }
-    models = folder / "finetune/models"
-    found = []
-    for export in models.names():
-        members = tuple(topics.values()) if export == JOINT else (topics[export],)
-        weights = models / export
-        is_adapter = weights.exists(_ADAPTER)
-        found.append(
-            Candidate(
-                name=members[0].slug if len(members) == 1 else slug_of(config.name),
-                weights=weights,
-                kind="adapter" if is_adapter else "full",
-                rank=check_adapter(weights) if is_adapter else 0,
-                model=str(manifests["finetune"].config["model"]),
-                topics=members,
-                run=config.name,
-                fingerprint=manifests["finetune"].fingerprint,
-                home=folder,
-            )
-        )
-    if name is not None:
-        if len(found) != 1:
-            raise InputError(f"{folder} has {len(found)} models ({', '.join(c.name for c in found)}): leave --name out")
-        found = [Candidate(**{**{f: getattr(found[0], f) for f in Candidate.__slots__}, "name": name})]
-    return found
 
 
 def publish(registry: Registry, candidate: Candidate) -> tuple[Release, bool]:
-    """Publish one model; returns its version and whether it is new: the same result is not published twice.
+    """Publish one model that fits; returns its version and whether it is new: the same result is not published twice.
 
     Raises:
-        ModelError: the service that uses the registry can't take it.
         ArtifactError: files can't be read or written.
     """
-    check_fits(candidate, registry.service())
     last = registry.read().last_of(candidate.name)
     if last is not None and candidate.fingerprint and last.fingerprint == candidate.fingerprint:
         if registry.read().aliases.get(last.name) != last.version:
@@ -154,26 +188,16 @@ def publish(registry: Registry, candidate: Candidate) -> tuple[Release, bool]:
         raise
 
 
-def check_adapter(folder: Folder) -> int:
-    """The rank of a PEFT LoRA adapter whose files are whole.
+def service_record(settings: ServiceSettings) -> ServiceRecord:
+    """What a service with these settings can take.
 
     Raises:
-        ModelError: a file is missing or corrupt, or it is no LoRA adapter.
+        ModelError: the base model's files are corrupt.
     """
-    try:
-        body = json.loads(folder.read_text(_ADAPTER))
-        kind, rank = body["peft_type"], int(body["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}/{_ADAPTER} is missing or corrupt: publish a PEFT adapter's folder") from error
-    if kind != "LORA":
-        raise ModelError(f"{folder} is a {kind} adapter: only LORA can be served")
-    if not folder.exists(_ADAPTER_WEIGHTS):
-        raise ModelError(f"{folder} has no {_ADAPTER_WEIGHTS}: publish a PEFT adapter's folder")
-    info = folder.filesystem.get_file_info(posixpath.join(folder.path, _ADAPTER_WEIGHTS))
-    with folder.filesystem.open_input_file(posixpath.join(folder.path, _ADAPTER_WEIGHTS)) as file:
-        if not _is_whole(file, info.size):
-            raise ModelError(f"{folder}/{_ADAPTER_WEIGHTS} is corrupt: copy or train it again")
-    return rank
+    model = settings.model_path
+    return ServiceRecord(
+        model=model_identity(model), max_lora_rank=settings.engine.max_lora_rank, shapes=base_shapes(model)
+    )
 
 
 def check_fits(candidate: Candidate | Release, service: ServiceRecord | None) -> None:
@@ -184,28 +208,27 @@ def check_fits(candidate: Candidate | Release, service: ServiceRecord | None) ->
     """
     if service is None:
         return
-    if candidate.model and candidate.model != service.model:
+    if candidate.model and not _is_same(candidate.model, service.model, is_sure=bool(candidate.run)):
         raise ModelError(
-            f"{candidate.name} is made from {candidate.model}, the service's base model is {service.model}"
+            f"{candidate.name} is made from {candidate.model}, the service's base model is {service.model}: "
+            "another base model takes a registry of its own (--registry)"
         )
     if candidate.rank > service.max_lora_rank:
         raise ModelError(
             f"{candidate.name} is of rank {candidate.rank}, the service was started for at most {service.max_lora_rank}: "
             "raise engine.max_lora_rank"
         )
+    if isinstance(candidate, Candidate):
+        check_shapes(candidate.shapes, service.shapes, candidate.name)
 
 
-def _is_whole(file: pa.NativeFile, size: int) -> bool:
-    """Whether a safetensors file has its header and all bytes that the header promises."""
-    head = file.read(8)
-    length = int.from_bytes(head, "little")
-    if len(head) < 8 or length > size - 8:
-        return False
-    try:
-        tensors = {key: value for key, value in json.loads(file.read(length)).items() if key != "__metadata__"}
-        return bool(tensors) and max(value["data_offsets"][1] for value in tensors.values()) == size - 8 - length
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
+def _is_same(made_from: str, served: str, is_sure: bool) -> bool:
+    """Whether two identities are of one model; of a folder its content counts, not its name."""
+    contents = [identity.rpartition(":")[2] if ":" in identity else None for identity in (made_from, served)]
+    if None not in contents:
+        return contents[0] == contents[1]
+    # An adapter may name the hub's model, and the service a folder with it: then the layers' shapes must tell.
+    return made_from == served or (contents != [None, None] and not is_sure)
 
 
 def _copy(source: Folder, target: Folder) -> None:
@@ -216,6 +239,21 @@ def _copy(source: Folder, target: Folder) -> None:
         )
     except OSError as error:
         raise ArtifactError(f"{source} can't be copied to {target}: {error}") from error
+
+
+def _check_data(home: Folder) -> None:
+    """Refuse a run of which the demo could not be shown all, before anything is written.
+
+    Raises:
+        ArtifactError: a report or a table is missing or corrupt.
+    """
+    try:
+        json.loads((home / "evaluate").read_text("report.json"))
+        for place in TABLES.values():
+            _schema(home / place)
+    except (OSError, ValueError, IndexError) as error:  # Arrow's errors are ValueErrors
+        gist = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{home} is damaged ({gist}): rerun it with --from the stage that wrote it") from error
 
 
 def _write_data(home: Folder, data: Folder) -> None:
@@ -263,8 +301,12 @@ def run_folder(text: str) -> Folder:
         ArtifactError: there is none.
     """
     folder = Folder(text)
-    if not folder.exists() and "://" not in text and "/" not in text:
-        folder = Folder(Path("runs") / text)
-    if not folder.exists(MARKER) and not folder.exists(_ADAPTER):
+    try:
+        if not folder.exists() and "://" not in text and "/" not in text:
+            folder = Folder(Path("runs") / text)
+        is_known = folder.exists(MARKER) or folder.exists(ADAPTER)
+    except OSError as error:
+        raise ArtifactError(f"{text} can't be read: {error}") from error
+    if not is_known:
         raise ArtifactError(f"{text} is no run and no adapter: give a run's folder or its name below runs/")
     return folder

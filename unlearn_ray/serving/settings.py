@@ -1,12 +1,16 @@
 """What a service serves, and how much of it: the `args` of serve/config.yaml, strict like a run's config."""
 
-from typing import Literal
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from unlearn_ray.config import Fraction, Strict, path_of
+from unlearn_ray.config import Fraction, Strict, first_message, path_of
+from unlearn_ray.errors import ConfigError
 
 KEYS_VARIABLE = "UNLEARN_RAY_API_KEYS"
+Rank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]  # those that vLLM has kernels for
 
 
 class EngineSettings(Strict):
@@ -17,7 +21,7 @@ class EngineSettings(Strict):
     max_model_len: PositiveInt | None = None  # tokens of prompt and answer; None: the model's own
     max_num_seqs: PositiveInt = 256  # answers in one batch
     max_loras: PositiveInt = 8  # adapters in one batch; more are swapped in and out
-    max_lora_rank: PositiveInt = 16
+    max_lora_rank: Rank = 16
     gpu_memory_utilization: Fraction = 0.9
     kv_cache_gib: PositiveFloat = 1.0  # without a GPU
     num_cpus: PositiveFloat = 1.0  # logical, and without a GPU the engine's threads
@@ -65,3 +69,16 @@ class ServiceSettings(Strict):
     @property
     def model_path(self) -> str:
         return path_of(self.model)
+
+
+def parse_settings(values: Mapping[str, Any]) -> ServiceSettings:
+    """Settings from plain values.
+
+    Raises:
+        ConfigError: a key is unknown, or a value of another type or out of bounds.
+    """
+    try:
+        # Through JSON, where strict mode takes lists for tuples and nothing else for numbers.
+        return ServiceSettings.model_validate_json(json.dumps(dict(values), default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"service settings: {first_message(error, ServiceSettings)}") from error

@@ -6,21 +6,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
 from rich.table import Table
 
 import unlearn_ray
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import apply_override
-from unlearn_ray.errors import ArtifactError, ConfigError, InputError
-from unlearn_ray.plan import MARKER, model_identity
+from unlearn_ray.errors import ArtifactError, InputError
+from unlearn_ray.plan import MARKER
 from unlearn_ray.serving.names import parse_name
-from unlearn_ray.serving.registry import Registry, Release, ServiceRecord, State
-from unlearn_ray.serving.release import candidates, check_fits, publish, read_run, run_folder
+from unlearn_ray.serving.registry import Registry, Release, State
+from unlearn_ray.serving.release import candidates, check_fits, publish, read_run, run_folder, service_record
 from unlearn_ray.serving.service import check_host, check_port
-from unlearn_ray.serving.settings import ServiceSettings
+from unlearn_ray.serving.settings import Rank, ServiceSettings, parse_settings
 
 REGISTRY = "runs/registry"
 
@@ -45,44 +44,43 @@ def prepare(
     if not folder.exists(MARKER):
         raise ArtifactError(f"{folder} is an adapter: serve a run, then unlearn-ray publish {folder}")
     config, _ = read_run(folder)
+    weights, engines = config.finetune.weights, config.cluster.engines
+    rank = weights.rank if weights.kind == "lora" else 1
     base = {
         "model": config.model,
         "registry": Folder(registry or REGISTRY).uri,
         "port": port,
         "keys_file": str(keys.absolute()) if keys else None,
-        "engine": {"max_model_len": config.cluster.engines.max_model_len, "accelerator": config.cluster.accelerator},
+        "engine": {
+            "max_model_len": engines.max_model_len,
+            "accelerator": config.cluster.accelerator,
+            "max_lora_rank": next((room for room in get_args(Rank) if room >= max(rank, 16)), 16),
+        },
     }
     settings = check_host(host, read_settings(base, overrides))
+    settings = settings.model_copy(update={"registry": Folder(settings.registry).uri})
     check_port(host, settings.port)
     target = Registry(Folder(settings.registry))
-    identity = model_identity(settings.model_path)
-    record = ServiceRecord(model=identity, max_lora_rank=settings.engine.max_lora_rank)
+    record = service_record(settings)
     found = candidates(folder)
     for candidate in found:
         check_fits(candidate, record)
     for release in target.read().current:
         check_fits(release, record)
+    published = [publish(target, candidate) for candidate in found]
     target.record_service(record)
-    return Prepared(settings, [publish(target, candidate) for candidate in found])
+    return Prepared(settings, published)
 
 
 def read_settings(values: dict[str, Any], overrides: Sequence[str]) -> ServiceSettings:
     """Settings with `key.path=value` set over them.
 
     Raises:
-        ConfigError: a key is unknown, or a value of the wrong type.
+        ConfigError: a key is unknown, or a value of another type or out of bounds.
     """
     for override in overrides:
         apply_override(values, override)
-    try:
-        return ServiceSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = f"unknown setting, valid ones: {', '.join(ServiceSettings.model_fields)}"
-        raise ConfigError(
-            f"service setting {key}: {message if first['type'] == 'extra_forbidden' else first['msg']}"
-        ) from error
+    return parse_settings(values)
 
 
 def publish_all(source: str, name: str | None, registry: str | None) -> list[tuple[Release, bool]]:
