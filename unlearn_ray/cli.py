@@ -130,7 +130,7 @@ def serve(
         prepared = start.prepare(run, overrides or [], host=host, port=port, keys=keys, registry=registry)
         for release, is_new in prepared.releases:
             console.print(f"[green]✓[/] {release.id} {'published' if is_new else 'is published already'}")
-        console.print(f"  starting {prepared.settings.model} on {host}:{port}, in about half a minute ...")
+        console.print(f"  starting {prepared.settings.model} on {host}:{prepared.settings.port}, in about half a minute ...")
         with service.running(prepared.settings, host) as address:
             if prepared.settings.allow_no_keys:
                 console.print("[yellow]![/] no API keys: everybody on this machine may ask (--keys FILE asks for one)")
@@ -346,6 +346,7 @@ def _log_to(config: RunConfig) -> None:
 def _one_line_errors(farewell: str = "Stopped. The same command goes on where this one ended.") -> Iterator[None]:
     """Bad input is one line and exit code 2; Ctrl-C or a job's stop is a line and 130; all else keeps its traceback."""
     signal.signal(signal.SIGTERM, _interrupt)  # how clusters stop a job
+    logging.getLogger().addHandler(logging.NullHandler())  # without one, Python prints what is logged here a second time
     try:
         yield
     except UnlearnError as error:
