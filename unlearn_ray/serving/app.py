@@ -4,20 +4,20 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
 from ray.serve import Application, ingress
 from ray.serve.llm import LLMConfig, build_llm_deployment, build_openai_app
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EngineResources
-from unlearn_ray.engines.vllm_engine import EngineSpec, environment, local_copy
+from unlearn_ray.engines.vllm_engine import EngineSpec, environment, place_of
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
-from unlearn_ray.serving.keys import read_keys
+from unlearn_ray.serving.keys import Keys, read_keys
 from unlearn_ray.serving.names import BASE
 from unlearn_ray.serving.registry import WEIGHTS, Registry
-from unlearn_ray.serving.server import SETTINGS_VARIABLE, HereAlready, UnlearnServer
-from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings
+from unlearn_ray.serving.server import SETTINGS_VARIABLE, UnlearnServer, Weights
+from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings, parse_settings
+from unlearn_ray.serving.weights import LORA_TARGETS
 
 _PREFIX_ROUTER = "ray.serve.llm.request_router:PrefixCacheAffinityRouter"
 
@@ -28,12 +28,11 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         ConfigError: a setting is unknown or has a wrong value, or a key can't be used.
     """
-    try:
-        settings = ServiceSettings.model_validate(args)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"service setting {key}: {first['msg']}") from error
+    settings = parse_settings(args)
+    if "://" not in settings.registry and not Path(settings.registry).is_absolute():
+        raise ConfigError(
+            f"registry: {settings.registry} has no meaning on other machines: give s3://, gs:// or /a/path"
+        )
     keys = read_keys(settings.keys_file)
     if not keys and not settings.allow_no_keys:
         raise ConfigError(
@@ -43,28 +42,33 @@ def build(args: dict[str, Any]) -> Application:
     if missing:
         wanted = " ".join(f"{name}=1" for name in missing)
         raise ConfigError(f"set {wanted} in the environment in which Ray is started on every node")
-    config = llm_config(settings)
+    config = llm_config(settings, keys)
     if settings.scaling.max_replicas == 1:
         # Nothing to choose from: without the router a request goes straight to the replica.
         return build_llm_deployment(config, deployment_cls=ingress()(UnlearnServer))
     return build_openai_app({"llm_configs": [config]})
 
 
-def llm_config(settings: ServiceSettings) -> LLMConfig:
+def llm_config(settings: ServiceSettings, keys: Keys) -> LLMConfig:
     """What ray.serve.llm and vLLM are told."""
     engine, scaling = settings.engine, settings.scaling
     device = engine.accelerator if engine.accelerator != "auto" else _device()
     source = settings.model_path
     if settings.release is not None:
-        source = str(local_copy((Registry(Folder(settings.registry)).version_folder(settings.release) / WEIGHTS).uri))
+        source = (Registry(Folder(settings.registry)).version_folder(settings.release) / WEIGHTS).uri
+    callback: dict[str, Any] = {}
+    if is_remote := "://" in source:
+        callback, source = {"callback_kwargs": {"uri": source}}, str(place_of(source))
+    if is_remote or Path(source).is_dir():
+        callback["callback_class"] = Weights
     resources = EngineResources(num_cpus=engine.num_cpus, kv_cache_gib=engine.kv_cache_gib)
     variables = environment(EngineSpec(source, resources, device))
-    variables.pop(
-        "VLLM_ENABLE_V1_MULTIPROCESSING", None
-    )  # the engine's own process leaves the event loop to the streams
+    # The engine's own process leaves the event loop to the streams.
+    variables.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    if is_remote:
+        variables["HF_HUB_OFFLINE"] = "1"  # the folder that will be there needs no hub
     variables[SETTINGS_VARIABLE] = settings.model_dump_json()
-    if KEYS_VARIABLE in os.environ and settings.keys_file is None:
-        variables[KEYS_VARIABLE] = os.environ[KEYS_VARIABLE]
+    variables[KEYS_VARIABLE] = str(keys)  # hashed: the replica's machine needs no file of them
     kwargs: dict[str, Any] = {
         "max_num_seqs": engine.max_num_seqs,
         "tensor_parallel_size": engine.tensor_parallel_size,
@@ -81,7 +85,7 @@ def llm_config(settings: ServiceSettings) -> LLMConfig:
             "max_loras": engine.max_loras,
             "max_cpu_loras": 4 * engine.max_loras,
             "max_lora_rank": engine.max_lora_rank,
-            "lora_target_modules": LORA_TARGETS,
+            "lora_target_modules": list(LORA_TARGETS),
         }
     if device == "cpu":
         # Seeds end the CPU engine where prompts come in chunks; compiling takes a minute.
@@ -90,9 +94,8 @@ def llm_config(settings: ServiceSettings) -> LLMConfig:
         kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
     bundle = {"CPU": engine.num_cpus} if device == "cpu" else {"CPU": 1.0, "GPU": 1.0}
     deployment: dict[str, Any] = {
-        "max_ongoing_requests": scaling.max_ongoing_requests
-        + scaling.max_queued_requests
-        + 64,  # the gate says no first
+        # Above the gate's bounds, so that the gate says no first.
+        "max_ongoing_requests": scaling.max_ongoing_requests + scaling.max_queued_requests + 64,
         "max_queued_requests": -1,
         "graceful_shutdown_timeout_s": scaling.drain_seconds,
         "health_check_period_s": 2,
@@ -106,7 +109,6 @@ def llm_config(settings: ServiceSettings) -> LLMConfig:
     }
     if scaling.max_replicas > 1:
         deployment["request_router_config"] = {"request_router_class": _PREFIX_ROUTER}
-    callback = {"callback_config": {"callback_class": HereAlready}} if Path(source).is_dir() else {}
     return LLMConfig(
         model_loading_config={"model_id": BASE, "model_source": source},
         runtime_env={"env_vars": variables},
@@ -114,13 +116,9 @@ def llm_config(settings: ServiceSettings) -> LLMConfig:
         engine_kwargs=kwargs,
         deployment_config=deployment,
         server_cls=UnlearnServer,
-        **callback,
+        **({"callback_config": callback} if callback else {}),
         log_engine_metrics=False,  # vLLM's figures go to /metrics: Ray's wrappers of them cost a tenth of the event loop
     )
-
-
-# Not the output layer: vLLM's CPU engine can't score prompts with it.
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def _device() -> Literal["cpu", "cuda"]:

@@ -14,7 +14,8 @@ from starlette.routing import Route
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.serving.catalog import Catalog
-from unlearn_ray.serving.metrics import Metrics
+from unlearn_ray.serving.metrics import OWN, TEXT, Metrics, merged
+from unlearn_ray.serving.peers import Gather
 from unlearn_ray.serving.registry import DATA, Release
 from unlearn_ray.serving.release import TABLES
 from unlearn_ray.serving.requests import Refusal, error_body
@@ -22,7 +23,7 @@ from unlearn_ray.serving.requests import Refusal, error_body
 _MAX_PAGE = 500
 
 
-def make_desk(catalog: Catalog, metrics: Metrics) -> Starlette:
+def make_desk(catalog: Catalog, metrics: Metrics, gather: Gather) -> Starlette:
     """The app behind every path but the completions'."""
 
     async def ready(request: Request) -> Response:
@@ -36,7 +37,9 @@ def make_desk(catalog: Catalog, metrics: Metrics) -> Starlette:
 
     async def numbers(request: Request) -> Response:
         metrics.ready.set(catalog.is_ready)
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4")
+        is_own = request.url.query == OWN
+        others = [] if is_own else await gather(request.headers.get("authorization", ""))
+        return Response(merged(others or [metrics.render()]), media_type=f"{TEXT}; version=0.0.4")
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": catalog.models()})

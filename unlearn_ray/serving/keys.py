@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from unlearn_ray.errors import ConfigError
 from unlearn_ray.serving.settings import KEYS_VARIABLE
 
 _LEAST_LENGTH = 16
+_HASHED = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,10 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self.digests)
 
+    def __str__(self) -> str:
+        """As UNLEARN_RAY_API_KEYS may hold them: what Ray passes on to a replica, it also writes into its logs."""
+        return ",".join(f"sha256:{digest.hex()}" for digest in self.digests)
+
     def admits(self, authorization: str) -> bool:
         """Whether an Authorization header carries one of the keys; all are compared, each in constant time."""
         scheme, _, token = authorization.partition(" ")
@@ -31,7 +37,7 @@ class Keys:
 
 
 def read_keys(file: str | None, environment: Mapping[str, str] = os.environ) -> Keys:
-    """The keys of `file`, one a line (# begins a comment), or else those in UNLEARN_RAY_API_KEYS.
+    """The keys of `file`, one a line (# begins a comment), or else those in UNLEARN_RAY_API_KEYS; sha256:HEX is a key's hash.
 
     Raises:
         ConfigError: the file can't be read or holds no key, or a key is too short to be one.
@@ -50,7 +56,10 @@ def read_keys(file: str | None, environment: Mapping[str, str] = os.environ) -> 
     for place, key in enumerate(keys, 1):
         if len(key) < _LEAST_LENGTH or any(character.isspace() for character in key):
             raise ConfigError(f"{source}: key {place} must be {_LEAST_LENGTH} characters or more, without blanks")
-    return Keys(tuple(_digest(key) for key in keys))
+    hashed = [_HASHED.fullmatch(key) for key in keys]
+    return Keys(
+        tuple(bytes.fromhex(match[1]) if match else _digest(key) for key, match in zip(keys, hashed, strict=True))
+    )
 
 
 def _digest(key: str) -> bytes:

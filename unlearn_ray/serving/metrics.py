@@ -1,7 +1,11 @@
 """What a replica counts, for Prometheus. vLLM's own figures (queue, cache, batch) stand in the same registry."""
 
+from collections.abc import Iterable
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+TEXT = "text/plain"
+OWN = "replica=own"  # query: this replica's figures alone
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -42,5 +46,36 @@ class Metrics:
     def cut(self, model: str) -> None:
         self._cut.labels(model, self._replica).inc()
 
-    def render(self) -> bytes:
-        return generate_latest(self._registry)
+    def render(self) -> str:
+        """Everything in the registry, each figure with the replica that it is of."""
+        lines = generate_latest(self._registry).decode().splitlines()
+        return "".join(f"{_labelled(line, self._replica)}\n" for line in lines)
+
+
+def _labelled(line: str, replica: str) -> str:
+    name, brace, rest = line.partition("{")
+    if not line or line.startswith("#") or 'replica="' in rest:
+        return line
+    if brace:
+        return f'{name}{{replica="{replica}",{rest}'
+    name, _, value = line.partition(" ")
+    return f'{name}{{replica="{replica}"}} {value}'
+
+
+def merged(texts: Iterable[str]) -> str:
+    """The figures of several replicas as one text: those of a name stand together, below one head."""
+    families: dict[str, list[str]] = {}
+    helps: dict[str, str] = {}
+    for text in texts:
+        samples: list[str] = []
+        for line in text.splitlines():
+            if line.startswith("# HELP "):
+                helps.setdefault(line.split(" ", 3)[2], line)
+            elif line.startswith("# TYPE "):
+                samples = families.setdefault(line, [])
+            elif line:
+                samples.append(line)
+    shown: list[str] = []
+    for head, samples in families.items():
+        shown += [helps.get(head.split(" ")[2], ""), head, *samples]
+    return "".join(f"{line}\n" for line in shown if line)

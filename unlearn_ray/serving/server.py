@@ -17,13 +17,14 @@ from ray.serve.llm import LLMConfig, LLMServer
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.engines.vllm_engine import load_adapter, local_copy
-from unlearn_ray.plan import model_identity
 from unlearn_ray.serving.catalog import Catalog
 from unlearn_ray.serving.desk import make_desk
 from unlearn_ray.serving.gate import App, Event, Gate, Receive, Scope, Send
 from unlearn_ray.serving.keys import read_keys
 from unlearn_ray.serving.metrics import Metrics
-from unlearn_ray.serving.registry import Registry, ServiceRecord
+from unlearn_ray.serving.peers import peers
+from unlearn_ray.serving.registry import Registry
+from unlearn_ray.serving.release import service_record
 from unlearn_ray.serving.requests import Refusal
 from unlearn_ray.serving.settings import ServiceSettings
 
@@ -46,7 +47,7 @@ class UnlearnServer(LLMServer):
 
         catalog = Catalog(
             Registry(Folder(settings.registry)),
-            ServiceRecord(model=model_identity(settings.model_path), max_lora_rank=settings.engine.max_lora_rank),
+            await asyncio.to_thread(service_record, settings),
             load=partial(load_adapter, models),
             local=lambda uri: str(local_copy(uri)),
             is_alive=lambda: not models.engine_client.errored,
@@ -57,21 +58,23 @@ class UnlearnServer(LLMServer):
         metrics = Metrics(serve.get_replica_context().replica_id.unique_id)
         self._gate = Gate(
             settings,
-            read_keys(settings.keys_file),
+            read_keys(None),
             catalog,
             metrics,
             engine,
-            make_desk(catalog, metrics),
+            make_desk(catalog, metrics, peers()),
             forward_to(settings.port),
         )
         return self._gate
 
 
-class HereAlready(CallbackBase):
-    """Tells ray.serve.llm that the model is a folder: looking for it on a hub costs another process and its imports."""
+class Weights(CallbackBase):
+    """Brings the model to the replica's machine; ray.serve.llm's own way costs a process and its imports, or looks on a hub."""
 
     async def on_before_node_init(self) -> None:
         self.ctx.run_init_node = False
+        if uri := self.kwargs.get("uri"):
+            await asyncio.to_thread(local_copy, uri)
 
 
 def forward_to(port: int) -> App:

@@ -1,0 +1,59 @@
+"""The figures of all replicas at once: a scraper reaches only the proxy, which asks one replica or another."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+import aiohttp
+
+from unlearn_ray.serving.metrics import OWN, TEXT
+
+Gather = Callable[[str], Awaitable[list[str]]]
+
+log = logging.getLogger(__name__)
+_SECONDS_TO_ANSWER = 3.0
+
+
+def peers() -> Gather:
+    """A function that, given a scraper's Authorization header, returns the figures of each running replica of every app."""
+    session: aiohttp.ClientSession | None = None
+
+    async def gather(authorization: str) -> list[str]:
+        nonlocal session
+        if session is None:
+            session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS_TO_ANSWER))
+        headers = {"authorization": authorization} if authorization else {}
+        texts = await asyncio.gather(*(_ask(session, url, headers) for url in await _replicas()))
+        return [text for text in texts if text]
+
+    return gather
+
+
+async def _replicas() -> Iterable[str]:
+    """Where each replica's figures are, by what the controller tells HAProxy."""
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        groups = await asyncio.wait_for(
+            controller.get_target_groups.remote(from_proxy_manager=True), _SECONDS_TO_ANSWER
+        )
+    except (TimeoutError, ValueError, ray.exceptions.RayError) as error:
+        log.warning("the controller does not say which replicas there are: %s", type(error).__name__)
+        return []
+    return {
+        f"http://{target.ip}:{target.port}{group.route_prefix.rstrip('/')}/metrics?{OWN}"
+        for group in groups
+        for target in group.targets
+        if group.app_name and group.protocol == "HTTP"
+    }
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> str:
+    """What a replica counts; "" from one that is just going, or is no replica."""
+    try:
+        async with session.get(url, headers=headers) as answer:
+            return await answer.text() if answer.status == 200 and answer.content_type == TEXT else ""
+    except (TimeoutError, aiohttp.ClientError):
+        return ""
