@@ -1,13 +1,22 @@
 """The command line as a person runs it: a process of its own, in an empty folder."""
 
+import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+from openai import OpenAI
+
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.serving.service import free_port
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "jobs" / "configs" / "pocket.yaml"
@@ -40,3 +49,83 @@ class Run:
     folder: Folder
     arguments: Sequence[str | Path]
     output: str
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running `unlearn-ray serve`."""
+
+    url: str
+    registry: Path
+    key: str
+    output: Path  # what the command wrote
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=120)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    @property
+    def is_ready(self) -> bool:
+        with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(f"{self.url}/ready", timeout=5) as answer:
+            return bool(json.load(answer)["ready"])
+        return False
+
+    def processes(self, part: str = "") -> list[psutil.Process]:
+        """Its processes with `part` in their command line."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if part in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    @property
+    def logs(self) -> Path:
+        """Where its Ray writes what processes say."""
+        arguments = self.processes("gcs_server")[0].cmdline()
+        return Path(next(argument for argument in arguments if argument.startswith("--log_dir=")).partition("=")[2])
+
+    def wait_until_ready(self, seconds: float = 300) -> float:
+        """Returns how long it took."""
+        began = time.monotonic()
+        while not self.is_ready:
+            assert self.process.poll() is None, self.output.read_text()[-3000:]
+            assert time.monotonic() < began + seconds, self.output.read_text()[-3000:]
+            time.sleep(0.1)
+        return time.monotonic() - began
+
+
+@contextlib.contextmanager
+def serving(run: Path, cwd: Path, *arguments: str) -> Iterator[Service]:
+    """`unlearn-ray serve` on a run, with a key and a registry below `cwd`."""
+    key, keys, registry, output = "sk-of-the-tests-0123", cwd / "keys", cwd / "registry", cwd / "serve.log"
+    keys.write_text(f"{key}\n")
+    port = free_port()
+    options = ["--port", str(port), "--keys", str(keys), "--registry", str(registry), *arguments]
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [*COMMAND, "serve", str(run), *options],
+            cwd=cwd,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C goes to a whole process group: ours must not be it
+        )
+        service = Service(f"http://127.0.0.1:{port}", registry, key, output, process)
+        try:
+            service.wait_until_ready()
+            yield service
+        finally:
+            left = service.processes()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            for each in [process, *left]:  # nothing is, unless a test failed
+                with contextlib.suppress(psutil.Error, ProcessLookupError):
+                    each.kill()

@@ -1,11 +1,16 @@
-"""What tests share: one Ray and one vLLM engine on the pocket model a test run, for both take seconds to start."""
+"""What tests share, once a test run: a Ray, a vLLM engine on the pocket model, a whole run of it, a service on that run."""
 
+import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from commandline import QUICKSTART, Run, Service, serving, unlearn
 
 from unlearn_ray import pocket
+from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig, EngineResources, Lora
 
 if TYPE_CHECKING:
@@ -15,9 +20,12 @@ if TYPE_CHECKING:
 CLUSTER = ClusterConfig(accelerator="cpu", num_cpus=8, engines=EngineResources(dtype="float32", batch_size=16))
 
 
+_REAL = {"ray_session", "generator", "quickstart", "service"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"ray_session", "generator"} & set(getattr(item, "fixturenames", ())):
+        if _REAL & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.real)
 
 
@@ -40,3 +48,22 @@ def generator(ray_session: ClusterConfig) -> "Iterator[RayDataGenerator]":
     )
     yield generator
     generator.close()
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`make quickstart`, in an empty folder; or in a copy of UNLEARN_RAY_TEST_RUN, whose finished stages are skipped."""
+    cwd = tmp_path_factory.mktemp("quickstart")
+    if finished := os.environ.get("UNLEARN_RAY_TEST_RUN"):
+        shutil.copytree(finished, cwd / "runs" / "pocket")
+    arguments: list[str | Path] = ["run", QUICKSTART]
+    done = unlearn(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return Run(cwd, Folder(cwd / "runs" / "pocket"), arguments, done.stdout)
+
+
+@pytest.fixture(scope="session")
+def service(quickstart: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """`unlearn-ray serve` on the quickstart's run."""
+    with serving(quickstart.folder.local, tmp_path_factory.mktemp("service")) as service:
+        yield service
