@@ -2,126 +2,17 @@
 
 import re
 import shlex
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from manifests import CLUSTER, DOCKERFILE, RAY, ROOT, RayJob, cluster_of, first, read
 from ray._private.runtime_env.packaging import _get_ignore_file
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from unlearn_ray import config
 
-ROOT = Path(__file__).parents[2]
-CLUSTER = ROOT / "cluster"
-DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
-
-
-def first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text, re.MULTILINE)
-    assert found, f"nothing matches {pattern}"
-    return found[1]
-
-
-RAY = first(r"^ray==(\S+)", (ROOT / "locks" / "cuda.txt").read_text())
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Resources(Strict):
-    requests: dict[str, str]
-    limits: dict[str, str]
-
-
-class Container(Strict):
-    name: str
-    image: str
-    resources: Resources
-    ports: list[dict[str, Any]] = []
-    env: list[dict[str, Any]] = []
-    volumeMounts: list[dict[str, str]] = []
-
-
-class PodSpec(Strict):
-    containers: list[Container]
-    volumes: list[dict[str, Any]] = []
-
-
-class Template(Strict):
-    spec: PodSpec
-
-
-class Group(Strict):
-    template: Template
-    rayStartParams: dict[str, str]
-
-
-class WorkerGroup(Group):
-    groupName: str
-    replicas: int
-    minReplicas: int
-    maxReplicas: int
-
-
-class AutoscalerOptions(Strict):
-    version: Literal["v2"]
-    idleTimeoutSeconds: int
-
-
-class AuthOptions(Strict):
-    mode: Literal["token"]
-
-
-class ClusterSpec(Strict):
-    """What of KubeRay's ray.io/v1 RayCluster we use: a key that is not here is a typo until someone looks it up."""
-
-    rayVersion: str
-    enableInTreeAutoscaling: Literal[True]
-    autoscalerOptions: AutoscalerOptions
-    authOptions: AuthOptions
-    headGroupSpec: Group
-    workerGroupSpecs: list[WorkerGroup]
-
-    @property
-    def containers(self) -> list[Container]:
-        groups = [self.headGroupSpec, *self.workerGroupSpecs]
-        return [container for group in groups for container in group.template.spec.containers]
-
-
-class RayCluster(Strict):
-    apiVersion: Literal["ray.io/v1"]
-    kind: Literal["RayCluster"]
-    metadata: dict[str, str]
-    spec: ClusterSpec
-
-
-class JobSpec(Strict):
-    entrypoint: str
-    runtimeEnvYAML: str
-    shutdownAfterJobFinishes: Literal[True]
-    ttlSecondsAfterFinished: int = Field(ge=0)
-    backoffLimit: int = Field(ge=0)
-    rayClusterSpec: ClusterSpec
-
-
-class RayJob(Strict):
-    apiVersion: Literal["ray.io/v1"]
-    kind: Literal["RayJob"]
-    metadata: dict[str, str]
-    spec: JobSpec
-
-
-def read(name: str) -> Any:
-    return yaml.safe_load((CLUSTER / name).read_text())
-
-
-def cluster_of(name: str) -> ClusterSpec:
-    if name == "kuberay/rayjob.yaml":
-        return RayJob.model_validate(read(name)).spec.rayClusterSpec
-    return RayCluster.model_validate(read(name)).spec
+KUBERAY = ["kuberay/raycluster.yaml", "kuberay/rayjob.yaml", "kuberay/rayservice.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +40,14 @@ def test_the_aws_cluster_asks_for_a_token(aws: dict[str, Any]) -> None:
     assert "~/.ray/auth_token" in aws["file_mounts"]
 
 
-@pytest.mark.parametrize("name", ["kuberay/raycluster.yaml", "kuberay/rayjob.yaml"])
+@pytest.mark.parametrize("name", KUBERAY)
 def test_a_kuberay_cluster_runs_the_locked_ray_in_the_one_image(name: str, aws: dict[str, Any]) -> None:
     cluster = cluster_of(name)
     assert cluster.rayVersion == RAY
     assert {container.image for container in cluster.containers} == {aws["docker"]["image"]}
 
 
-@pytest.mark.parametrize("name", ["kuberay/raycluster.yaml", "kuberay/rayjob.yaml"])
+@pytest.mark.parametrize("name", KUBERAY)
 def test_a_kuberay_pod_gets_what_it_asks_for_and_workers_scale(name: str) -> None:
     cluster = cluster_of(name)
     assert all(container.resources.requests == container.resources.limits for container in cluster.containers)
@@ -166,14 +57,15 @@ def test_a_kuberay_pod_gets_what_it_asks_for_and_workers_scale(name: str) -> Non
             assert container.resources.limits["nvidia.com/gpu"] == "8"
 
 
-def test_the_job_runs_on_the_same_cluster_as_the_one_that_stays() -> None:
+@pytest.mark.parametrize("name", ["kuberay/rayjob.yaml", "kuberay/rayservice.yaml"])
+def test_a_job_and_the_service_run_on_the_same_cluster_as_the_one_that_stays(name: str) -> None:
     def shape(name: str) -> dict[str, Any]:
         cluster = cluster_of(name).model_dump()
         for group in cluster["workerGroupSpecs"]:
             del group["replicas"], group["minReplicas"]
         return cluster
 
-    assert shape("kuberay/rayjob.yaml") == shape("kuberay/raycluster.yaml")
+    assert shape(name) == shape("kuberay/raycluster.yaml")
 
 
 def entrypoints() -> list[str]:
