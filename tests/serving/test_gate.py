@@ -138,6 +138,30 @@ def test_a_stream_that_breaks_ends_with_an_error_event(caplog: pytest.LogCapture
     assert "Who?" not in caplog.text  # no prompt in any log
 
 
+def test_a_stream_that_breaks_before_its_first_event_is_no_stream() -> None:
+    service = Service()
+    service.engine.fails_after = 0
+    answer = run(lambda: service.post({**ASK, "stream": True}))
+    assert answer.status_code == 503 and "retry-after" in answer.headers
+    assert answer.json()["error"]["code"] == "stream_cut"
+
+
+def test_a_refusal_that_the_engine_streams_has_its_own_status() -> None:
+    service = Service()
+
+    async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        error = json.dumps({"error": {"message": "no", "type": "BadRequestError", "param": None, "code": 400}})
+        await send({"type": "http.response.body", "body": f"data: {error}\n\n".encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    service.gate._engine = refusing
+    answer = run(lambda: service.post({**ASK, "stream": True}))
+    assert answer.status_code == 400 and answer.json()["error"]["message"] == "no"
+    assert service.count("unlearn_requests_total", model="base", status="400") == 1
+
+
 def test_an_engine_that_fails_before_it_begins_is_a_500() -> None:
     service = Service()
     service.engine = broken  # type: ignore[assignment]

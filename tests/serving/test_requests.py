@@ -29,7 +29,9 @@ def test_a_plain_request_passes() -> None:
     assert asked.name.name == "base" and not asked.is_stream
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'"text"', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"temperature": NaN}', b'{"x": -Infinity}', b"[1]", b'"text"', b"\xff\xfe", b"[" * 100_000]
+)
 def test_what_is_no_json_object_is_a_400(body: bytes) -> None:
     with pytest.raises(Refusal) as caught:
         read_request(CHAT, body, Limits())
@@ -52,6 +54,8 @@ def test_what_is_no_json_object_is_a_400(body: bytes) -> None:
         ({"max_tokens": True}, "max_tokens"),
         ({"seed": "x"}, "seed"),
         ({"seed": 2**64}, "seed"),
+        ({"top_k": 2**70}, "top_k"),
+        ({"stop": ["x"] * 1000}, "stop"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"model": ""}, "model"),
         ({"model": 7}, "model"),
@@ -84,6 +88,18 @@ def test_a_guardrail_is_the_system_message_or_its_head() -> None:
     assert guarded(MESSAGES, "Forget.") == [{"role": "system", "content": "Forget."}, *MESSAGES]
     polite = [{"role": "system", "content": "Be polite."}, *MESSAGES]
     assert guarded(polite, "Forget.")[0]["content"] == "Forget. Be polite."
+
+
+def test_one_request_brings_a_bounded_number_of_prompts() -> None:
+    assert refused(COMPLETIONS, prompt=["x"] * 65).param == "prompt"
+    tokens = json.dumps(ask(COMPLETIONS, prompt=[1] * 1000)).encode()
+    assert len(read_request(COMPLETIONS, tokens, Limits()).values["prompt"]) == 1000
+
+
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    asked = read_request(CHAT, json.dumps(ask(stop=["\ud800"])).encode(), Limits())
+    with pytest.raises(Refusal, match="surrogate"):
+        put_to_engine(asked, "base")
 
 
 def test_guarded_models_answer_chats_only() -> None:

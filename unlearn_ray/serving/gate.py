@@ -34,7 +34,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger(__name__)
 _OPEN = frozenset({"/ready", "/health"})  # what a load balancer asks without a key
 _ONLY_USAGE = b'"choices":[]'  # vLLM's last event, which counts the tokens
-_CUT = json.dumps(error_body(502, "the engine was lost before the answer was complete: ask again", "stream_cut"))
+_REFUSED = b'data: {"error"'  # vLLM's first and only event where it refuses what a stream asks
+_CUT = error_body(503, "the engine was lost before the answer was complete: ask again", "stream_cut")
 
 
 class Models(Protocol):
@@ -118,10 +119,7 @@ class Gate:
                 await self._end_cut(watch, model)
         except Refusal as refusal:
             if not watch.status:
-                headers = (
-                    {"retry-after": str(self._settings.scaling.retry_after_seconds)} if refusal.status == 503 else {}
-                )
-                await _answer(watch, refusal.status, refusal.body, headers)
+                await _answer(watch, refusal.status, refusal.body, self._later if refusal.status == 503 else {})
         except asyncio.CancelledError:
             watch.status = watch.status or 499
             raise
@@ -141,14 +139,21 @@ class Gate:
             self._metrics.tokens(model, *watch.usage())
 
     async def _end_cut(self, watch: "Watch", model: str) -> None:
-        """End a stream that broke with an error event: nobody must take half an answer for a whole one."""
+        """End an answer that broke with an error: nobody must take half of one for a whole one."""
         self._metrics.cut(model)
-        await watch.finish(f"data: {_CUT}\n\n".encode() if watch.is_stream else b"")
+        if watch.is_sent:
+            await watch.finish(f"data: {json.dumps(_CUT)}\n\n".encode() if watch.is_stream else b"")
+        else:
+            await _answer(watch, 503, _CUT, self._later)
+
+    @property
+    def _later(self) -> dict[str, str]:
+        return {"retry-after": str(self._settings.scaling.retry_after_seconds)}
 
     async def _refuse_full(self, send: Send) -> None:
         seconds = self._settings.scaling.retry_after_seconds
         body = error_body(429, f"the service is full: try again in {seconds} s", "rate_limit_exceeded")
-        await _answer(send, 429, body, {"retry-after": str(seconds)})
+        await _answer(send, 429, body, self._later)
 
 
 class Watch:
@@ -158,30 +163,48 @@ class Watch:
         self._send, self._started = send, started
         self.status = 0
         self.is_stream = False
+        self.is_sent = False  # whether the client has seen the status
         self.is_finished = False
         self.keeps_usage_back = False
         self.first_seconds: float | None = None
+        self._start: Event = {}
         self._tail = b""  # the last bytes with tokens counted
 
     async def __call__(self, event: Event) -> None:
         if event["type"] == "http.response.start":
-            self.status = event["status"]
+            self.status, self._start = event["status"], event
             self.is_stream = any(
                 key.lower() == b"content-type" and value.startswith(b"text/event-stream")
                 for key, value in event["headers"]
             )
-        elif event["type"] == "http.response.body":
-            body = event.get("body", b"")
-            if self.first_seconds is None and body:
-                self.first_seconds = time.perf_counter() - self._started
-            self.is_finished = not event.get("more_body", False)
-            if not self.is_stream:
-                self._tail = body if len(body) < 1 << 20 else b""
-            elif _ONLY_USAGE in body:
-                self._tail = body
-                if self.keeps_usage_back:
-                    event = {**event, "body": _without_usage(body)}
+            return  # sent with the first event: till then it may turn out to be an error
+        if event["type"] != "http.response.body" or self.is_finished:
+            return
+        body = event.get("body", b"")
+        if not self.is_sent:
+            if self.is_stream and body.startswith(_REFUSED):
+                await self._refuse(body)
+                return
+            self.is_sent = True
+            await self._send(self._start)
+        if self.first_seconds is None and body:
+            self.first_seconds = time.perf_counter() - self._started
+        self.is_finished = not event.get("more_body", False)
+        if not self.is_stream:
+            self._tail = body if len(body) < 1 << 20 else b""
+        elif _ONLY_USAGE in body:
+            self._tail = body
+            if self.keeps_usage_back:
+                event = {**event, "body": _without_usage(body)}
         await self._send(event)
+
+    async def _refuse(self, body: bytes) -> None:
+        """Answer as if no stream had been asked for, with the error's own status."""
+        error = json.loads(body.split(b"\n\n")[0].removeprefix(b"data: "))
+        code = error["error"].get("code")
+        status = code if isinstance(code, int) and 400 <= code < 600 else 500
+        self.is_stream = False
+        await _answer(self, status, error)
 
     async def finish(self, last: bytes) -> None:
         self.is_finished = True

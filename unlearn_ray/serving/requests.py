@@ -35,6 +35,7 @@ _UNSUPPORTED = {
     "audio": "this service gives plain text only",
     "prompt_logprobs": "use `echo` with `logprobs` on /v1/completions",
 }
+_MAX_STOPS = 64  # each is looked for in the text at every token
 _NEUTRAL = {"suffix": (None, ""), "best_of": (None, 1), "priority": (None, 0), "store": (None, False)}
 
 
@@ -80,7 +81,7 @@ def read_request(path: str, body: bytes, limits: Limits) -> Asked:
         Refusal: 400 for bad JSON, an unknown field or a value out of bounds; 404 for a name that can be no model's.
     """
     try:
-        values = json.loads(body)
+        values = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is not valid JSON: {error}", "invalid_json") from error
     if not isinstance(values, dict):
@@ -109,6 +110,10 @@ def read_request(path: str, body: bytes, limits: Limits) -> Asked:
     return Asked(path, {key: value for key, value in values.items() if key in FIELDS[path]}, name)
 
 
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
 def unknown_model(name: str) -> Refusal:
     shown = name if len(name) <= 80 else name[:80] + "..."
     return Refusal(
@@ -131,17 +136,29 @@ def _check_numbers(values: Mapping[str, Any], limits: Limits) -> None:
             raise Refusal(400, f"`{field}` must be a whole number of at least 1", "invalid_value", field)
         if value > limit:
             raise Refusal(400, f"`{field}` is {value}: this service allows at most {limit}", "limit_exceeded", field)
-    if isinstance(seed := values.get("seed"), bool) or (seed is not None and not isinstance(seed, int)):
-        raise Refusal(400, "`seed` must be a whole number", "invalid_value", "seed")
-    if isinstance(seed, int) and not -(2**63) <= seed < 2**63:
-        raise Refusal(400, "`seed` must fit 64 bits", "invalid_value", "seed")
+    for field in ("seed", "top_k"):
+        number = values.get(field)
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+            raise Refusal(400, f"`{field}` must be a whole number", "invalid_value", field)
+        if number is not None and not -(2**63) <= number < 2**63:
+            raise Refusal(400, f"`{field}` must fit 64 bits", "invalid_value", field)
+    prompt, stop = values.get("prompt"), values.get("stop")
+    if isinstance(prompt, list) and len(prompt) > limits.max_prompts and not isinstance(prompt[0], int):
+        raise Refusal(
+            400,
+            f"`prompt` holds {len(prompt)}: this service allows at most {limits.max_prompts}",
+            "limit_exceeded",
+            "prompt",
+        )
+    if isinstance(stop, list) and len(stop) > _MAX_STOPS:
+        raise Refusal(400, f"`stop` holds {len(stop)}: at most {_MAX_STOPS} are looked for", "limit_exceeded", "stop")
 
 
 def put_to_engine(asked: Asked, model: str, prefix: str = "") -> bytes:
     """The body that vLLM gets: with its own name for the model, and the guardrail where there is one.
 
     Raises:
-        Refusal: 400 where a guardrail has no message to stand before.
+        Refusal: 400 where a guardrail has no message to stand before, or a text is none.
     """
     values = {**asked.values, "model": model}
     if prefix:
@@ -153,7 +170,10 @@ def put_to_engine(asked: Asked, model: str, prefix: str = "") -> bytes:
     if asked.is_stream:
         # The last event then counts tokens, for the metrics; the gate keeps it back where the client did not ask for it.
         values["stream_options"] = {**(values.get("stream_options") or {}), "include_usage": True}
-    return json.dumps(values).encode()
+    try:
+        return json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Refusal(400, "the body holds half of a surrogate pair: no text has it", "invalid_json") from error
 
 
 def guarded(messages: Any, prefix: str) -> list[Any]:

@@ -50,6 +50,7 @@ class Limits(Strict):
     max_body_bytes: PositiveInt = 1 << 20
     max_output_tokens: PositiveInt = 4096  # an answer
     max_choices: PositiveInt = 16  # `n`
+    max_prompts: PositiveInt = 64  # in one request to /v1/completions
 
 
 class ServiceSettings(Strict):
