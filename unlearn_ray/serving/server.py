@@ -7,6 +7,7 @@ crosses a process or a thread more than in vLLM's own server.
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,8 @@ from unlearn_ray.serving.requests import Refusal
 from unlearn_ray.serving.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_TO_SAY_IT = 1.0  # to the clients whose answers are cut
 SETTINGS_VARIABLE = "UNLEARN_RAY_SERVICE"  # a replica's settings, as JSON
 
 
@@ -55,6 +58,7 @@ class UnlearnServer(LLMServer):
             only=settings.release,
         )
         await catalog.start()
+        self._watcher = asyncio.create_task(_end_with_engine(lambda: catalog.is_alive))
         metrics = Metrics(serve.get_replica_context().replica_id.unique_id)
         self._gate = Gate(
             settings,
@@ -66,6 +70,15 @@ class UnlearnServer(LLMServer):
             forward_to(settings.port),
         )
         return self._gate
+
+
+async def _end_with_engine(is_alive: Callable[[], bool]) -> None:
+    """End this process once its engine is dead: Serve's own health checks would take a minute to have another started."""
+    while is_alive():
+        await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+    log.error("the engine died: this replica ends, and another is started")
+    await asyncio.sleep(_SECONDS_TO_SAY_IT)
+    os._exit(1)
 
 
 class Weights(CallbackBase):
