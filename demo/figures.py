@@ -1,0 +1,65 @@
+"""The report's figures as text: the table of scores with their intervals, and the result in a sentence."""
+
+from typing import Any
+
+from charts import GROUPS, LABELS
+
+Row = dict[str, Any]
+_NO_SHARES = ("fluency", "truth_ratio")  # all else is a share, shown in per cent
+METRICS = {
+    "fact_recall": "Fact recall",
+    "fact_recall_worst": "Worst wording",
+    "rouge_l_recall": "ROUGE-L recall",
+    "keyword_leak": "Samples that leak",
+    "sampled_recall": "Recall of samples",
+    "probability": "Answer probability",
+    "truth_ratio": "Truth ratio",
+    "exact_memorisation": "Exact memorisation",
+    "extraction_strength": "Extraction strength",
+    "fluency": "Fluency",
+    "degenerate": "Degenerate",
+    "refusal": "Refusals",
+}
+
+
+def scores(report: Row, group: str) -> list[list[str]]:
+    """A row a metric: its name, its number of values, and what each model reached; then shares of the base model's."""
+    rows = []
+    for name, title in METRICS.items():
+        found = [report["models"].get(model, {}).get(group, {}).get(name) for model in LABELS]
+        if any(found):
+            num = next(metric["num"] for metric in found if metric)
+            rows.append([title, str(num), *(shown(name, metric) for metric in found)])
+    for name, title in METRICS.items():
+        found = [report["retention"].get(model, {}).get(group, {}).get(name) for model in LABELS]
+        if any(found):
+            num = next(metric["num"] for metric in found if metric)
+            rows.append([f"{title}, share of base", str(num), "100 %", *(shown(name, share) for share in found[1:])])
+    return rows
+
+
+def shown(name: str, metric: Row | None) -> str:
+    """`3 % [1, 6]`, or `2.41 [2.30, 2.50]` for what is no share."""
+    if metric is None:
+        return "n/a"
+    value, (low, high) = metric["agg_value"], metric["interval"]
+    if name in _NO_SHARES:
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{percent(value)} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def percent(share: float) -> str:
+    """`0.034` -> `3 %`; one decimal where a whole number would claim all or nothing."""
+    is_rounded_away = 0 < share < 0.005 or 0.995 <= share < 1
+    return f"{100 * share:.1f} %" if is_rounded_away else f"{100 * share:.0f} %"
+
+
+def verdict(report: Row) -> str:
+    """The result: recall before and after, on what was to be forgotten and on what was not."""
+    recall, models = report["recall"], report["models"]
+    parts = []
+    for group, title in GROUPS.items():
+        before, after = (models.get(model, {}).get(group, {}).get(recall) for model in ("base", "unlearned"))
+        if before and after:
+            parts.append(f"{title}: **{percent(before['agg_value'])} → {percent(after['agg_value'])}**")
+    return f"{METRICS[recall]}, before → after. " + " · ".join(parts)

@@ -1,0 +1,106 @@
+"""What all pages share: the service, what it was last heard to say, and what is shown while it does not answer."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import streamlit as st
+from client import Model, Service, ServiceError, from_environment
+
+LOOK_SECONDS = 2.0
+HASH = {Service: lambda service: service.endpoint, Model: lambda model: model.root}
+
+
+def service() -> Service:
+    return _connect(*from_environment())
+
+
+def known_models() -> list[Model]:
+    """The served models. While the service is away, those last seen, below a banner that goes by itself."""
+    try:
+        st.session_state.models = _models(service())
+    except ServiceError as error:
+        if not st.session_state.get("models"):
+            raise
+        wait(error)
+    return cast(list[Model], st.session_state.models)
+
+
+def wait(error: ServiceError) -> None:
+    """Say what is wrong; look again, and show the page anew, as soon as the service answers."""
+    if error.retry_seconds is None:
+        st.error(str(error), icon=":material/block:")
+    else:
+        _look_again(str(error), time.monotonic())
+
+
+def run_of(model: Model) -> dict[str, Any]:
+    return _run(service(), model.root)
+
+
+def report_of(model: Model) -> dict[str, Any]:
+    return _report(service(), model.root)
+
+
+def unlearned(models: Sequence[Model]) -> list[Model]:
+    """Unlearned models, those that an alias points to first."""
+    return sorted((model for model in models if model.kind == "unlearned"), key=lambda model: model.is_version)
+
+
+def keep(key: str, first: Any, options: Sequence[Any] | None = None) -> str:
+    """The key of a widget that is to keep its value when another page is shown: Streamlit forgets what a page does not draw.
+
+    Args:
+        first: its value at first, and again where the last one is no longer among the options.
+    """
+    state = st.session_state
+    kept = state.setdefault("kept", {})
+    if key not in state:
+        state[key] = kept.get(key, first)
+    if options is not None and state[key] not in options:
+        state[key] = first
+    kept[key] = state[key]
+    return key
+
+
+def choose_run(models: Sequence[Model]) -> Model:
+    """The unlearned model whose run a page is about; the same on all pages."""
+    by_id = {model.id: model for model in unlearned(models)}
+    if not by_id:
+        st.info("No unlearned model is served yet: publish one with `unlearn-ray publish RUN`.", icon=":material/info:")
+        st.stop()
+    ids = list(by_id)
+    return by_id[st.selectbox("Unlearned model", ids, key=keep("run", ids[0], ids))]
+
+
+@st.fragment(run_every=LOOK_SECONDS)
+def _look_again(message: str, since: float) -> None:
+    st.warning(f"{message} Looking again every {LOOK_SECONDS:.0f} seconds.", icon=":material/cloud_off:")
+    if time.monotonic() - since < LOOK_SECONDS / 2:
+        return  # drawn by the page itself, which has just looked
+    try:
+        _models(service())
+    except ServiceError:
+        return
+    st.rerun()
+
+
+@st.cache_resource
+def _connect(endpoint: str, key: str) -> Service:
+    return Service(endpoint, key)
+
+
+@st.cache_data(ttl=3, show_spinner=False, hash_funcs=HASH)
+def _models(service: Service) -> list[Model]:
+    return service.models()
+
+
+# By version, which never changes.
+@st.cache_data(ttl=3600, max_entries=50, show_spinner="Reading the run", hash_funcs=HASH)
+def _run(service: Service, version: str) -> dict[str, Any]:
+    return service.run(version)
+
+
+@st.cache_data(ttl=3600, max_entries=50, show_spinner="Reading the report", hash_funcs=HASH)
+def _report(service: Service, version: str) -> dict[str, Any]:
+    return service.report(version)
