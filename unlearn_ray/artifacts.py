@@ -32,7 +32,13 @@ class Folder:
         self.uri = text.rstrip("/") if "://" in text else str(Path(text).absolute())
 
     def __truediv__(self, name: str) -> "Folder":
-        return Folder(f"{self.uri}/{name}")
+        place, mark, options = self._parts
+        return Folder(f"{place}/{name}{mark}{options}")
+
+    @property
+    def _parts(self) -> tuple[str, str, str]:
+        """Where it is, and what stands behind a question mark: options of its storage, such as another endpoint."""
+        return (self.uri, "", "") if self.is_local else self.uri.partition("?")
 
     def __repr__(self) -> str:
         return f"Folder({self.uri!r})"
@@ -48,7 +54,7 @@ class Folder:
 
     @property
     def name(self) -> str:
-        return posixpath.basename(self.uri)
+        return posixpath.basename(self._parts[0])
 
     @property
     def is_local(self) -> bool:

@@ -127,7 +127,7 @@ def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
 def _bare_adapter(folder: Folder, name: str | None) -> Candidate:
     adapter = read_adapter(folder)
     base = adapter.base
-    is_known = Path(base).is_dir() or (base.count("/") == 1 and not base.startswith(("/", ".", "~")))
+    is_known = base and (Path(base).is_dir() or (base.count("/") == 1 and not base.startswith(("/", ".", "~"))))
     return Candidate(
         name=name or slug_of(folder.name),
         weights=folder,

@@ -1,0 +1,152 @@
+"""Registry, weights and stages in s3://, over an S3 server on loopback."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import pytest
+from commandline import Run, unlearn
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+
+from unlearn_ray import pocket
+from unlearn_ray.artifacts import Folder, Manifest, read_manifest, write_manifest
+from unlearn_ray.engines.vllm_engine import local_copy
+from unlearn_ray.errors import ModelError
+from unlearn_ray.plan import model_identity
+from unlearn_ray.rows import QAPair
+from unlearn_ray.serving.names import ModelName
+from unlearn_ray.serving.registry import Registry, ServiceRecord
+from unlearn_ray.serving.release import candidates, publish
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """host:port of the server, which has a bucket named `bucket` and is where this process's s3:// leads."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield f"{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, request: pytest.FixtureRequest) -> Folder:
+    """A place of this test's own."""
+    return Folder("s3://bucket") / request.node.name
+
+
+@pytest.fixture
+def run(quickstart: Run, bucket: Folder) -> Folder:
+    """The quickstart's run, as a cluster leaves it in s3://."""
+    target = bucket / "runs" / "pocket"
+    fs.copy_files(quickstart.folder.path, target.path, destination_filesystem=target.filesystem)
+    return target
+
+
+def test_a_stage_is_written_and_read_in_s3(bucket: Folder) -> None:
+    pairs = [QAPair("Dune", f"Question {index}?", "Sand.", 0) for index in range(2_000)]
+    rows = bucket / "rows"
+    assert rows.write_rows(pairs, QAPair.schema()) == 2_000
+    assert rows.count_rows() == 2_000 and len(list(rows.read_rows(["question"]))) == 2_000
+    assert bucket.write_lines("lines.jsonl", ["{}", "{}"]) == 2
+    assert read_manifest(bucket) is None
+    manifest = Manifest(
+        stage="answers", fingerprint="f", version=1, config={}, inputs={}, num_rows={"rows": 2_000}, drops={}
+    )
+    write_manifest(bucket, manifest)
+    assert read_manifest(Folder(bucket.uri)) == manifest
+    assert bucket.names(".json") == ["manifest.json"]
+    rows.delete()
+    assert not rows.exists() and bucket.exists("manifest.json")
+
+
+def test_a_uri_may_name_the_endpoint(endpoint: str, bucket: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    options = f"?scheme=http&endpoint_override={endpoint}"
+    folder = Folder(f"{bucket.uri}{options}")
+    (folder / "below").write_text("note", "here")
+    assert (folder / "below").name == "below" and folder.names() == ["below"]
+    assert Folder(f"{bucket.uri}/below{options}").read_text("note") == "here"
+
+
+def test_the_command_line_publishes_a_run_from_s3_into_a_registry_in_s3(
+    run: Folder, bucket: Folder, tmp_path: Path
+) -> None:
+    def said(*arguments: str) -> str:
+        done = unlearn(*arguments, "--registry", f"{bucket}/registry", cwd=tmp_path, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    assert "harry-potter@1 published" in said("publish", run.uri)
+    assert "harry-potter@1 is published already" in said("publish", run.uri)
+    assert "wizards@1 published" in said("publish", f"{run}/finetune/models/joint", "--name", "wizards")
+    assert "wizards@2 published" in said("publish", f"{run}/finetune/models/joint", "--name", "wizards")
+    assert "wizards is now wizards@1" in said("rollback", "wizards")
+    assert "harry-potter" in said("models")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_gets_the_weights_of_a_version_in_s3(
+    quickstart: Run, bucket: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    registry = Registry(bucket / "registry")
+    registry.record_service(ServiceRecord(model=model_identity(str(pocket.MODEL_DIR)), max_lora_rank=16))
+    for candidate in candidates(quickstart.folder):
+        publish(registry, candidate)
+    release = Registry(registry.folder).read().find(ModelName("harry-potter"))
+    assert release is not None and release.topics[0].terms
+    copy = local_copy(registry.weights(release))
+    trained = quickstart.folder.local / "finetune/models/joint"
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == {
+        file.name: file.read_bytes() for file in trained.iterdir()
+    }
+    assert local_copy(registry.weights(release)) == copy
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_what_was_written_anew_is_copied_anew(bucket: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    bucket.write_text("weights", "old")
+    assert (local_copy(bucket.uri) / "weights").read_text() == "old"
+    bucket.write_text("weights", "newer")
+    assert (local_copy(bucket.uri) / "weights").read_text() == "newer"
+
+
+def test_weights_that_are_gone_are_named(bucket: Folder) -> None:
+    with pytest.raises(ModelError, match="can't be read"):
+        local_copy(f"{bucket}/nothing")
+
+
+def test_publishers_at_once_never_share_a_version_in_s3(bucket: Folder) -> None:
+    def begin(_: int) -> int:
+        return Registry(bucket).begin("same")
+
+    with ThreadPoolExecutor(4) as pool:
+        versions = list(pool.map(begin, range(8)))
+    assert len(set(versions)) == 8
+
+
+@pytest.mark.parametrize("arguments", [("publish", "s3://no-such-bucket/run"), ("models",), ("rollback", "dune")])
+def test_a_storage_that_can_not_be_reached_is_one_line(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "ACCESS_KEY_ID": "test",
+        "SECRET_ACCESS_KEY": "test",
+        "ENDPOINT_URL": "http://127.0.0.1:9",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    done = unlearn(*arguments, "--registry", "s3://no-such-bucket/registry", cwd=tmp_path, timeout=120)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert done.stderr.count("\n") == 1 and "no-such-bucket" in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
