@@ -1,11 +1,14 @@
 """The documents keep up with the code."""
 
+import ast
 import re
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from unlearn_ray.config import ClusterConfig, RunConfig, Topic
+from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
+from unlearn_ray.serving.settings import ServiceSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,3 +41,24 @@ def test_every_relative_link_of_the_documents_leads_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_setting_of_the_service_is_documented() -> None:
+    documented = set(re.findall(r"`([a-z_.]+)`", (ROOT / "docs" / "serving.md").read_text()))
+    assert not keys_of(ServiceSettings) - {"engine", "scaling", "limits"} - documented
+
+
+def test_every_error_code_of_the_service_is_documented() -> None:
+    documented = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "serving.md").read_text()))
+    codes = set()
+    for path in (ROOT / "unlearn_ray" / "serving").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"Refusal", "error_body"}:
+                codes |= {argument.value for argument in node.args[2:3] if isinstance(argument, ast.Constant)}
+    assert len(codes) > 10
+    assert not codes - documented
+
+
+def test_every_variable_of_the_fast_path_is_documented() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    assert [name for name, value in SERVE_ENVIRONMENT.items() if f"`{name}={value}`" not in text] == []
