@@ -98,10 +98,10 @@ class Service:
     def report(self, model: str) -> dict[str, Any]:
         return self._get(f"/v1/runs/{model}/report")
 
-    def rows(self, model: str, table: str, *, offset: int = 0, limit: int = 50, **filters: str) -> dict[str, Any]:
-        """A page of a table; `filters` are topic, reason, contains and model, each left out where empty."""
+    def rows(self, version: str, table: str, *, offset: int = 0, limit: int = 50, **filters: str) -> dict[str, Any]:
+        """A page of a table; `filters` are topic, reason and contains, each left out where empty."""
         wanted = {name: value for name, value in filters.items() if value}
-        return self._get(f"/v1/runs/{model}/rows", table=table, offset=offset, limit=limit, **wanted)
+        return self._get(f"/v1/runs/{version}/rows", table=table, offset=offset, limit=limit, **wanted)
 
     def stream(self, model: str, messages: list[Message], sampling: Sampling) -> Generator[str, None, None]:
         """The answer, piece by piece.

@@ -95,9 +95,7 @@ def _leaking_rows(service: Service, model: Model) -> list[dict[str, Any]]:
     """Rows whose answer's own text has a leaked term, most terms first."""
     found: list[dict[str, Any]] = []
     for number in range(_MAX_LEAK_PAGES):
-        page = service.rows(
-            model.root, "evaluation", offset=number * _LEAK_PAGE_ROWS, limit=_LEAK_PAGE_ROWS, model="unlearned"
-        )
+        page = service.rows(model.root, "evaluation", offset=number * _LEAK_PAGE_ROWS, limit=_LEAK_PAGE_ROWS)
         for row in page["rows"]:
             num = sum(is_term for _, is_term in marked(row["answer"] or "", row["leaked_terms"] or ()))
             if row["model"] == "unlearned" and row["group"] == "forget" and num:
