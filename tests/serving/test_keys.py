@@ -26,6 +26,13 @@ def test_keys_come_from_the_environment() -> None:
     assert not read_keys(None, {})
 
 
+def test_hashes_stand_for_keys() -> None:
+    keys = read_keys(None, {"UNLEARN_RAY_API_KEYS": KEY})
+    assert KEY not in str(keys)
+    again = read_keys(None, {"UNLEARN_RAY_API_KEYS": str(keys)})
+    assert again == keys and again.admits(f"Bearer {KEY}") and not again.admits(f"Bearer {keys}")
+
+
 @pytest.mark.parametrize("text", ["", "# none\n", "short\n", "has blank in it here\n"])
 def test_files_without_usable_keys_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "keys"

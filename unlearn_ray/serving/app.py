@@ -40,13 +40,22 @@ def build(args: dict[str, Any]) -> Application:
         )
     missing = [name for name, value in SERVE_ENVIRONMENT.items() if os.environ.get(name) != value]
     if missing:
-        wanted = " ".join(f"{name}=1" for name in missing)
+        wanted = " ".join(f"{name}={SERVE_ENVIRONMENT[name]}" for name in missing)
         raise ConfigError(f"set {wanted} in the environment in which Ray is started on every node")
+    if settings.release is not None:
+        _check_release(settings)
     config = llm_config(settings, keys)
     if settings.scaling.max_replicas == 1:
         # Nothing to choose from: without the router a request goes straight to the replica.
         return build_llm_deployment(config, deployment_cls=ingress()(UnlearnServer))
     return build_openai_app({"llm_configs": [config]})
+
+
+def _check_release(settings: ServiceSettings) -> None:
+    registry = Registry(Folder(settings.registry))
+    release = registry.read().releases.get(settings.release or "")
+    if release is None or release.kind != "full":
+        raise ConfigError(f"release: {registry.folder} has no full fine-tune {settings.release!r}: publish it first")
 
 
 def llm_config(settings: ServiceSettings, keys: Keys) -> LLMConfig:
