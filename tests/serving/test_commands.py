@@ -129,6 +129,25 @@ def test_a_bare_adapter_is_published_under_its_folders_name(served: Path, adapte
     assert "mine@2 published" in said(served, "publish", adapter)
 
 
+@pytest.fixture
+def full(cwd: Path) -> Path:
+    """The weights of a run that trained all of them."""
+    file, weights = cwd / "runs/pocket/finetune/manifest.json", cwd / "runs/pocket" / ADAPTER
+    manifest = json.loads(file.read_text())
+    manifest["config"]["weights"] = {"kind": "full"}
+    file.write_text(json.dumps(manifest))
+    shutil.rmtree(weights)
+    shutil.copytree(pocket.MODEL_DIR, weights)
+    return weights
+
+
+def test_a_full_fine_tune_is_published_whole(cwd: Path, full: Path) -> None:
+    assert "harry-potter@1 published" in said(cwd, "publish", "pocket")
+    assert re.search(r"harry-potter\W+1\W+served\W+full", said(cwd, "models"))
+    version = cwd / "runs/registry/versions/harry-potter@1/weights"
+    assert (version / "model.safetensors").read_bytes() == (full / "model.safetensors").read_bytes()
+
+
 def test_two_who_publish_at_once_both_succeed(cwd: Path, adapter: Path) -> None:
     with ThreadPoolExecutor() as pool:
         lines = list(pool.map(lambda _: said(cwd, "publish", "mine"), range(2)))
@@ -171,6 +190,14 @@ def test_an_adapter_that_lacks_a_file(cwd: Path, file: str) -> None:
     (cwd / "runs/pocket" / ADAPTER / file).unlink()
     assert file in refused(cwd, "publish", "pocket")
     assert file in refused(cwd, *serve())
+
+
+def test_a_full_fine_tune_that_lacks_a_file(cwd: Path, full: Path) -> None:
+    index = {"weight_map": {"model.embed_tokens.weight": "a", "model.layers.31.mlp.up_proj.weight": "b"}}
+    (full / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "lacks weights, such as model.layers.31" in refused(cwd, "publish", "pocket")
+    (full / "config.json").unlink()
+    assert "is no model: config.json or its *.safetensors are missing" in refused(cwd, "publish", "pocket")
 
 
 @pytest.mark.parametrize("keep", [0, 6, 300, 200_000])
