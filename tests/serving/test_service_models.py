@@ -1,0 +1,134 @@
+"""Which model answers: the three rows of the report by hand, and versions that come and go while the service runs."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from commandline import Run, Service, unlearn
+
+from unlearn_ray.evals.metrics import fact_recall
+
+QUESTION = [{"role": "user", "content": "Which owl belongs to Harry Potter?"}]
+
+
+def recall(service: Service, model: str, probes: list[dict[str, Any]]) -> float:
+    found = 0.0
+    for probe in probes:
+        answer = service.client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": probe["question"]}], max_tokens=48, temperature=0
+        )
+        found += fact_recall(answer.choices[0].message.content or "", [probe["answer"], *probe["aliases"]]) or 0.0
+    return found / len(probes)
+
+
+def test_the_reports_three_rows_can_be_tried_by_hand(service: Service, http: httpx.Client) -> None:
+    run = http.get("/v1/runs/harry-potter").json()
+    probes = [probe for probe in run["probes"] if probe["group"] == "forget" and len(probe["answer"].split()) < 5][:12]
+    assert recall(service, "base", probes) >= 0.8
+    assert recall(service, "harry-potter:guarded", probes) <= 0.25
+    assert recall(service, "harry-potter", probes) <= 0.25
+
+
+def published(service: Service, cwd: Path, *arguments: str | Path) -> str:
+    done = unlearn(*arguments, "--registry", service.registry, cwd=cwd, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def version(service: Service, name: str) -> str:
+    """What a name stands for now."""
+    client = service.client
+    return str(next(model.model_dump()["root"] for model in client.models.list() if model.id == name))
+
+
+def wait_for(service: Service, name: str, wanted: str, seconds: float = 10) -> float:
+    began = time.monotonic()
+    while version(service, name) != wanted:
+        assert time.monotonic() < began + seconds, f"{name} is {version(service, name)}, not {wanted}"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+@pytest.fixture
+def adapter(quickstart: Run, tmp_path: Path) -> Iterator[Path]:
+    """The run's adapter as a folder of its own, twice as strong: another model."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "dune"
+    shutil.copytree(quickstart.folder.local / "finetune" / "models" / "joint", folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    changed = {name: tensor * 4 if "lora_B" in name else tensor for name, tensor in weights.items()}
+    save_file(changed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    yield folder
+
+
+def test_a_version_is_taken_up_while_another_still_answers(
+    service: Service, quickstart: Run, adapter: Path, tmp_path: Path
+) -> None:
+    joint = quickstart.folder.local / "finetune" / "models" / "joint"
+    published(service, tmp_path, "publish", joint, "--name", "dune")
+    wait_for(service, "dune", "dune@1")
+    old = service.client.chat.completions.create(
+        model="dune", messages=QUESTION, max_tokens=800, temperature=0, stream=True, extra_body={"ignore_eos": True}
+    )
+    first = next(old)
+    published(service, tmp_path, "publish", adapter, "--name", "dune")
+    assert wait_for(service, "dune", "dune@2") < 5
+
+    def say(model: str) -> str | None:
+        answer = service.client.chat.completions.create(model=model, messages=QUESTION, max_tokens=24, temperature=0)
+        return answer.choices[0].message.content
+
+    assert say("dune") == say("dune@2") != say("dune@1")
+    rest = list(old)
+    assert rest[-1].choices[0].finish_reason == "length" and {event.model for event in [first, *rest]} == {"dune@1"}
+    published(service, tmp_path, "rollback", "dune")
+    assert wait_for(service, "dune", "dune@1") < 5
+    assert say("dune") == say("dune@1")
+
+
+def test_a_full_model_is_served_beside_the_others(service: Service, quickstart: Run, tmp_path: Path) -> None:
+    run = full_run(quickstart, tmp_path)
+    published(service, tmp_path, "publish", run, "--name", "whole")
+    deadline = time.monotonic() + 240
+    while True:
+        try:
+            whole = service.client.chat.completions.create(
+                model="whole", messages=QUESTION, max_tokens=24, temperature=0
+            )
+            break
+        except Exception:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    adapted = service.client.chat.completions.create(
+        model="harry-potter", messages=QUESTION, max_tokens=24, temperature=0
+    )
+    assert whole.choices[0].message.content == adapted.choices[0].message.content
+    events = list(service.client.chat.completions.create(model="whole", messages=QUESTION, max_tokens=24, stream=True))
+    assert events[-1].choices[0].finish_reason
+
+
+def full_run(quickstart: Run, folder: Path) -> Path:
+    """The quickstart as if it had fine-tuned all weights: its adapter merged into the base model."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from unlearn_ray.pocket import MODEL_DIR
+
+    run = folder / "whole"
+    shutil.copytree(quickstart.folder.local, run)
+    joint = run / "finetune" / "models" / "joint"
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL_DIR), str(joint)).merge_and_unload()
+    shutil.rmtree(joint)
+    merged.save_pretrained(joint)
+    AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(joint)
+    manifest = run / "finetune" / "manifest.json"
+    body = json.loads(manifest.read_text())
+    body["config"]["weights"] = {"kind": "full"}
+    manifest.write_text(json.dumps(body))
+    return run
