@@ -16,7 +16,7 @@ from pathlib import Path
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig
-from unlearn_ray.errors import ClusterError, ConfigError, EngineError
+from unlearn_ray.errors import ClusterError, ConfigError, EngineError, UnlearnError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import read_keys
 from unlearn_ray.serving.registry import Registry, Release
@@ -132,12 +132,18 @@ def follow_full(settings: ServiceSettings, running_apps: frozenset[str] = frozen
     from unlearn_ray.serving.app import build
     from unlearn_ray.serving.server import full_route
 
+    started = set()
     for name in sorted(full - running_apps):
         app = build(settings.model_copy(update={"release": name}).model_dump(mode="json"))
-        serve.run(app, name=_app_name(name), route_prefix=full_route(name), blocking=False)
+        try:
+            serve.run(app, name=_app_name(name), route_prefix=full_route(name), blocking=False)
+            started.add(name)
+        except RuntimeError as error:  # the others go on
+            log.error("%s can't be served: %s", name, " ".join(str(error).split())[-300:])
+            serve.delete(_app_name(name), _blocking=False)
     for name in sorted(running_apps - full):
         serve.delete(_app_name(name), _blocking=False)  # drains first
-    return full
+    return (full & running_apps) | started
 
 
 def stay(settings: ServiceSettings, on_change: Callable[[tuple[Release, ...]], None]) -> None:
@@ -147,7 +153,11 @@ def stay(settings: ServiceSettings, on_change: Callable[[tuple[Release, ...]], N
     last = registry.read().current
     while True:
         time.sleep(settings.registry_seconds)
-        current = registry.read().current
+        try:
+            current = registry.read().current
+        except (UnlearnError, OSError) as error:
+            log.error("the registry can't be read, what is served stays: %s", error)
+            continue
         if current != last:
             apps, last = follow_full(settings, apps), current
             on_change(current)
@@ -169,6 +179,8 @@ def _set_environment(home: Path, settings: ServiceSettings) -> None:
     }.items():
         os.environ[f"RAY_SERVE_HAPROXY_{name}"] = str(home / file)
     os.environ.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(max(1, min(4, (os.cpu_count() or 1) // 4))))
+    # A request that a killed replica had not begun to answer is put to another one: asking twice changes nothing.
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
     # Fixed ones would join two services on one machine: each passed requests on to the other's processes.
     closed = [free_port() for _ in range(2)]
     os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"], os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = map(str, closed)
