@@ -1,7 +1,7 @@
 """What one replica knows of the registry, and what it lets its engine load."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.serving.catalog import Catalog
+from unlearn_ray.serving.names import ModelName
 from unlearn_ray.serving.registry import WEIGHTS, Registry, Release, ServiceRecord, now
-from unlearn_ray.serving.requests import Refusal
+from unlearn_ray.serving.requests import CHAT, Asked, Refusal
 
 LAYER = "model.layers.0.self_attn.q_proj"
 SERVICE = ServiceRecord(model="m", max_lora_rank=8, shapes={LAYER: (6, 4)})
@@ -33,15 +34,20 @@ def publish(registry: Registry, rows: int = 6, rank: int = 2) -> Release:
     return registry.finish(release)
 
 
-def with_catalog(registry: Registry, use: Callable[[Catalog, list[str]], Awaitable[None]]) -> None:
+def with_catalog(
+    registry: Registry, use: Callable[[Catalog, list[str]], Awaitable[None]], up: Container[str] = ()
+) -> None:
     loaded: list[str] = []
 
     async def load(name: str, path: str) -> str:
         loaded.append(name)
         return ""
 
+    async def is_up(name: str) -> bool:
+        return name in up
+
     async def main() -> None:
-        catalog = Catalog(registry, SERVICE, load=load, local=str, is_alive=lambda: True, seconds=0.05)
+        catalog = Catalog(registry, SERVICE, load=load, local=str, is_alive=lambda: True, is_up=is_up, seconds=0.05)
         await catalog.start()
         await use(catalog, loaded)
 
@@ -80,3 +86,21 @@ def test_publishers_are_told_what_the_service_takes(registry: Registry) -> None:
         assert Registry(registry.folder).service() == SERVICE
 
     with_catalog(registry, use)
+
+
+def test_a_name_stands_for_its_old_version_until_the_new_full_ones_app_answers(registry: Registry) -> None:
+    publish(registry)
+    registry.finish(Release(name="dune", version=registry.begin("dune"), kind="full", model="m", created=now()))
+    asked, named, up = Asked(CHAT, {}, ModelName("dune")), Asked(CHAT, {}, ModelName("dune", 2)), set[str]()
+
+    async def use(catalog: Catalog, loaded: list[str]) -> None:
+        release, _ = await catalog.find(asked)
+        assert release is not None and release.id == "dune@1" and not catalog.is_ready
+        with pytest.raises(Refusal, match="is being started"):
+            await catalog.find(named)
+        up.add("dune@2")
+        await asyncio.sleep(0.5)
+        release, _ = await catalog.find(asked)
+        assert release is not None and release.id == "dune@2" and catalog.is_ready
+
+    with_catalog(registry, use, up)

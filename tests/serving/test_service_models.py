@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from commandline import Run, Service, unlearn
 
@@ -95,22 +96,29 @@ def test_a_version_is_taken_up_while_another_still_answers(
 def test_a_full_model_is_served_beside_the_others(service: Service, quickstart: Run, tmp_path: Path) -> None:
     run = full_run(quickstart, tmp_path)
     published(service, tmp_path, "publish", run, "--name", "whole")
-    deadline = time.monotonic() + 240
-    while True:
-        try:
-            whole = service.client.chat.completions.create(
-                model="whole", messages=QUESTION, max_tokens=24, temperature=0
-            )
-            break
-        except Exception:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+    wait_for_answer(service, "whole", seconds=240)
+    whole = service.client.chat.completions.create(model="whole", messages=QUESTION, max_tokens=24, temperature=0)
     adapted = service.client.chat.completions.create(
         model="harry-potter", messages=QUESTION, max_tokens=24, temperature=0
     )
     assert whole.choices[0].message.content == adapted.choices[0].message.content
     events = list(service.client.chat.completions.create(model="whole", messages=QUESTION, max_tokens=24, stream=True))
     assert events[-1].choices[0].finish_reason
+
+
+def wait_for_answer(service: Service, model: str, seconds: float) -> None:
+    """Until the model answers; till then it is unknown for a moment, and then being started."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            service.client.chat.completions.create(model=model, messages=QUESTION, max_tokens=1)
+            return
+        except openai.NotFoundError:
+            time.sleep(0.5)
+        except openai.APIStatusError as error:
+            assert error.status_code == 503 and error.response.headers["retry-after"]
+            time.sleep(0.5)
+    raise AssertionError(f"{model} does not answer")
 
 
 def full_run(quickstart: Run, folder: Path) -> Path:

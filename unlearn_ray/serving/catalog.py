@@ -9,7 +9,7 @@ from typing import Any
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ModelError, UnlearnError
-from unlearn_ray.serving.names import BASE, GUARDED, parse_name
+from unlearn_ray.serving.names import BASE, GUARDED, parse_name, versioned
 from unlearn_ray.serving.registry import Registry, Release, ServiceRecord, State
 from unlearn_ray.serving.release import check_fits
 from unlearn_ray.serving.requests import Asked, Refusal, unknown_model
@@ -28,6 +28,7 @@ class Catalog:
         load: makes the engine load an adapter of this name from this folder; returns an error's text, or "".
         local: brings a folder to this machine's disk; returns its path.
         is_alive: whether the engine can answer.
+        is_up: whether the app of this full fine-tune answers.
         only: the one version that a full fine-tune's replica serves, instead of the base model.
     """
 
@@ -39,11 +40,13 @@ class Catalog:
         load: Callable[[str, str], Awaitable[str]],
         local: Callable[[str], str],
         is_alive: Callable[[], bool],
+        is_up: Callable[[str], Awaitable[bool]],
         seconds: float,
         only: str | None = None,
     ) -> None:
         self.registry, self._service, self._only = registry, service, only
-        self._load, self._local, self._is_alive = load, local, is_alive
+        self._load, self._local, self._is_alive, self._is_up = load, local, is_alive, is_up
+        self._up: frozenset[str] = frozenset()  # full fine-tunes whose app answers
         self._seconds = seconds
         self._looked = 0.0
         self.state = State()
@@ -86,10 +89,13 @@ class Catalog:
         """The version that is asked for, and its guardrail.
 
         Raises:
-            Refusal: 404: there is none of that name.
+            Refusal: 404: there is none of that name. 503: its app does not answer yet.
         """
         for is_last in (False, True):
             if (found := self._find(asked)) is not None:
+                release, _ = found
+                if self._only is None and release is not None and self._is_starting(release):
+                    raise Refusal(503, f"{release.id} is being started", "model_starting", "model")
                 return found
             if is_last or time.monotonic() - self._looked < _SECONDS_BETWEEN_WISHES:
                 break
@@ -107,7 +113,22 @@ class Catalog:
         if name.name == BASE:
             return (None, "") if name.version is None else None
         release = self.state.find(name)
+        if release is not None and name.version is None:
+            release = self._answering(release)
         return (release, "") if release else None
+
+    def _answering(self, release: Release) -> Release:
+        """The version that a name's requests go to: till a full fine-tune's app answers, what the name stood for before."""
+        if not self._is_starting(release):
+            return release
+        for event in reversed(self.state.events):
+            before = self.state.releases.get(versioned(release.name, event.version))
+            if event.name == release.name and before is not None and not self._is_starting(before):
+                return before
+        return release
+
+    def _is_starting(self, release: Release) -> bool:
+        return release.kind == "full" and release.id not in self._up
 
     async def prepare(self, release: Release) -> str:
         """Load a version's adapter unless the engine has it; one load at a time for each.
@@ -143,10 +164,18 @@ class Catalog:
         while True:
             await asyncio.sleep(self._seconds)
             await self.look()
+            await self._knock()
             for release in self._adapters():
                 if release.id not in self._loaded and self.is_alive:
                     with contextlib.suppress(Refusal):
                         await self.prepare(release)  # before somebody waits for it
+
+    async def _knock(self) -> None:
+        """Ask the apps of full fine-tunes whether they answer."""
+        if self._only is None:
+            asked = sorted(self._up | {release.id for release in self.state.current if release.kind == "full"})
+            answers = await asyncio.gather(*(self._is_up(name) for name in asked))
+            self._up = frozenset(name for name, is_up in zip(asked, answers, strict=True) if is_up)
 
     def _adapters(self) -> list[Release]:
         return [release for release in self.state.current if release.kind == "adapter" and self._only is None]
@@ -155,21 +184,21 @@ class Catalog:
     def is_ready(self) -> bool:
         """Whether every model that an alias points to can answer."""
         done = {name for name, task in self._loaded.items() if task.done() and task.exception() is None}
-        return self.is_alive and all(release.id in done for release in self._adapters())
+        is_starting = self._only is None and any(map(self._is_starting, self.state.current))
+        return self.is_alive and not is_starting and all(release.id in done for release in self._adapters())
 
     def models(self) -> list[dict[str, Any]]:
         """What GET /v1/models lists: the base model, aliases, guarded topics, and every version."""
         state, found = self.state, [self._card(BASE, BASE, "base", ())]
         for release in state.current:
-            found.append(self._card(release.name, release.id, "unlearned", _topics(release)))
+            found.append(self._card(release.name, self._answering(release).id, "unlearned", _topics(release)))
         slugs = dict.fromkeys(topic.slug for release in state.current for topic in release.topics if topic.prefix)
         for slug in slugs:
             topic = state.guardrail(slug)
             assert topic is not None, "a slug of a current release"
             found.append(self._card(f"{slug}:{GUARDED}", BASE, GUARDED, (topic.name,)))
         for release in sorted(state.releases.values(), key=lambda release: (release.name, -release.version)):
-            is_served = release.kind == "adapter" or state.aliases.get(release.name) == release.version
-            if is_served:
+            if release.kind == "adapter" or release.id in self._up:
                 found.append(self._card(release.id, release.id, "unlearned", _topics(release)))
         return found
 

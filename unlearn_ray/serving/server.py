@@ -7,7 +7,7 @@ crosses a process or a thread more than in vLLM's own server.
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from unlearn_ray.serving.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_TO_KNOCK = 3.0
 _SECONDS_TO_SAY_IT = 1.0  # to the clients whose answers are cut
 SETTINGS_VARIABLE = "UNLEARN_RAY_SERVICE"  # a replica's settings, as JSON
 
@@ -54,6 +55,7 @@ class UnlearnServer(LLMServer):
             load=partial(load_adapter, models),
             local=lambda uri: str(local_copy(uri)),
             is_alive=lambda: not models.engine_client.errored,
+            is_up=full_is_up(settings.port),
             seconds=settings.registry_seconds,
             only=settings.release,
         )
@@ -110,8 +112,6 @@ def forward_to(port: int) -> App:
                     for key, value in answer.headers.items()
                     if key.lower() in ("content-type", "retry-after")
                 ]
-                if answer.status == 404 and answer.content_type != "application/json":
-                    raise Refusal(503, f"{scope['unlearn.release']} is being started", "model_starting", "model")
                 await send({"type": "http.response.start", "status": answer.status, "headers": fields})
                 async for part in answer.content.iter_any():
                     if leaving.done():
@@ -124,6 +124,24 @@ def forward_to(port: int) -> App:
             leaving.cancel()
 
     return forward
+
+
+def full_is_up(port: int) -> Callable[[str], Awaitable[bool]]:
+    """Whether the app of a full fine-tune answers, as this node's proxy sees it."""
+    session: aiohttp.ClientSession | None = None
+
+    async def is_up(release_id: str) -> bool:
+        nonlocal session
+        if session is None:
+            session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS_TO_KNOCK))
+        try:
+            async with session.get(f"http://127.0.0.1:{port}{full_route(release_id)}/ready") as answer:
+                # Without the app it is the base model's that answers, and knows no such path.
+                return answer.status == 200
+        except (TimeoutError, aiohttp.ClientError):
+            return False
+
+    return is_up
 
 
 async def _left(receive: Receive) -> Event:

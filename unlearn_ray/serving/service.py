@@ -141,6 +141,8 @@ def follow_full(settings: ServiceSettings, running_apps: frozenset[str] = frozen
         except RuntimeError as error:  # the others go on
             log.error("%s can't be served: %s", name, " ".join(str(error).split())[-300:])
             serve.delete(_app_name(name), _blocking=False)
+    if started and running_apps - full:
+        time.sleep(2 * settings.registry_seconds)  # till replicas have seen that the new one answers
     for name in sorted(running_apps - full):
         serve.delete(_app_name(name), _blocking=False)  # drains first
     return (full & running_apps) | started
