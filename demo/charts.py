@@ -82,7 +82,7 @@ def losses(report: Row) -> Chart | None:
             ),
             detail="training:N",
         )
-        .properties(height=240)
+        .properties(height=300)
     )
 
 
@@ -148,5 +148,6 @@ def _intervals(rows: Sequence[Row], models: Sequence[str], colours: Sequence[str
 
 
 def _colour(models: Sequence[str], colours: Sequence[str]) -> alt.Color:
-    legend = alt.Legend(orient="top", title=None, labelLimit=160, columns=2)
+    columns = len(models) if sum(map(len, models)) < 36 else 1  # what a phone is wide enough for
+    legend = alt.Legend(orient="top", title=None, labelLimit=220, columns=columns)
     return alt.Color("model:N", legend=legend).scale(domain=list(models), range=list(colours))

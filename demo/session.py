@@ -63,6 +63,20 @@ def keep(key: str, first: Any, options: Sequence[Any] | None = None) -> str:
     return key
 
 
+def kept_value(key: str, first: float) -> Any:
+    """What a keyed number in a popover starts with, so that it keeps its value as with `keep`.
+
+    A value put into the session's state does not reach a widget that is not open: it would fall to its least.
+    """
+    state = st.session_state
+    kept, started = state.setdefault("kept", {}), state.setdefault("started", {})
+    if key in state:
+        kept[key] = state[key]
+    else:
+        started[key] = kept.get(key, first)
+    return started[key]
+
+
 def choose_run(models: Sequence[Model]) -> Model:
     """The unlearned model whose run a page is about; the same on all pages."""
     by_id = {model.id: model for model in unlearned(models)}

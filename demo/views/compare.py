@@ -11,7 +11,7 @@ from asking import Answers, Question, Reply
 from client import Model, Sampling, ServiceError
 from conversation import Turn, as_json, as_markdown, meter, relevant_runs
 from leaks import as_html, marked, telling
-from session import keep, known_models, run_of, service, unlearned
+from session import keep, kept_value, known_models, run_of, service, unlearned
 from streamlit.delta_generator import DeltaGenerator
 
 _WATCH_SECONDS = 0.05
@@ -25,14 +25,18 @@ def page() -> None:
         state.setdefault(name, value)
     models = known_models()
     _toolbar()
+    lead = st.empty()
     columns = st.columns(state.num_panes, gap="medium")
     chosen = [_choose(pane, column, models) for pane, column in enumerate(columns)]
     state.chosen = [model.id for model in chosen]
     terms, names, probes = _knowledge(chosen, models)
+    if names:
+        about = as_html([(", ".join(names.splitlines()), False)])
+        lead.html(f'<div class="lead">One question, every model. <mark>Marked</mark>: real knowledge of {about}.</div>')
     slots: list[DeltaGenerator] = []
     for pane, column in enumerate(columns):
         with column:
-            slots.append(_show_pane(pane, chosen[pane].id, terms, names))
+            slots.append(_show_pane(pane, chosen[pane], terms, names))
     _suggest(probes)
     st.chat_input("Ask all models", key="prompt", on_submit=_submit, disabled=state.going is not None)
     if state.going is not None:
@@ -43,18 +47,18 @@ def _toolbar() -> None:
     state = st.session_state
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.popover("Sampling", icon=":material/tune:"):
-            state.sampling = Sampling(
-                st.slider(
-                    "Temperature",
-                    0.0,
-                    2.0,
-                    step=0.05,
-                    key=keep("temperature", 0.0),
-                    help="0: the likeliest word each time",
-                ),
-                st.slider("Top-p", 0.05, 1.0, step=0.05, key=keep("top_p", 1.0)),
-                st.number_input("Max tokens", 1, 4096, step=16, key=keep("max_tokens", 256)),
+            temperature = st.slider(
+                "Temperature",
+                0.0,
+                2.0,
+                kept_value("temperature", 0.0),
+                0.05,
+                key="temperature",
+                help="0: the likeliest word each time",
             )
+            top_p = st.slider("Top-p", 0.05, 1.0, kept_value("top_p", 1.0), 0.05, key="top_p")
+            max_tokens = st.number_input("Max tokens", 1, 4096, kept_value("max_tokens", 256), 16, key="max_tokens")
+            state.sampling = Sampling(temperature, top_p, max_tokens)
         has_third = st.toggle("Third model", key=keep("third", False), disabled=state.going is not None)
         state.num_panes = 3 if has_third else 2
         st.button("Clear", icon=":material/delete:", on_click=_clear, disabled=not state.turns)
@@ -95,13 +99,10 @@ def _knowledge(chosen: Sequence[Model], models: Sequence[Model]) -> tuple[list[s
     return list(terms), "\n".join(names), probes
 
 
-def _show_pane(pane: int, model: str, terms: Sequence[str], names: str) -> DeltaGenerator:
+def _show_pane(pane: int, model: Model, terms: Sequence[str], names: str) -> DeltaGenerator:
     """The pane's meter and conversation; returns where its running answer goes."""
     turns: list[Turn] = st.session_state.turns
-    num_leaking, num_answers = meter(turns, pane, model, terms, names)
-    share = num_leaking / num_answers if num_answers else 0.0
-    answers = "1 answer leaks" if num_answers == 1 else f"{num_answers} answers leak"
-    st.progress(share, f"{num_leaking} of {answers} ({share:.0%})" if num_answers else "No answers yet")
+    st.html(_meter(model.kind, *meter(turns, pane, model.id, terms, names)))
     slot = st.empty()
     for index, turn in enumerate(turns):
         reply = turn.reply(pane)
@@ -114,6 +115,14 @@ def _show_pane(pane: int, model: str, terms: Sequence[str], names: str) -> Delta
             if index == len(turns) - 1 and reply.state in ("cut", "failed"):
                 st.button("Ask again", key=f"again{pane}", icon=":material/replay:", on_click=_again)
     return slot
+
+
+def _meter(kind: str, num_leaking: int, num_answers: int) -> str:
+    share = round(100 * num_leaking / num_answers) if num_answers else 0
+    answers = "1 answer leaks" if num_answers == 1 else f"{num_answers} answers leak"
+    told = f"{num_leaking} of {answers} ({share} %)" if num_answers else "No answers yet"
+    bar = f'<div><i style="width: {share}%"></i></div>'
+    return f'<div class="meter"><span class="key {as_html([(kind, False)])}"></span>{told}{bar}</div>'
 
 
 def _answer(reply: Reply, terms: Sequence[str]) -> str:
@@ -139,9 +148,12 @@ def _suggest(probes: Sequence[dict[str, Any]]) -> None:
             questions = sorted({probe["question"] for probe in probes if probe["group"] == group})
             if not questions:
                 continue
-            st.caption(title)
+            with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+                st.caption(title)
+                if group == "forget":
+                    st.button("Others", icon=":material/shuffle:", type="tertiary", on_click=_shuffle)
             picked = random.Random(state.shuffle).sample(questions, min(_NUM_SUGGESTED, len(questions)))
-            with st.container(horizontal=True):
+            with st.container(horizontal=True, key=f"suggested-{group}"):
                 for index, question in enumerate(picked):
                     st.button(
                         question,
@@ -150,7 +162,6 @@ def _suggest(probes: Sequence[dict[str, Any]]) -> None:
                         args=(question,),
                         disabled=state.going is not None,
                     )
-        st.button("Others", icon=":material/shuffle:", type="tertiary", on_click=_shuffle)
 
 
 def _follow(going: Answers, slots: Sequence[DeltaGenerator], terms: Sequence[str], names: str) -> None:

@@ -17,7 +17,7 @@ _NUM_AT_ONCE = 4
 _WATCH_SECONDS = 0.2
 _SAMPLING = Sampling(temperature=0.0, max_tokens=128)  # as the report: the likeliest words
 _SPARE_COLOURS = ("#7a8088", "#c8520a")
-_MARKS = {True: "✔ tells", False: "✘ does not", None: ""}
+_MARKS = {True: "✔ ", False: "✘ ", None: ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ def page() -> None:
         )
         if is_running:
             st.button("Stop", icon=":material/stop_circle:", on_click=_stop)
+    st.caption("Each probe is put to both models. ✔: the answer has the true value or an alias. Lines: 95 % intervals.")
     if going is None:
-        st.caption("Each probe is put to both models. It counts as told if the answer has the true value or an alias.")
         return
     progress, chart, table = st.empty(), st.empty(), st.empty()
     drawn = -1
@@ -130,7 +130,7 @@ def _show_results(chart: Any, table: Any, going: Round) -> None:
             is_told = tells(reply.text, (probe["answer"], *probe["aliases"])) if reply.state == "done" else None
             if is_told is not None:
                 results.append((label, probe["group"], is_told))
-            row |= {label: reply.text, f"{label}: ": _MARKS[is_told]}
+            row[label] = _MARKS[is_told] + reply.text
         rows.append(row)
     if (drawn := charts.told(results, labels, colours)) is not None:
         chart.altair_chart(drawn, width="stretch")

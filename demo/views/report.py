@@ -80,7 +80,12 @@ def _worst_leaks(model: Model) -> None:
         st.success("No answer of the unlearned model holds a leak term.", icon=":material/check:")
         return
     more = f", the worst {_MAX_LEAKS} shown" if len(leaking) > _MAX_LEAKS else ""
-    st.caption(f"{len(leaking)} answers of the unlearned model hold leak terms{more}.")
+    hold = (
+        "1 answer of the unlearned model holds"
+        if len(leaking) == 1
+        else f"{len(leaking)} answers of the unlearned model hold"
+    )
+    st.caption(f"{hold} leak terms{more}.")
     for row in leaking[:_MAX_LEAKS]:
         with st.container(border=True):
             st.html(
@@ -131,7 +136,8 @@ def _rows(model: Model, run: dict[str, Any], report: dict[str, Any]) -> None:
     number = st.session_state.get(key := f"page {table} {sorted(filters.items())}", 1)
     found = service().rows(model.root, table, offset=(number - 1) * _PAGE_ROWS, limit=_PAGE_ROWS, **filters)
     num_pages = max(1, -(-found["total"] // _PAGE_ROWS))
-    st.caption(f"{found['total']:,} rows, page {number} of {num_pages}")
+    rows = "1 row" if found["total"] == 1 else f"{found['total']:,} rows"
+    st.caption(f"{rows}, page {number} of {num_pages}")
     columns = [name for name in _FIRST_COLUMNS if name in found["columns"]]
     columns += [name for name in found["columns"] if name not in columns and name != "id"]
     listed = [{name: _plain(row.get(name)) for name in columns} for row in found["rows"]]

@@ -1,15 +1,25 @@
-"""The demo's modules as its own process finds them: `streamlit run` puts their folder on the path."""
+"""The demo's modules as its own process finds them, a scripted service, and the page in a real browser."""
 
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
+from playwright.sync_api import Browser, Page
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parents[1] / "demo"), str(HERE)]
+DEMO = HERE.parents[1] / "demo"
+sys.path[:0] = [str(DEMO), str(HERE)]  # `streamlit run` puts the script's folder there
 
+from browser import browser  # noqa: E402
 from scripted_service import ScriptedService  # noqa: E402
+
+from unlearn_ray.serving.service import free_port  # noqa: E402
 
 
 @pytest.fixture
@@ -19,3 +29,62 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedService]:
         monkeypatch.setenv("UNLEARN_RAY_ENDPOINT", service.url)
         monkeypatch.delenv("UNLEARN_RAY_API_KEY", raising=False)
         yield service
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    with browser() as found:
+        yield found
+
+
+@contextmanager
+def streamlit(endpoint: str, key: str = "") -> Iterator[str]:
+    """`streamlit run demo/app.py` over an endpoint; yields its address."""
+    port = free_port()
+    options = ["--server.headless=true", "--server.address=127.0.0.1", f"--server.port={port}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", str(DEMO / "app.py"), *options],
+        env=os.environ | {"UNLEARN_RAY_ENDPOINT": endpoint, "UNLEARN_RAY_API_KEY": key},
+    )
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
+    try:
+        while True:
+            try:
+                urlopen(f"{url}/_stcore/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < end, "the demo did not start"
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def shown() -> Iterator[tuple[str, ScriptedService]]:
+    """The demo's address, and the scripted service behind it."""
+    with ScriptedService() as service, streamlit(service.url) as url:
+        yield url, service
+
+
+@pytest.fixture
+def behind(shown: tuple[str, ScriptedService]) -> ScriptedService:
+    """The service behind the page, as new."""
+    _, service = shown
+    service.seconds = 0.02
+    service.failures.clear()
+    service.asked.clear()
+    return service
+
+
+@pytest.fixture
+def page(chromium: Browser, shown: tuple[str, ScriptedService]) -> Iterator[Page]:
+    """The demo, just opened by a new reader."""
+    context = chromium.new_context(base_url=shown[0], viewport={"width": 1400, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.goto("/")
+    page.get_by_test_id("stChatInputTextArea").wait_for()  # the last that is drawn
+    yield page
+    context.close()

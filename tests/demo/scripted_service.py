@@ -4,8 +4,10 @@ Its report is made by the package's own code, so that the pages are tested on wh
 """
 
 import json
+import socket
 import time
 from collections import deque
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any, Literal, cast
@@ -59,18 +61,39 @@ class ScriptedService:
         self.stop()
 
     def stop(self) -> None:
-        """Close the port: nothing answers any more."""
+        """Close the port and what is connected: nothing answers any more."""
         self._server.shutdown()
         self._server.server_close()
+        self._server.hang_up()
 
     def restart(self) -> None:
         self._start()
 
     def _start(self) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), type("Handler", (_Handler,), {"service": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", self.port), type("Handler", (_Handler,), {"service": self}))
         self.port = self._server.server_address[1]
         Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self._connected: list[socket.socket] = []
+        super().__init__(*arguments)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self._connected.append(connection)
+        return connection, address
+
+    def hang_up(self) -> None:
+        for connection in self._connected:
+            with suppress(OSError):  # it has ended before
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, *_: object) -> None:
+        pass  # a reader who has left
 
 
 class _Handler(BaseHTTPRequestHandler):

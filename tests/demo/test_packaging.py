@@ -41,5 +41,9 @@ def test_the_wheel_carries_the_demo(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     files = [path for path in DEMO.rglob("*") if path.suffix in (".py", ".css")]
     assert {f"unlearn_ray/_demo/{path.relative_to(DEMO).as_posix()}" for path in files} <= names
-    assert {"unlearn_ray/cli.py", "unlearn_ray/pocket/model/model.safetensors"} <= names
+    assert {
+        "unlearn_ray/_demo/.streamlit/config.toml",
+        "unlearn_ray/cli.py",
+        "unlearn_ray/pocket/model/model.safetensors",
+    } <= names
     assert not [name for name in names if name.startswith("demo/") or "__pycache__" in name]
