@@ -136,7 +136,10 @@ def _show_results(chart: Any, table: Any, going: Round) -> None:
         chart.altair_chart(drawn, width="stretch")
     elif not going.answers.is_running:
         chart.info("Nothing to count: the truths of these probes are sentences, or no answer came.")
-    table.dataframe(rows, width="stretch", hide_index=True)
+    # Its columns are measured at first, when no answer is there yet.
+    widths = {"group": 90, "question": 300, "truth": 150} | dict.fromkeys(labels, 320)
+    config = {name: st.column_config.TextColumn(width=pixels) for name, pixels in widths.items()}
+    table.dataframe(rows, width="stretch", hide_index=True, column_config=config)
 
 
 def _labels(models: tuple[Model, Model]) -> tuple[list[str], list[str]]:

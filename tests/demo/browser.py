@@ -1,14 +1,21 @@
-"""A real browser for the demo's tests: Chromium as the system has it, which is installed where it is absent and may be."""
+"""The demo as a reader has it: Streamlit in a process of its own, and Chromium, which is installed where it is absent and may be."""
 
 import os
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from unlearn_ray.serving.service import free_port
+
+APP = Path(__file__).parents[2] / "demo" / "app.py"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
     "--no-sandbox",  # containers run as root
@@ -32,6 +39,30 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=found, args=_FLAGS)
         yield browser
         browser.close()
+
+
+@contextmanager
+def streamlit(endpoint: str, key: str = "") -> Iterator[str]:
+    """`streamlit run demo/app.py` over an endpoint; yields its address."""
+    port = free_port()
+    options = ["--server.headless=true", "--server.address=127.0.0.1", f"--server.port={port}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", str(APP), *options],
+        env=os.environ | {"UNLEARN_RAY_ENDPOINT": endpoint, "UNLEARN_RAY_API_KEY": key},
+    )
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
+    try:
+        while True:
+            try:
+                urlopen(f"{url}/_stcore/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < end, "the demo did not start"
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def _installed() -> str | None:

@@ -1,25 +1,17 @@
 """The demo's modules as its own process finds them, a scripted service, and the page in a real browser."""
 
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Browser, Page
 
 HERE = Path(__file__).parent
-DEMO = HERE.parents[1] / "demo"
-sys.path[:0] = [str(DEMO), str(HERE)]  # `streamlit run` puts the script's folder there
+sys.path[:0] = [str(HERE.parents[1] / "demo"), str(HERE)]  # `streamlit run` puts the script's folder there
 
-from browser import browser  # noqa: E402
+from browser import browser, streamlit  # noqa: E402
 from scripted_service import ScriptedService  # noqa: E402
-
-from unlearn_ray.serving.service import free_port  # noqa: E402
 
 
 @pytest.fixture
@@ -35,30 +27,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedService]:
 def chromium() -> Iterator[Browser]:
     with browser() as found:
         yield found
-
-
-@contextmanager
-def streamlit(endpoint: str, key: str = "") -> Iterator[str]:
-    """`streamlit run demo/app.py` over an endpoint; yields its address."""
-    port = free_port()
-    options = ["--server.headless=true", "--server.address=127.0.0.1", f"--server.port={port}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", str(DEMO / "app.py"), *options],
-        env=os.environ | {"UNLEARN_RAY_ENDPOINT": endpoint, "UNLEARN_RAY_API_KEY": key},
-    )
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
-    try:
-        while True:
-            try:
-                urlopen(f"{url}/_stcore/health", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < end, "the demo did not start"
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 @pytest.fixture(scope="session")
