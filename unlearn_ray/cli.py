@@ -130,7 +130,9 @@ def serve(
         prepared = start.prepare(run, overrides or [], host=host, port=port, keys=keys, registry=registry)
         for release, is_new in prepared.releases:
             console.print(f"[green]✓[/] {release.id} {'published' if is_new else 'is published already'}")
-        console.print(f"  starting {prepared.settings.model} on {host}:{prepared.settings.port}, in about half a minute ...")
+        console.print(
+            f"  starting {prepared.settings.model} on {host}:{prepared.settings.port}, in about half a minute ..."
+        )
         with service.running(prepared.settings, host) as address:
             if prepared.settings.allow_no_keys:
                 console.print("[yellow]![/] no API keys: everybody on this machine may ask (--keys FILE asks for one)")
@@ -139,7 +141,7 @@ def serve(
             console.print(
                 f"Next      unlearn-ray demo {run}   [dim]or unlearn-ray publish another run; Ctrl-C ends the service[/]"
             )
-            service.stay(prepared.settings, lambda current: console.print(f"now: {', '.join(r.id for r in current)}"))
+            service.stay(prepared.settings, lambda text: console.print(escape(text), soft_wrap=True))
 
 
 @app.command()
@@ -346,7 +348,9 @@ def _log_to(config: RunConfig) -> None:
 def _one_line_errors(farewell: str = "Stopped. The same command goes on where this one ended.") -> Iterator[None]:
     """Bad input is one line and exit code 2; Ctrl-C or a job's stop is a line and 130; all else keeps its traceback."""
     signal.signal(signal.SIGTERM, _interrupt)  # how clusters stop a job
-    logging.getLogger().addHandler(logging.NullHandler())  # without one, Python prints what is logged here a second time
+    logging.getLogger().addHandler(
+        logging.NullHandler()
+    )  # without one, Python prints what is logged here a second time
     try:
         yield
     except UnlearnError as error:

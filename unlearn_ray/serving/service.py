@@ -19,7 +19,7 @@ from unlearn_ray.config import ClusterConfig
 from unlearn_ray.errors import ClusterError, ConfigError, EngineError, UnlearnError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import read_keys
-from unlearn_ray.serving.registry import Registry, Release
+from unlearn_ray.serving.registry import Registry
 from unlearn_ray.serving.requests import error_body
 from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings
 
@@ -117,7 +117,9 @@ def _claim(port: int) -> socket.socket:
     return claim
 
 
-def follow_full(settings: ServiceSettings, running_apps: frozenset[str] = frozenset()) -> frozenset[str]:
+def follow_full(
+    settings: ServiceSettings, running_apps: frozenset[str] = frozenset(), say: Callable[[str], None] = log.error
+) -> frozenset[str]:
     """Start the app of each full fine-tune that an alias points to, and stop those that none points to any more.
 
     Returns:
@@ -139,7 +141,7 @@ def follow_full(settings: ServiceSettings, running_apps: frozenset[str] = frozen
             serve.run(app, name=_app_name(name), route_prefix=full_route(name), blocking=False)
             started.add(name)
         except RuntimeError as error:  # the others go on
-            log.error("%s can't be served: %s", name, " ".join(str(error).split())[-300:])
+            say(f"{name} can't be served: {' '.join(str(error).split())[-300:]}")
             serve.delete(_app_name(name), _blocking=False)
     if started and running_apps - full:
         time.sleep(2 * settings.registry_seconds)  # till replicas have seen that the new one answers
@@ -148,21 +150,24 @@ def follow_full(settings: ServiceSettings, running_apps: frozenset[str] = frozen
     return (full & running_apps) | started
 
 
-def stay(settings: ServiceSettings, on_change: Callable[[tuple[Release, ...]], None]) -> None:
-    """Follow the registry until interrupted; `on_change` hears of every change of what the aliases point to."""
+def stay(settings: ServiceSettings, say: Callable[[str], None]) -> None:
+    """Follow the registry until interrupted; `say` is told what changed, and what went wrong."""
     registry = Registry(Folder(settings.registry))
-    apps = follow_full(settings, frozenset(r.id for r in registry.read().current if r.kind == "full"))
     last = registry.read().current
+    apps, is_readable = frozenset(release.id for release in last if release.kind == "full"), True
     while True:
         time.sleep(settings.registry_seconds)
         try:
             current = registry.read().current
         except (UnlearnError, OSError) as error:
-            log.error("the registry can't be read, what is served stays: %s", error)
+            if is_readable:
+                say(f"the registry can't be read, what is served stays: {error}")
+            is_readable = False
             continue
+        is_readable = True
         if current != last:
-            apps, last = follow_full(settings, apps), current
-            on_change(current)
+            say(f"now: {', '.join(release.id for release in current)}")
+            apps, last = follow_full(settings, apps, say), current
 
 
 def _app_name(release_id: str) -> str:
