@@ -34,7 +34,7 @@ format: setup ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: setup ## Run the benchmarks; each prints a ratio to a baseline measured in the same run
+bench: quickstart ## Run the benchmarks on a finished quickstart; each prints a ratio to a baseline measured in the same run
 	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
 	    echo "== $$script"; $(BIN)/python $$script || exit 1; \
 	done
