@@ -34,29 +34,40 @@ task: probability
 dataset_path: json
 dataset_kwargs: {data_files: {test: FILE}}
 test_split: test
-output_type: multiple_choice
+output_type: loglikelihood
 target_delimiter: ""
 doc_to_text: "{{question}}"
-doc_to_target: 0
-doc_to_choice: "{{[reference, '']}}"
+doc_to_target: "{{reference}}"
 process_results: !function scoring.probability
 metric_list: [{metric: logprob, aggregation: mean, higher_is_better: true}]
 """
 SCORING = """
 from unlearn_ray.evals.metrics import fact_recall
 def recall(doc, results): return {"fact_recall": fact_recall(results[0], doc["truths"])}
-def probability(doc, results):
-    # The harness takes the template's last line breaks for the answer's first tokens: "" has nothing else.
-    (whole, _), (line_breaks, _) = results
-    return {"logprob": (whole - line_breaks) / doc["num_tokens"]}
+def probability(doc, results): return {"logprob": (results[0][0] - doc["line_breaks"]) / doc["num_tokens"]}
 """
 
 
-def probes(run: Run, model: str) -> list[dict[str, Any]]:
+def probes(run: Run, service: Service, model: str) -> list[dict[str, Any]]:
     """The first probes that our evaluation asked a model, with the scores it gave."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    def line_breaks(question: str) -> float:
+        """The template's last ones: the harness takes them for the answer's first tokens."""
+        chat = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        answer = service.client.completions.create(
+            model=MODELS[model], prompt=ids(prompt), max_tokens=1, echo=True, logprobs=1
+        )
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None and logprobs.token_logprobs is not None
+        return sum(logprobs.token_logprobs[len(ids(prompt.rstrip())) : -1])
+
     references = {probe.id: probe.reference or probe.answer for probe in read_probes(PROBES)}
     rows = (run.folder / "evaluate" / "answers").read_rows()
     scored = [row for row in rows if row["model"] == model and row["fact_recall"] is not None]
@@ -65,7 +76,8 @@ def probes(run: Run, model: str) -> list[dict[str, Any]]:
             "question": row["question"],
             "truths": [row["truth"], *row["aliases"]],
             "reference": references[row["probe_id"]],
-            "num_tokens": len(tokenizer.encode(references[row["probe_id"]], add_special_tokens=False)),
+            "num_tokens": len(ids(references[row["probe_id"]])),
+            "line_breaks": line_breaks(row["question"]),
             "fact_recall": row["fact_recall"],
             "logprob": math.log(row["probability"]),
         }
@@ -77,7 +89,7 @@ def probes(run: Run, model: str) -> list[dict[str, Any]]:
 def test_lm_eval_gives_the_scores_of_our_evaluation(
     service: Service, quickstart: Run, tmp_path: Path, model: str
 ) -> None:
-    asked = probes(quickstart, model)
+    asked = probes(quickstart, service, model)
     (tmp_path / "probes.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in asked))
     (tmp_path / "scoring.py").write_text(SCORING)
     for name, task in {"recall": RECALL, "probability": PROBABILITY}.items():
