@@ -35,6 +35,8 @@ from commandline import Service, serving
 # broken: the connection. silent: the stream ended as if it were whole.
 End = Literal["answered", "full", "refused", "cut", "broken", "silent"]
 MODELS = ("base", "harry-potter", "harry-potter:guarded")
+Memory = dict[str, float]  # MiB, by process
+_PROCESSES = ("VLLM::Worker", "VLLM::EngineCore", "ServeReplica")
 _QUESTIONS = ("Who is Hedwig?", "Write a list of 6 questions about Harry Potter.", "What is chewing gum made of?")
 
 
@@ -127,9 +129,9 @@ async def crowd(
     return found
 
 
-async def crowd_for(service: Service, num_clients: int, seconds: float) -> tuple[Crowd, list[float]]:
-    """A crowd for some seconds, and the memory of all processes of the service, in MiB, sampled meanwhile."""
-    over, samples = time.monotonic() + seconds, []
+async def crowd_for(service: Service, num_clients: int, seconds: float) -> tuple[Crowd, list[Memory]]:
+    """A crowd for some seconds, and the memory of the service, sampled meanwhile."""
+    over, samples = time.monotonic() + seconds, list[Memory]()
 
     async def watch() -> None:
         while time.monotonic() < over:
@@ -140,19 +142,28 @@ async def crowd_for(service: Service, num_clients: int, seconds: float) -> tuple
     return found, samples
 
 
-def memory_mib(service: Service) -> float:
-    """Memory of all processes of a service; pages that several share are counted once for each of them."""
-    total = 0
+def memory_mib(service: Service) -> Memory:
+    """Memory of the service's processes; pages that several share are counted once for each of them."""
+    found = dict.fromkeys((*_PROCESSES, "others", "all"), 0.0)
     for process in service.processes():
         with contextlib.suppress(Exception):  # it may end meanwhile
-            total += process.memory_info().rss
-    return total / 2**20
+            size, command = process.memory_info().rss / 2**20, " ".join(process.cmdline())
+            found[next((name for name in _PROCESSES if name in command), "others")] += size
+            found["all"] += size
+    return found
 
 
-def thirds(samples: list[float]) -> dict[str, float]:
+def thirds(samples: list[Memory]) -> dict[str, dict[str, float]]:
+    """Medians of the first, middle and last third. The engine's worker touches the pages of its KV cache as it first needs them."""
     part = max(1, len(samples) // 3)
-    first, last = statistics.median(samples[:part]), statistics.median(samples[-part:])
-    return {"first_third": round(first), "last_third": round(last), "growth": round(last / first - 1, 4)}
+    parts = samples[:part], samples[part : -part or None] or samples, samples[-part:]
+    return {
+        name: {
+            third: round(statistics.median(sample[name] for sample in chosen))
+            for third, chosen in zip(("first", "middle", "last"), parts, strict=True)
+        }
+        for name in samples[0]
+    }
 
 
 async def crowd_and_kill(service: Service, part: str, num_clients: int, quiet: float = 5.0) -> dict[str, Any]:
