@@ -24,6 +24,8 @@ def peers() -> Gather:
             session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS_TO_ANSWER))
         headers = {"authorization": authorization} if authorization else {}
         texts = await asyncio.gather(*(_ask(session, url, headers) for url in await _replicas()))
+        if num_silent := texts.count(""):
+            log.warning("%d of %d replicas do not say what they count", num_silent, len(texts))
         return [text for text in texts if text]
 
     return gather
@@ -32,6 +34,7 @@ def peers() -> Gather:
 async def _replicas() -> Iterable[str]:
     """Where each replica's figures are, by what the controller tells HAProxy."""
     import ray
+    from ray._common.network_utils import build_address, get_localhost_ip
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
     try:
@@ -42,8 +45,10 @@ async def _replicas() -> Iterable[str]:
     except (TimeoutError, ValueError, ray.exceptions.RayError) as error:
         log.warning("the controller does not say which replicas there are: %s", type(error).__name__)
         return []
+    # As HAProxy does: a service on loopback listens there alone.
+    here = {ray.util.get_node_ip_address(): get_localhost_ip()}
     return {
-        f"http://{target.ip}:{target.port}{group.route_prefix.rstrip('/')}/metrics?{OWN}"
+        f"http://{build_address(here.get(target.ip, target.ip), target.port)}{group.route_prefix.rstrip('/')}/metrics?{OWN}"
         for group in groups
         for target in group.targets
         if group.app_name and group.protocol == "HTTP"
