@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def test_ray_starts_in_every_pod_with_the_services_environment(name: str) -> Non
 
 
 def test_ray_starts_on_virtual_machines_with_the_services_environment() -> None:
-    options = read("aws.yaml")["docker"]["run_options"]
+    options = [shlex.split(option)[0] for option in read("aws.yaml")["docker"]["run_options"]]
     assert {f"--env={name}={value}" for name, value in SERVE_ENVIRONMENT.items()} <= set(options)
 
 

@@ -1,6 +1,7 @@
-"""Variables of Ray Serve's fast path. They must stand where Ray is started, on every node, before any process of it starts.
+"""Variables of Ray Serve's fast path, and of replicas that come and go. They must stand where Ray is started, on every node, before any process of it starts.
 
-Each was measured (benchmarks/serving.py): Serve's defaults reach a quarter of vLLM's own server's throughput.
+Serve's defaults reach a quarter of the throughput of vLLM's own server (benchmarks/serving.py), and lose requests with a replica
+(benchmarks/soak.py).
 """
 
 SERVE_ENVIRONMENT = {
@@ -12,4 +13,8 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of the controller, which at 0.1 s takes a twentieth of a core
     # What prefix-aware routing reads.
     "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY": "1",
+    # HAProxy hears of a replica that goes within a second: 30, the default, would be waited for at every end.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    # A request that a killed replica had not begun to answer is put to another one: asking twice changes nothing.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
 }

@@ -201,10 +201,6 @@ def _set_environment(home: Path, settings: ServiceSettings) -> None:
     }.items():
         os.environ[f"RAY_SERVE_HAPROXY_{name}"] = str(home / file)
     os.environ.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(max(1, min(4, (os.cpu_count() or 1) // 4))))
-    # HAProxy hears of a replica that goes within a second: 30, the default, would be waited for at every end.
-    os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
-    # A request that a killed replica had not begun to answer is put to another one: asking twice changes nothing.
-    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
     # Fixed ones would join two services on one machine: each passed requests on to the other's processes.
     closed = [free_port() for _ in range(2)]
     os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"], os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = map(str, closed)
