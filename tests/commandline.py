@@ -63,7 +63,7 @@ class Service:
 
     @property
     def client(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=120)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=300)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -92,7 +92,7 @@ class Service:
         arguments = self.processes("gcs_server")[0].cmdline()
         return Path(next(argument for argument in arguments if argument.startswith("--log_dir=")).partition("=")[2])
 
-    def wait_until_ready(self, seconds: float = 300) -> float:
+    def wait_until_ready(self, seconds: float = 600) -> float:
         """Returns how long it took."""
         began = time.monotonic()
         while not self.is_ready:

@@ -11,7 +11,7 @@ OWL, SCHOOL = FACTS[0][1], FACTS[1][1]
 WIDEST = """Math.max(document.documentElement.scrollWidth, ...Array.from(
     document.querySelectorAll('[data-testid="stVerticalBlock"] > *'),
     element => element.closest('[class*="st-key-suggested-"]') ? 0 : element.getBoundingClientRect().right))"""
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 def ask(page: Page, question: str) -> None:

@@ -68,9 +68,9 @@ def test_a_run_that_is_ended_leaves_no_process_and_no_folder(ending: signal.Sign
     num_rows, home = process.stdout.readline().split()
     assert num_rows == "8" and processes_of(home)
     process.send_signal(ending)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode != 0
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while processes_of(home) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes_of(home) == []
@@ -94,7 +94,7 @@ def test_an_address_that_no_cluster_answers_at_is_refused_soon() -> None:
         except ClusterError as error:
             print(error)
     """
-    out, err = driver(script).communicate(timeout=90)
+    out, err = driver(script).communicate(timeout=300)
     assert out.startswith("the Ray cluster at 127.0.0.1:1 can't be reached") and out.count("\n") == 1
     assert err == ""
 

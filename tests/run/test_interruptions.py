@@ -22,7 +22,7 @@ def started(cwd: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
     )
 
 
-def wait_for(folder: Folder, process: "subprocess.Popen[str]", seconds: float = 240) -> None:
+def wait_for(folder: Folder, process: "subprocess.Popen[str]", seconds: float = 600) -> None:
     """Until the folder holds its first rows."""
     end = time.monotonic() + seconds
     while not folder.names(".parquet"):
@@ -61,7 +61,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_nothing_running(quickstart: Run, tmp
     process = started(tmp_path, "run", QUICKSTART, "--until", "answers")
     wait_for(run / "answers" / "told" / "requests", process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "goes on where this one ended" in errors and "Traceback" not in errors
 
@@ -70,7 +70,7 @@ def test_a_half_written_stage_is_redone_and_said(quickstart: Run, tmp_path: Path
     run = copied(quickstart, tmp_path, "questions", "answers", "dataset")
     (run / "dataset").write_text("manifest.json", '{"stage": "data')
     (run.local / "dataset" / "started.json").unlink()
-    plan = unlearn("run", QUICKSTART, "--dry-run", cwd=tmp_path, timeout=120)
+    plan = unlearn("run", QUICKSTART, "--dry-run", cwd=tmp_path, timeout=300)
     line = next(line for line in plan.stdout.splitlines() if line.startswith("dataset"))
     assert "redo" in line and "half written" in line
 
@@ -81,5 +81,5 @@ def test_two_runs_of_one_name_cannot_write_the_same_folder(quickstart: Run, tmp_
     run = copied(quickstart, tmp_path, "questions")
     with open(run.local / "run.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        second = unlearn("run", QUICKSTART, "--until", "questions", cwd=tmp_path, timeout=120)
+        second = unlearn("run", QUICKSTART, "--until", "questions", cwd=tmp_path, timeout=300)
     assert second.returncode == 2 and "another run" in second.stderr

@@ -40,7 +40,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_for(page: str, process: "subprocess.Popen[bytes]", seconds: float = 120) -> None:
+def wait_for(page: str, process: "subprocess.Popen[bytes]", seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
@@ -90,7 +90,7 @@ def sent(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=head.environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -112,7 +112,7 @@ def test_a_run_joins_the_cluster_that_ray_address_names(head: Head, sent: Path, 
         env=head.environment | {"RAY_ADDRESS": head.address},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

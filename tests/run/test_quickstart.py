@@ -146,14 +146,14 @@ def test_the_console_ends_with_what_to_look_at_and_what_to_type(quickstart: Run)
 
 def test_a_second_run_skips_everything_and_says_so(quickstart: Run) -> None:
     before = (quickstart.folder.local / "evaluate" / "manifest.json").read_text()
-    again = unlearn(*quickstart.arguments, cwd=quickstart.cwd, timeout=120)
+    again = unlearn(*quickstart.arguments, cwd=quickstart.cwd, timeout=300)
     assert again.returncode == 0
     assert again.stdout.count("skipped") == len(STAGES)
     assert (quickstart.folder.local / "evaluate" / "manifest.json").read_text() == before
 
 
 def test_a_changed_config_reruns_its_stage_and_what_follows(quickstart: Run) -> None:
-    plan = unlearn(*quickstart.arguments, "finetune.num_steps=10", "--dry-run", cwd=quickstart.cwd, timeout=120)
+    plan = unlearn(*quickstart.arguments, "finetune.num_steps=10", "--dry-run", cwd=quickstart.cwd, timeout=300)
     would = {
         line.split()[0]: line.split()[1]
         for line in plan.stdout.splitlines()
@@ -163,12 +163,12 @@ def test_a_changed_config_reruns_its_stage_and_what_follows(quickstart: Run) -> 
 
 
 def test_where_it_runs_changes_nothing(quickstart: Run) -> None:
-    plan = unlearn(*quickstart.arguments, "cluster.engines.batch_size=7", "--dry-run", cwd=quickstart.cwd, timeout=120)
+    plan = unlearn(*quickstart.arguments, "cluster.engines.batch_size=7", "--dry-run", cwd=quickstart.cwd, timeout=300)
     assert plan.stdout.count("skip") == len(STAGES)
 
 
 def test_status_and_report_read_the_run(quickstart: Run) -> None:
-    status = unlearn("status", "pocket", cwd=quickstart.cwd, timeout=120)
+    status = unlearn("status", "pocket", cwd=quickstart.cwd, timeout=300)
     assert status.stdout.count("finished") >= len(STAGES)
-    report = unlearn("report", "pocket", "--no-open", cwd=quickstart.cwd, timeout=120)
+    report = unlearn("report", "pocket", "--no-open", cwd=quickstart.cwd, timeout=300)
     assert "report.html" in report.stdout and "unlearned" in report.stdout

@@ -57,7 +57,7 @@ def listing(folder: Path) -> dict[str, int]:
 def refused(cwd: Path, *arguments: str | Path) -> str:
     """The one line that the command says, having written nothing."""
     before = listing(cwd)
-    done = unlearn(*arguments, cwd=cwd, timeout=120)
+    done = unlearn(*arguments, cwd=cwd, timeout=300)
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stdout == ""
@@ -66,7 +66,7 @@ def refused(cwd: Path, *arguments: str | Path) -> str:
 
 
 def said(cwd: Path, *arguments: str | Path) -> str:
-    done = unlearn(*arguments, cwd=cwd, timeout=120)
+    done = unlearn(*arguments, cwd=cwd, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 

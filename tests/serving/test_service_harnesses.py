@@ -111,7 +111,7 @@ def test_lm_eval_gives_the_scores_of_our_evaluation(
         env=os.environ | offline | {"OPENAI_API_KEY": service.key},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
@@ -136,7 +136,7 @@ main(parser.parse_args())"""
         env=os.environ | {"OPENAI_API_KEY": service.key, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

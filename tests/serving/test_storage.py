@@ -81,7 +81,7 @@ def test_the_command_line_publishes_a_run_from_s3_into_a_registry_in_s3(
     run: Folder, bucket: Folder, tmp_path: Path
 ) -> None:
     def said(*arguments: str) -> str:
-        done = unlearn(*arguments, "--registry", f"{bucket}/registry", cwd=tmp_path, timeout=120)
+        done = unlearn(*arguments, "--registry", f"{bucket}/registry", cwd=tmp_path, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
@@ -146,7 +146,7 @@ def test_a_storage_that_can_not_be_reached_is_one_line(
     }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    done = unlearn(*arguments, "--registry", "s3://no-such-bucket/registry", cwd=tmp_path, timeout=120)
+    done = unlearn(*arguments, "--registry", "s3://no-such-bucket/registry", cwd=tmp_path, timeout=300)
     assert done.returncode == 2, done.stderr[-3000:]
     assert done.stderr.count("\n") == 1 and "no-such-bucket" in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
