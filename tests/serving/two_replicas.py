@@ -37,7 +37,7 @@ class Two:
 
 def shown(port: int) -> str:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": "Bearer key"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return str(answer.read().decode())
 
 
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     ray.init(num_cpus=4, _temp_dir=str(home / "ray"), include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Two.bind(), blocking=False)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len((ids := shown(port)).split()) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
     print(ids)
