@@ -42,9 +42,9 @@ def published(service: Service, cwd: Path, *arguments: str | Path) -> str:
 
 
 def version(service: Service, name: str) -> str:
-    """What a name stands for now."""
-    client = service.client
-    return str(next(model.model_dump()["root"] for model in client.models.list() if model.id == name))
+    """What a name stands for now; "" while the service has not heard of it."""
+    cards = [model.model_dump() for model in service.client.models.list()]
+    return next((str(card["root"]) for card in cards if card["id"] == name), "")
 
 
 def wait_for(service: Service, name: str, wanted: str, seconds: float = 60) -> None:
