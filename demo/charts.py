@@ -1,16 +1,15 @@
 """The plots, from a report as it is served and from live probes; None where there is nothing to plot."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
+from scipy.stats import binomtest
 
 LABELS = {"base": "base", "guarded": "base + prefix", "unlearned": "unlearned"}
 GROUPS = {"forget": "forget", "near": "neighbours", "far": "all else"}
 COLOURS = {"base": "#7a8088", "guarded": "#0072b2", "unlearned": "#c8520a"}
 _MAX_TICKS = 150  # a model: more only blackens the plot
-_Z = 1.96
 Row = dict[str, Any]
 Chart = alt.Chart | alt.LayerChart
 
@@ -99,19 +98,19 @@ def told(results: Iterable[tuple[str, str, bool]], models: Sequence[str], colour
         count[1] += 1
     rows = []
     for (group, model), (num_told, num) in sorted(counts.items(), key=lambda item: list(GROUPS).index(item[0][0])):
-        low, high = wilson(num_told, num)
+        # Wilson's interval (1927): sound for few probes, and at 0 and 1.
+        low, high = binomtest(num_told, num).proportion_ci(0.95, method="wilson")
         rows.append(
-            {"of": GROUPS[group], "model": model, "value": num_told / num, "low": low, "high": high, "num": num}
+            {
+                "of": GROUPS[group],
+                "model": model,
+                "value": num_told / num,
+                "low": float(low),
+                "high": float(high),
+                "num": num,
+            }
         )
     return _intervals(rows, models, colours)
-
-
-def wilson(num_hits: int, num: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (1927): sound for few probes, and at 0 and 1."""
-    share, z2 = num_hits / num, _Z * _Z
-    middle = (share + z2 / (2 * num)) / (1 + z2 / num)
-    half = _Z * math.sqrt(share * (1 - share) / num + z2 / (4 * num * num)) / (1 + z2 / num)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _points(label: str, scores: Row, group: str, metric: str) -> list[Row]:

@@ -115,12 +115,15 @@ class DatasetConfig(Strict):
     prompts: Path | None = None
 
 
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
 class Lora(Strict):
     kind: Literal["lora"] = "lora"
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     dropout: Fraction = 0.0
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: tuple[str, ...] = LINEAR_LAYERS
 
 
 class FullWeights(Strict):

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pyarrow import fs
 
@@ -28,6 +28,7 @@ from unlearn_ray.rows import Drop, Message, digest
 
 log = logging.getLogger(__name__)
 
+LoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]  # those that vLLM has kernels for
 _SECONDS_BETWEEN_LOOKS = 5  # of a waiting caller, at whether the engine still lives
 
 
@@ -297,7 +298,7 @@ def _start(spec: EngineSpec, path: str) -> Any:
         "seed": 0,
     }
     if spec.lora is not None:
-        arguments |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": _lora_rank(spec.lora.rank)}
+        arguments |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": room_for(spec.lora.rank)}
         # Named, so that the output layer stays plain: its LoRA twin miscounts the rows of prompt log-probabilities.
         arguments["lora_target_modules"] = list(spec.lora.target_modules)
     if spec.device == "cpu":
@@ -366,9 +367,9 @@ async def load_adapter(models: Any, name: str, path: str) -> str:
     return "" if isinstance(answer, str) or name in models.lora_requests else str(answer.error.message)
 
 
-def _lora_rank(rank: int) -> int:
+def room_for(rank: int) -> int:
     """The least rank at or above `rank` that vLLM has kernels for."""
-    return next((size for size in (1, 8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
+    return next((size for size in get_args(LoraRank) if size >= rank), rank)
 
 
-__all__ = ["EngineSpec", "VllmEngine", "environment", "load_adapter", "local_copy", "place_of"]
+__all__ = ["EngineSpec", "LoraRank", "VllmEngine", "environment", "load_adapter", "local_copy", "place_of", "room_for"]

@@ -7,10 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from unlearn_ray.config import Fraction, Strict, first_message, path_of
+from unlearn_ray.engines.vllm_engine import LoraRank
 from unlearn_ray.errors import ConfigError
 
 KEYS_VARIABLE = "UNLEARN_RAY_API_KEYS"
-Rank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]  # those that vLLM has kernels for
 
 
 class EngineSettings(Strict):
@@ -21,7 +21,7 @@ class EngineSettings(Strict):
     max_model_len: PositiveInt | None = None  # tokens of prompt and answer; None: the model's own
     max_num_seqs: PositiveInt = 256  # answers in one batch
     max_loras: PositiveInt = 8  # adapters in one batch; more are swapped in and out
-    max_lora_rank: Rank = 16
+    max_lora_rank: LoraRank = 16
     gpu_memory_utilization: Fraction = 0.9
     kv_cache_gib: PositiveFloat = 1.0  # without a GPU
     num_cpus: PositiveFloat = 1.0  # logical, and without a GPU the engine's threads

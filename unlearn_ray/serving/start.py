@@ -6,20 +6,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.table import Table
 
 import unlearn_ray
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import apply_override
+from unlearn_ray.engines.vllm_engine import room_for
 from unlearn_ray.errors import ArtifactError, InputError
 from unlearn_ray.plan import MARKER
 from unlearn_ray.serving.names import parse_name
 from unlearn_ray.serving.registry import Registry, Release, State
 from unlearn_ray.serving.release import candidates, check_fits, publish, read_run, run_folder, service_record
 from unlearn_ray.serving.service import check_host, check_port
-from unlearn_ray.serving.settings import Rank, ServiceSettings, parse_settings
+from unlearn_ray.serving.settings import ServiceSettings, parse_settings
 
 REGISTRY = "runs/registry"
 
@@ -54,7 +55,7 @@ def prepare(
         "engine": {
             "max_model_len": engines.max_model_len,
             "accelerator": config.cluster.accelerator,
-            "max_lora_rank": next((room for room in get_args(Rank) if room >= max(rank, 16)), 16),
+            "max_lora_rank": room_for(max(rank, 16)),
         },
     }
     settings = check_host(host, read_settings(base, overrides))

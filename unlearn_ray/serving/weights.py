@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import LINEAR_LAYERS
 from unlearn_ray.errors import ModelError
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # What an engine is started for. Not the output layer: vLLM's CPU engine can't score prompts with it.
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA_TARGETS = LINEAR_LAYERS
 _PREFIX = "base_model.model."
 _FACTORS = {".lora_A.weight": 0, ".lora_B.weight": 1}
 # vLLM knows one rank and one scale an adapter, and low-rank factors alone.
