@@ -50,7 +50,7 @@ def streamlit(endpoint: str, key: str = "") -> Iterator[str]:
         [sys.executable, "-m", "streamlit", "run", str(APP), *options],
         env=os.environ | {"UNLEARN_RAY_ENDPOINT": endpoint, "UNLEARN_RAY_API_KEY": key},
     )
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 180
     try:
         while True:
             try:

@@ -23,7 +23,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedService]:
         yield service
 
 
-@pytest.fixture(scope="session")
+# Ended with its module: while Playwright runs, no other test of this session could start an event loop.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with browser() as found:
         yield found
