@@ -32,7 +32,7 @@ def test_the_demo_imports_nothing_but_itself_and_what_is_declared(file: Path) ->
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {Requirement(line).name for line in project["dependencies"]}
     own = {path.stem for path in DEMO.iterdir()}
-    assert imported(file) - set(sys.stdlib_module_names) - own <= declared & {"altair", "httpx", "streamlit"}
+    assert imported(file) - set(sys.stdlib_module_names) - own <= declared & {"altair", "httpx", "scipy", "streamlit"}
 
 
 def test_the_wheel_carries_the_demo(tmp_path: Path) -> None:
