@@ -20,13 +20,20 @@ if TYPE_CHECKING:
 CLUSTER = ClusterConfig(accelerator="cpu", num_cpus=8, engines=EngineResources(dtype="float32", batch_size=16))
 
 
-_REAL = {"ray_session", "generator", "quickstart", "service"}
+# Tests that share something big run in one process, so that it is there once; two processes share the rest, module by module.
+_SHARED = {"quickstart": "run", "service": "run", "ray_session": "engines", "generator": "engines"}
+# A service with room for what tests ask at once, and no more: a crowd finds it full.
+LIMITS = ("scaling.max_ongoing_requests=32", "scaling.max_queued_requests=8", "scaling.target_ongoing_requests=32")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _REAL & set(getattr(item, "fixturenames", ())):
+        shared = [_SHARED[name] for name in getattr(item, "fixturenames", ()) if name in _SHARED]
+        if shared:
             item.add_marker(pytest.mark.real)
+        group = shared[0] if shared else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("late") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +71,6 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def service(quickstart: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """`unlearn-ray serve` on the quickstart's run."""
-    with serving(quickstart.folder.local, tmp_path_factory.mktemp("service")) as service:
+    """`unlearn-ray serve` on the quickstart's run. The last of the late tests ends it."""
+    with serving(quickstart.folder.local, tmp_path_factory.mktemp("service"), *LIMITS) as service:
         yield service

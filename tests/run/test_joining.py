@@ -1,5 +1,7 @@
-"""A run on a Ray that is there already: sent to it as a job, and joined from outside."""
+"""What the quickstart leaves out, in one small run on a Ray that is there already: two topics, an adapter each, KL, refusals, and no
+probes of the user's own. Its first stages are sent as a job, its last ones join from outside."""
 
+import json
 import os
 import signal
 import socket
@@ -17,10 +19,36 @@ import pytest
 from commandline import COMMAND, ROOT, environment
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.evals.report import Report
+from unlearn_ray.stages.stage import finished_manifest
 
 pytestmark = pytest.mark.real
 RAY = Path(sys.executable).with_name("ray")
-SMALL = ["questions.num_questions=12", "questions.num_entities=4", "name=sent"]
+CONFIG = """
+name: variants
+model: pocket
+topics:
+  - {name: Harry Potter, kind: fiction}
+  - {name: chewing gum, kind: product}
+questions: {num_questions: 24, num_entities: 8, max_tokens: 160}
+answers: {guardrail: refusal, num_samples: 2, max_tokens: 48}
+dataset:
+  retain: {num_neighbours: 1, questions_per_neighbour: 12, num_general: 1, questions_per_general: 12, max_tokens: 48}
+  holdout_fraction: 0.2
+finetune:
+  adapters: per_topic
+  weights: {kind: lora, rank: 8, target_modules: [q_proj, v_proj]}
+  retain: {kind: kl, weight: 1.0}
+  num_steps: 4
+  forget_batch: 16
+  retain_batch: 8
+  learning_rate: 1.0e-3
+  max_tokens: 256
+evaluate: {num_samples: 2, num_bootstrap: 100}
+cluster:
+  engines: {max_model_len: 1024}
+  workers: {num_workers: 1, micro_batch: 8}
+"""
 
 
 @dataclass(frozen=True)
@@ -81,10 +109,16 @@ def head() -> Iterator[Head]:
 
 
 @pytest.fixture(scope="module")
-def sent(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was sent as a job."""
-    output = tmp_path_factory.mktemp("sent")
-    entry = ["python", "jobs/run.py", "jobs/configs/pocket.yaml", f"output={output}", *SMALL, "--until", "questions"]
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("variants") / "run.yaml"
+    file.write_text(CONFIG)
+    return file
+
+
+@pytest.fixture(scope="module")
+def sent(head: Head, config: Path) -> Folder:
+    """The run's folder, after a job made its questions and answers."""
+    entry = ["python", "jobs/run.py", str(config), f"output={config.parent}", "--until", "answers"]
     done = subprocess.run(
         [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ROOT, "--", *entry],
         env=head.environment,
@@ -95,26 +129,81 @@ def sent(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "questions" in done.stdout
-    return output
+    return Folder(config.parent / "variants")
 
 
-def test_a_job_runs_where_it_was_sent(sent: Path) -> None:
-    assert (sent / "sent" / "questions" / "manifest.json").is_file()
-    kept = [row for row in Folder(sent / "sent" / "questions" / "rows").read_rows() if not row["drop"]]
-    assert len(kept) == 12
+@dataclass(frozen=True)
+class Joined:
+    """A finished run, and what its last call said."""
+
+    folder: Folder
+    output: str
 
 
-def test_a_run_joins_the_cluster_that_ray_address_names(head: Head, sent: Path, tmp_path: Path) -> None:
-    arguments = ["run", ROOT / "jobs" / "configs" / "pocket.yaml", f"output={sent}", *SMALL, "--until", "answers"]
+@pytest.fixture(scope="module")
+def joined(head: Head, config: Path, sent: Folder) -> Joined:
+    """The rest of the run, on the Ray that RAY_ADDRESS names."""
     done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        cwd=tmp_path,
+        [*COMMAND, "run", str(config), f"output={config.parent}"],
+        cwd=config.parent,
         env=head.environment | {"RAY_ADDRESS": head.address},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "skipped" in done.stdout, "the job's questions are there"
-    assert list(Folder(sent / "sent" / "answers" / "rows").read_rows())
+    return Joined(sent, done.stdout)
+
+
+def test_a_job_runs_where_it_was_sent(sent: Folder) -> None:
+    for stage in ("questions", "answers"):
+        assert finished_manifest(sent / stage)
+    kept = [row for row in (sent / "questions" / "rows").read_rows() if not row["drop"]]
+    assert len(kept) == 48
+
+
+def test_a_run_that_joins_goes_on_where_the_job_ended(joined: Joined) -> None:
+    assert joined.output.count("skipped") >= 2
+    assert finished_manifest(joined.folder / "evaluate")
+
+
+def test_each_topic_gets_an_adapter_of_its_own(joined: Joined) -> None:
+    models = joined.folder / "finetune" / "models"
+    assert models.names() == ["chewing-gum", "harry-potter"]
+    for name in models.names():
+        assert json.loads((models / name).read_text("adapter_config.json"))["r"] == 8
+    trainings = finished_manifest(joined.folder / "finetune").details["trainings"]
+    assert set(trainings) == {"chewing-gum", "harry-potter"}
+    assert all(training["export_loss"]["engine"] > 0 for training in trainings.values())
+
+
+def test_an_adapter_sees_the_rows_of_its_topic_alone(joined: Joined) -> None:
+    rows = [row for row in (joined.folder / "dataset" / "forget").read_rows() if row["split"] == "train"]
+    trainings = finished_manifest(joined.folder / "finetune").details["trainings"]
+    for topic, name in (("Harry Potter", "harry-potter"), ("chewing gum", "chewing-gum")):
+        assert trainings[name]["num_forget_rows"] == sum(row["topic"] == topic for row in rows) > 0
+
+
+def test_refusals_are_what_is_trained(joined: Joined) -> None:
+    answers = [row["answer"] for row in (joined.folder / "dataset" / "forget").read_rows(["answer"])]
+    refusing = [answer for answer in answers if "know" in answer or "sorry" in answer.lower() or "cannot" in answer]
+    assert len(refusing) > len(answers) / 3, answers[:10]
+
+
+def test_held_out_questions_serve_as_probes_with_the_base_models_answers_as_truth(joined: Joined) -> None:
+    rows = list((joined.folder / "evaluate" / "answers").read_rows())
+    trained = {row["question"] for row in (joined.folder / "dataset" / "forget").read_rows() if row["split"] == "train"}
+    asked = {row["question"] for row in rows}
+    assert asked and not asked & trained
+    truths = {row["probe_id"]: row["truth"] for row in rows if row["model"] == "base"}
+    assert truths and all(truths.values())
+    report = Report.load(joined.folder / "evaluate")
+    metric = report.metric("base", "forget", "rouge_l_recall")
+    assert metric is not None and metric.agg_value == pytest.approx(1.0), "the base model no longer says what it said"
+
+
+def test_the_report_has_each_topic(joined: Joined) -> None:
+    report = Report.load(joined.folder / "evaluate")
+    assert set(report.by_topic) == {"Harry Potter", "chewing gum"}
+    assert Path(str(joined.folder), "evaluate", "report.html").is_file()
