@@ -20,14 +20,14 @@ def weights() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
 
 @pytest.mark.parametrize(
     "slots",
-    [[0, 0, 0], [2, 2, -1], [-1, -1, -1], [2, 0, 2, -1, 1]],
-    ids=["one adapter", "the last one beside none", "none", "all mixed"],
+    [[0, 0, 0], [2, 2, -1], [-1, -1, -1], [2, 0, 2, -1, 1], [2, -1, *[0] * 20, 2]],
+    ids=["one adapter", "the last one beside none", "none", "a few tokens each", "many tokens each"],
 )
 def test_each_token_passes_through_its_own_adapter(
     slots: list[int], weights: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 ) -> None:
     lora_a, lora_b = weights
-    wrapper = GroupedLora(max_num_batched_tokens=8, max_batches=8, device="cpu")
+    wrapper = GroupedLora(max_num_batched_tokens=32, max_batches=8, device="cpu")
     wrapper._update_prefill_metadata(torch.tensor(slots))
     x, y = torch.randn(len(slots), IN), torch.randn(len(slots), sum(OUT))
     expected = y.clone()

@@ -19,14 +19,23 @@ def register() -> None:
         type(current_platform).get_punica_wrapper = classmethod(lambda cls: name)
 
 
+_FEW_TOKENS = 8  # an adapter: copying its weights for each costs less than a turn of its own
+
+
 class GroupedLora(PunicaWrapperCPU):
-    """y += scale * x A^T B^T, adapter by adapter."""
+    """y += scale * x A^T B^T, adapter by adapter; where many adapters have a token or two each, as in decoding, token by token."""
 
     _groups: tuple[tuple[int, Any], ...] = ()  # slot of each adapter in the batch, and its tokens' rows
+    _tokens: tuple[torch.Tensor, torch.Tensor] | None = None  # slot and row of each token, where there are few
 
     def _update_prefill_metadata(self, token_lora_tensor: torch.Tensor) -> None:
         super()._update_prefill_metadata(token_lora_tensor)
         slots = [int(slot) for slot in token_lora_tensor.unique() if slot >= 0]
+        self._tokens = None
+        if len(slots) > 1:
+            rows = (token_lora_tensor >= 0).nonzero().flatten()
+            if len(rows) <= _FEW_TOKENS * len(slots):
+                self._tokens = token_lora_tensor[rows], rows
         if len(slots) == 1 and bool((token_lora_tensor == slots[0]).all()):
             self._groups = ((slots[0], slice(0, len(token_lora_tensor))),)
         else:
@@ -44,6 +53,15 @@ class GroupedLora(PunicaWrapperCPU):
     ) -> None:
         """See vLLM's. x: (tokens, in), y: (tokens, out), A: (slots, 1, rank, in), B: (slots, 1, out, rank); float32 within, as there."""
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        if self._tokens is not None:
+            slots, rows = self._tokens
+            columns, start = x[rows].float()[:, :, None], 0
+            for lora_a, lora_b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+                shrunk = torch.bmm(lora_a[slots, 0].float(), columns) * scale
+                expanded = torch.bmm(lora_b[slots, 0].float(), shrunk)
+                y[rows, start : start + size] += expanded[:, :size, 0].to(y.dtype)
+                start += size
+            return
         for slot, rows in self._groups:
             inputs, start = x[rows].float(), 0
             for lora_a, lora_b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
