@@ -26,6 +26,7 @@ _SHARED = {"quickstart": "run", "service": "run", "ray_session": "engines", "gen
 LIMITS = ("scaling.max_ongoing_requests=32", "scaling.max_queued_requests=8", "scaling.target_ongoing_requests=32")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         shared = [_SHARED[name] for name in getattr(item, "fixturenames", ()) if name in _SHARED]
