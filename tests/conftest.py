@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from commandline import QUICKSTART, Run, Service, serving, unlearn
+from hypothesis import HealthCheck, settings
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 # float32, to compare with transformers; small batches, so that a few dozen rows are many chunks.
 CLUSTER = ClusterConfig(accelerator="cpu", num_cpus=8, engines=EngineResources(dtype="float32", batch_size=16))
 
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # Tests that share something big run in one process, so that it is there once; two processes share the rest, module by module.
 _SHARED = {"quickstart": "run", "service": "run", "ray_session": "engines", "generator": "engines"}
