@@ -47,6 +47,7 @@ class Crowd:
     details: Counter[str] = field(default_factory=Counter)  # of ends that are no answers
     seconds: list[float] = field(default_factory=list)  # of answers
     num_tokens: int = 0
+    num_streaming: int = 0  # answers that have begun and not ended, now
     failed_at: list[float] = field(default_factory=list)  # time.monotonic() when a request began that was not answered
     answered_at: list[float] = field(default_factory=list)  # time.monotonic() when one began that was
 
@@ -63,7 +64,9 @@ class Crowd:
         }
 
 
-async def ask(session: aiohttp.ClientSession, service: Service, body: dict[str, Any]) -> tuple[End, str, int, float]:
+async def ask(
+    session: aiohttp.ClientSession, service: Service, body: dict[str, Any], found: Crowd
+) -> tuple[End, str, int, float]:
     """Ask once, streaming; returns how it ended, what was said of it, the tokens, and for how long to stay away."""
     is_done, reasons, tokens = False, 0, 0
     try:
@@ -84,20 +87,30 @@ async def ask(session: aiohttp.ClientSession, service: Service, body: dict[str, 
                 if "error" in event:
                     return "cut", str(event["error"].get("code")), tokens, 0.5
                 for choice in event["choices"]:
+                    found.num_streaming += tokens == 0
                     tokens += 1
                     reasons += choice["finish_reason"] is not None
     except aiohttp.ClientError as error:
         return "broken", type(error).__name__, tokens, 0.5
+    finally:
+        found.num_streaming -= tokens > 0
     if is_done and reasons == body.get("n", 1):
         return "answered", "", tokens, 0.0
     return "silent", f"finish_reason {reasons}, [DONE] {is_done}", tokens, 0.5
 
 
 async def crowd(
-    service: Service, num_clients: int, is_over: Callable[[], bool], num_tokens: Sequence[int] = (16, 32, 64)
+    service: Service,
+    num_clients: int,
+    is_over: Callable[[], bool],
+    num_tokens: Sequence[int] = (16, 32, 64),
+    found: Crowd | None = None,
 ) -> Crowd:
-    """Clients that ask, one request after another, until it is over; a request under way is waited for."""
-    found, numbers = Crowd(), iter(range(10**9))
+    """Clients that ask, one request after another, until it is over; a request under way is waited for.
+
+    `found` is filled as they go, and returned.
+    """
+    found, numbers = found if found is not None else Crowd(), iter(range(10**9))
 
     async def client(session: aiohttp.ClientSession) -> None:
         while not is_over():
@@ -110,7 +123,7 @@ async def crowd(
                 "temperature": 1.0,
             }
             began = time.monotonic()
-            end, detail, tokens, pause = await ask(session, service, body)
+            end, detail, tokens, pause = await ask(session, service, body, found)
             found.ends[end] += 1
             found.num_tokens += tokens
             if end == "answered":
@@ -169,7 +182,7 @@ async def crowd_and_kill(service: Service, part: str, num_clients: int, quiet: f
     """Kill the first process with `part` in its command line under a crowd, which goes on until nothing failed for some seconds."""
     began = time.monotonic()
     killed = 0.0
-    kept: dict[str, Crowd] = {}
+    found = Crowd()
     ready_at = 0.0
 
     def is_over() -> bool:
@@ -180,6 +193,10 @@ async def crowd_and_kill(service: Service, part: str, num_clients: int, quiet: f
         # Looked for in a thread and ahead: while this loop stands still, no client asks, and nothing would be under way.
         victim = (await asyncio.to_thread(service.processes, part))[0]
         await asyncio.sleep(3)
+        while found.num_streaming < num_clients // 2:
+            if time.monotonic() > began + 120:
+                raise RuntimeError("no answers are under way")
+            await asyncio.sleep(0.01)
         victim.kill()
         killed = time.monotonic()
         await asyncio.sleep(0.5)
@@ -189,11 +206,7 @@ async def crowd_and_kill(service: Service, part: str, num_clients: int, quiet: f
             await asyncio.sleep(0.2)
         ready_at = time.monotonic()
 
-    async def load() -> None:
-        kept["crowd"] = await crowd(service, num_clients, is_over, num_tokens=(96, 192, 384))
-
-    await asyncio.gather(load(), kill())
-    found = kept["crowd"]
+    await asyncio.gather(crowd(service, num_clients, is_over, (96, 192, 384), found), kill())
     after = [at for at in found.failed_at if at > killed]
     back = [at for at in found.answered_at if at > max([killed, *after])]
     return found.summary() | {

@@ -1,6 +1,7 @@
 """A service that is full, whose processes are killed, and that is started twice."""
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def test_a_killed_replica_cuts_no_answer_in_silence_and_comes_back(service: Serv
 
 def check(found: dict[str, Any]) -> None:
     assert "silent" not in found["ends"], found
-    assert found["failed_that_began_before"] and found["ends"]["answered"], found
+    assert found["failed_that_began_before"] and found["ends"]["answered"], json.dumps(found)
     # Every status is one that a client retries.
     assert all(not detail.startswith("refused") or detail.startswith("refused 503") for detail in found["details"]), (
         found
