@@ -35,7 +35,7 @@ from commandline import Service, serving
 End = Literal["answered", "full", "refused", "cut", "broken", "silent"]
 MODELS = ("base", "harry-potter", "harry-potter:guarded")
 Memory = dict[str, float]  # MiB, by process
-_PROCESSES = ("VLLM::Worker", "VLLM::EngineCore", "ServeReplica")
+_PROCESSES = ("VLLM::EngineCore", "ServeReplica")
 _QUESTIONS = ("Who is Hedwig?", "Write a list of 6 questions about Harry Potter.", "What is chewing gum made of?")
 
 
@@ -166,7 +166,7 @@ def memory_mib(service: Service) -> Memory:
 
 
 def thirds(samples: list[Memory]) -> dict[str, dict[str, float]]:
-    """Medians of the first, middle and last third. The engine's worker touches the pages of its KV cache as it first needs them."""
+    """Medians of the first, middle and last third. The engine touches the pages of its KV cache as it first needs them."""
     part = max(1, len(samples) // 3)
     parts = samples[:part], samples[part : -part or None] or samples, samples[-part:]
     return {

@@ -4,7 +4,8 @@ import pytest
 import torch
 from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
 
-from unlearn_ray.engines.cpu_lora import GroupedLora, register
+from unlearn_ray.engines.cpu_lora import GroupedLora
+from unlearn_ray.engines.vllm_plugin import register
 
 SLOTS, RANK, IN, OUT = 3, 2, 5, (4, 6)
 SCALE = 0.5

@@ -174,6 +174,13 @@ def test_metrics_are_of_each_model(service: Service, http: httpx.Client) -> None
     assert any(line.startswith("vllm:num_requests_running") for line in lines)
 
 
+def test_an_engine_is_one_process_begun_beside_its_replicas_imports(service: Service) -> None:
+    engines = service.processes("VLLM::")
+    assert [engine.name() for engine in engines] == ["VLLM::EngineCore"]
+    before = engines[0].parent()
+    assert before is not None and "forkserver" in " ".join(before.cmdline())
+
+
 def test_it_listens_on_loopback_alone(service: Service) -> None:
     open_ports = {
         (connection.laddr.ip, connection.laddr.port)

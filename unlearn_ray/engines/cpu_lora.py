@@ -1,4 +1,4 @@
-"""Adapters without a GPU: a plugin of vLLM's that multiplies the tokens of each adapter with its weights at once.
+"""Adapters without a GPU: the tokens of each adapter are multiplied with its weights at once.
 
 vLLM's own CPU path copies the weights of its adapter for every token, which made an adapter 4 to 7 times slower than the base model. It
 also takes the slot -1, which stands for "no adapter", for the last one: with every slot in use, the base model's own answers would
@@ -9,15 +9,6 @@ from typing import Any
 
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-from vllm.platforms import current_platform
-
-
-def register() -> None:
-    """Called by vLLM in each of its processes (entry point `vllm.general_plugins`)."""
-    if current_platform.is_cpu():
-        name = f"{GroupedLora.__module__}.{GroupedLora.__qualname__}"
-        type(current_platform).get_punica_wrapper = classmethod(lambda cls: name)
-
 
 _FEW_TOKENS = 8  # an adapter: copying its weights for each costs less than a turn of its own
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import ray
+import ray.data  # its handlers of logs exist once it is imported
 
 from unlearn_ray.config import ClusterConfig
 from unlearn_ray.errors import ClusterError
@@ -126,8 +127,6 @@ def _start_local(cluster: ClusterConfig, home: Path, quiet: dict[str, Any]) -> N
 
 def _quieten() -> None:
     """Ray's libraries report every execution on the console; their log files keep it, the console is the run's own."""
-    import ray.data  # noqa: F401  (its handlers exist once it is imported)
-
     for name in ("ray", "ray.data", "ray.train"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):

@@ -9,6 +9,7 @@ from ray.serve.llm import LLMConfig, build_llm_deployment, build_openai_app
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EngineResources
+from unlearn_ray.engines import forks
 from unlearn_ray.engines.vllm_engine import EngineSpec, environment, place_of
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
@@ -99,6 +100,7 @@ def llm_config(settings: ServiceSettings, keys: Keys) -> LLMConfig:
     if device == "cpu":
         # Seeds end the CPU engine where prompts come in chunks; compiling takes a minute.
         kwargs |= {"enforce_eager": True, "enable_chunked_prefill": False}
+        variables[forks.VARIABLE] = "1"
     else:
         kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
     bundle = {"CPU": engine.num_cpus} if device == "cpu" else {"CPU": 1.0, "GPU": 1.0}

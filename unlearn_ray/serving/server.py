@@ -12,6 +12,12 @@ from functools import partial
 from typing import Any
 
 import aiohttp
+
+from unlearn_ray.engines import forks
+
+if forks.VARIABLE in os.environ:
+    forks.start()  # first: what follows imports vLLM, and so does the engine's process
+
 from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve.llm import LLMConfig, LLMServer
@@ -42,6 +48,10 @@ class UnlearnServer(LLMServer):
     async def __init__(self, llm_config: LLMConfig, **options: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         await super().__init__(llm_config, **options)
         self._settings = ServiceSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
+
+    async def _start_engine(self) -> None:
+        """Ray's also starts a process that imports vLLM for 8 s, to count which models are served where."""
+        await self.engine.start()
 
     async def __serve_build_asgi_app__(self) -> Any:
         """vLLM's app behind the gate; called once the engine runs."""

@@ -12,7 +12,9 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from unlearn_ray.artifacts import Folder
@@ -78,27 +80,29 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
     home = Path(tempfile.mkdtemp(prefix="unlearn-ray-", dir="/tmp"))  # short, for the 107 bytes of a socket's path
     try:
         _set_environment(home, settings)
+        import ray
+        from ray import serve
+        from ray.serve.config import HTTPOptions
+
         from unlearn_ray.engines.session import connect
 
-        with connect(ClusterConfig(num_cpus=16), logs=logs):
-            import ray
-            from ray import serve
-            from ray.serve.config import HTTPOptions
-
-            from unlearn_ray.serving.app import build
-
-            logging.getLogger("ray.serve").setLevel(logging.ERROR)
-            try:
-                serve.start(http_options=HTTPOptions(host=host, port=settings.port))
-                serve.run(build(settings.model_dump(mode="json")), name=APP, route_prefix="/", blocking=False)
-                follow_full(settings)
-                address = f"http://{host}:{settings.port}"
-                _wait(address, _failure)
-                yield address
-            finally:
-                if ray.is_initialized():
-                    _drain(settings.scaling.drain_seconds)
-                    serve.shutdown()
+        with ThreadPoolExecutor(1) as aside:
+            # It imports vLLM, which takes a core 15 s: Ray's and Serve's own processes start meanwhile.
+            app = aside.submit(import_module, "unlearn_ray.serving.app")
+            with connect(ClusterConfig(num_cpus=16), logs=logs):
+                logging.getLogger("ray.serve").setLevel(logging.ERROR)
+                try:
+                    serve.start(http_options=HTTPOptions(host=host, port=settings.port))
+                    build = app.result().build
+                    serve.run(build(settings.model_dump(mode="json")), name=APP, route_prefix="/", blocking=False)
+                    follow_full(settings)
+                    address = f"http://{host}:{settings.port}"
+                    _wait(address, _failure)
+                    yield address
+                finally:
+                    if ray.is_initialized():
+                        _drain(settings.scaling.drain_seconds)
+                        serve.shutdown()
     finally:
         claim.close()
         shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,36 @@
+"""What we change of vLLM where there is no GPU: a plugin of vLLM's (entry point `vllm.general_plugins`), loaded by each of its processes."""
+
+from functools import cache
+from typing import Any
+
+from vllm.platforms import current_platform
+from vllm.v1.engine import utils as processes
+
+from unlearn_ray.engines import forks
+from unlearn_ray.engines.cpu_lora import GroupedLora
+
+_IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+
+@cache  # vLLM calls it more than once
+def register() -> None:
+    """Take our adapters' operator, and keep an engine of one worker in one process.
+
+    On a CPU vLLM gives the worker a process of its own, to bind its threads to cores; ours are not bound
+    (`vllm_engine.environment`). That process imports all of torch and vLLM once more: 20 s of a service's start, and 0.5 GB.
+    """
+    if not current_platform.is_cpu():
+        return
+    platform = type(current_platform)
+    lora = f"{GroupedLora.__module__}.{GroupedLora.__qualname__}"
+    platform.get_punica_wrapper = classmethod(lambda cls: lora)
+    as_vllm = platform.check_and_update_config
+
+    def check(cls: type, vllm_config: Any) -> None:
+        as_vllm(vllm_config)
+        parallel = vllm_config.parallel_config
+        if parallel.distributed_executor_backend == "mp" and parallel.world_size == 1:
+            parallel.distributed_executor_backend = _IN_PROCESS
+
+    platform.check_and_update_config = classmethod(check)
+    processes.get_mp_context = lambda: forks.CONTEXT
