@@ -19,6 +19,7 @@ quickstart: setup ## Make the pocket model forget a topic, on this machine, in m
 	$(BIN)/unlearn-ray run jobs/configs/pocket.yaml
 
 test: setup ## Run all tests that need no GPU
+	@scripts/harness.sh
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu" $(ARGS)
 
 test-fast: setup ## Run the tests that do without the shared run of the real pipeline

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes locks/cpu.txt, locks/cpu-torch.txt and locks/cuda.txt from pyproject.toml. Neither needs a GPU.
+# Writes locks/cpu.txt, locks/cpu-torch.txt, locks/cuda.txt and locks/harness.txt from pyproject.toml. None needs a GPU.
 # Pins that still fit are kept; UPGRADE=1 takes the newest of everything.
 #
 # They are resolved for Python 3.11, the oldest that the package supports, and Linux on x86-64. A `--universal` lock
@@ -14,7 +14,11 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 compile() { # compile <extra> [options]: pyproject's dependencies with this extra, into $work/<extra>.txt
-    "$VENV/bin/uv" pip compile pyproject.toml --extra "$1" --extra dev --output-file "$work/$1.txt" --quiet "${@:2}" \
+    resolve "$work/$1.txt" pyproject.toml --extra "$1" --extra dev "${@:2}"
+}
+
+resolve() { # resolve <file> <what>...
+    "$VENV/bin/uv" pip compile "${@:2}" --output-file "$1" --quiet \
         --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --generate-hashes --no-header --no-annotate \
         --no-emit-find-links --no-emit-index-url ${UPGRADE:+--upgrade}
 }
@@ -39,5 +43,10 @@ say "resolving for CUDA"
 pins locks/cpu.txt locks/cuda.txt >"$work/cuda.txt"
 UV_FIND_LINKS= compile cuda
 cp "$work/cuda.txt" locks/cuda.txt
+
+say "resolving for lm-evaluation-harness"
+pins locks/cpu.txt locks/harness.txt >"$work/harness.txt"
+resolve "$work/harness.txt" --group harness
+cp "$work/harness.txt" locks/harness.txt
 
 say "locks/cpu.txt: $(pins locks/cpu.txt | wc -l) packages, locks/cuda.txt: $(pins locks/cuda.txt | wc -l)"

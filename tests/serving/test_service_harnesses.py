@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import Run, Service
+from commandline import ROOT, Run, Service
 
 from unlearn_ray.evals.probes import read_probes
 from unlearn_ray.pocket import MODEL_DIR, PROBES
 
+HARNESS = Path(sys.prefix) / "harness" / "bin" / "python"  # `make test` makes it
 NUM_PROBES = 40
 MODELS = {"base": "base", "unlearned": "harry-potter"}  # as the run's evaluation calls them: as the service does
 
@@ -102,10 +103,10 @@ def test_lm_eval_gives_the_scores_of_our_evaluation(
         "num_concurrent": 8,
         "max_length": 1024,
     }
-    command = [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--apply_chat_template"]
+    command = [str(HARNESS), "-m", "lm_eval", "--model", "local-completions", "--apply_chat_template"]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in settings.items())]
     command += ["--tasks", "recall,probability", "--include_path", str(tmp_path), "--output_path", str(tmp_path)]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command,
         env=os.environ | offline | {"OPENAI_API_KEY": service.key},
