@@ -43,7 +43,7 @@ def copied(quickstart: Run, target: Path, *stages: str) -> Folder:
 
 def test_a_killed_driver_resumes_and_ends_as_an_unbroken_run(quickstart: Run, tmp_path: Path) -> None:
     run = copied(quickstart, tmp_path, "questions")
-    small = ("cluster.engines.batch_size=16", "--until", "answers")
+    small = ("cluster.engines.batch_size=64", "--until", "answers")
     process = started(tmp_path, "run", QUICKSTART, *small)
     wait_for(run / "answers" / "asked" / "000" / "replies", process)
     process.kill()
