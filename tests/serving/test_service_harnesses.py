@@ -106,7 +106,12 @@ def test_lm_eval_gives_the_scores_of_our_evaluation(
     command = [str(HARNESS), "-m", "lm_eval", "--model", "local-completions", "--apply_chat_template"]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in settings.items())]
     command += ["--tasks", "recall,probability", "--include_path", str(tmp_path), "--output_path", str(tmp_path)]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
         command,
         env=os.environ | offline | {"OPENAI_API_KEY": service.key},
