@@ -5,6 +5,7 @@ import ipaddress
 import json
 import logging
 import os
+import random
 import shutil
 import socket
 import stat
@@ -12,7 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,21 @@ from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings
 
 log = logging.getLogger(__name__)
 APP = "unlearn-ray"
+# What Ray and Serve import while they start: all there before, so that never two threads import.
+STARTERS = (
+    "ray.autoscaler.v2.utils",
+    "ray.dashboard.optional_deps",
+    "ray._private.arrow_serialization",
+    "ray._private.runtime_env.uv_runtime_env_hook",
+    "ray._private.thirdparty.pynvml",
+    "ray.serve._private.controller",
+    "pyarrow.json",
+    "ray._common.pydantic_compat",
+    "pydantic.deprecated.class_validators",
+    "pydantic.v1",
+)
+# Neither handed out by the kernel (32768 and up) nor by Ray to its workers (below 20000): nobody takes one before we do.
+_PORTS = range(20_000, 32_768)
 _SECONDS_TO_START = 600
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -86,6 +102,8 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
 
         from unlearn_ray.engines.session import connect
 
+        for module in STARTERS:
+            import_module(module)
         with ThreadPoolExecutor(1) as aside:
             # It imports vLLM, which takes a core 15 s: Ray's and Serve's own processes start meanwhile.
             app = aside.submit(import_module, "unlearn_ray.serving.app")
@@ -100,6 +118,7 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
                     _wait(address, _failure)
                     yield address
                 finally:
+                    wait([app])  # what it imports must find Ray as it was
                     if ray.is_initialized():
                         _drain(settings.scaling.drain_seconds)
                         serve.shutdown()
@@ -242,9 +261,12 @@ def _haproxy(home: Path, closed: Sequence[int], retry_after: int) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now, nor is likely to soon."""
+    while True:
+        port = random.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _wait(address: str, failure: Callable[[], str]) -> None:
