@@ -131,7 +131,7 @@ def serve(
         for release, is_new in prepared.releases:
             console.print(f"[green]✓[/] {release.id} {'published' if is_new else 'is published already'}")
         console.print(
-            f"  starting {prepared.settings.model} on {host}:{prepared.settings.port}, in about half a minute ..."
+            f"  starting {prepared.settings.model} on {host}:{prepared.settings.port}, in about a minute ..."
         )
         with service.running(prepared.settings, host) as address:
             if prepared.settings.allow_no_keys:
