@@ -130,9 +130,7 @@ def serve(
         prepared = start.prepare(run, overrides or [], host=host, port=port, keys=keys, registry=registry)
         for release, is_new in prepared.releases:
             console.print(f"[green]✓[/] {release.id} {'published' if is_new else 'is published already'}")
-        console.print(
-            f"  starting {prepared.settings.model} on {host}:{prepared.settings.port}, in about a minute ..."
-        )
+        console.print(f"  starting {prepared.settings.model} on {host}:{prepared.settings.port}, in about a minute ...")
         with service.running(prepared.settings, host) as address:
             if prepared.settings.allow_no_keys:
                 console.print("[yellow]![/] no API keys: everybody on this machine may ask (--keys FILE asks for one)")

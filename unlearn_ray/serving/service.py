@@ -45,6 +45,7 @@ STARTERS = (
 # Neither handed out by the kernel (32768 and up) nor by Ray to its workers (below 20000): nobody takes one before we do.
 _PORTS = range(20_000, 32_768)
 _SECONDS_TO_START = 600
+_SECONDS_FOR_A_PROXY = 60
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -215,6 +216,8 @@ def _app_name(release_id: str) -> str:
 def _set_environment(home: Path, settings: ServiceSettings) -> None:
     """What Ray Serve reads when its processes start."""
     os.environ.update(SERVE_ENVIRONMENT)
+    # A proxy that takes longer than 5 s, the default, is killed by Serve, and the start fails with it: a busy machine takes longer.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(_SECONDS_FOR_A_PROXY))
     for name, file in {
         "CONFIG_FILE_LOC": "haproxy.cfg",
         "SOCKET_PATH": "admin.sock",
