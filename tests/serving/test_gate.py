@@ -162,6 +162,23 @@ def test_a_refusal_that_the_engine_streams_has_its_own_status() -> None:
     assert service.count("unlearn_requests_total", model="base", status="400") == 1
 
 
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_what_the_engine_dies_of_before_it_answers_is_a_503_to_try_again(is_stream: bool) -> None:
+    service = Service()
+    error = {"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}}
+
+    async def dying(scope: Scope, receive: Receive, send: Send) -> None:
+        kind, start = (b"text/event-stream", b"data: ") if is_stream else (b"application/json", b"")
+        status = 200 if is_stream else 500
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+        await send({"type": "http.response.body", "body": start + json.dumps(error).encode(), "more_body": False})
+
+    service.gate._engine = dying
+    answer = run(lambda: service.post({**ASK, "stream": is_stream}))
+    assert answer.status_code == 503 and answer.json()["error"]["code"] == "engine_restarting"
+    assert service.count("unlearn_requests_total", model="base", status="503") == 1
+
+
 def test_an_engine_that_fails_before_it_begins_is_a_500() -> None:
     service = Service()
     service.engine = broken  # type: ignore[assignment]

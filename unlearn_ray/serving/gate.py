@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 _OPEN = frozenset({"/ready", "/health"})  # what a load balancer asks without a key
 _ONLY_USAGE = b'"choices":[]'  # vLLM's last event, which counts the tokens
 _REFUSED = b'data: {"error"'  # vLLM's first and only event where it refuses what a stream asks
+_LOST = b"EngineCore encountered an issue"  # vLLM's answer to what came just as the engine died: asking again is right
+_RESTARTING = error_body(503, "the engine is being started again: try in some seconds", "engine_restarting")
 _CUT = error_body(503, "the engine was lost before the answer was complete: ask again", "stream_cut")
 
 
@@ -185,6 +187,9 @@ class Watch:
             if self.is_stream and body.startswith(_REFUSED):
                 await self._refuse(body)
                 return
+            if self.status == 500 and _LOST in body:
+                await _answer(self, 503, _RESTARTING)
+                return
             self.is_sent = True
             await self._send(self._start)
         if self.first_seconds is None and body:
@@ -204,6 +209,8 @@ class Watch:
         code = error["error"].get("code")
         status = code if isinstance(code, int) and 400 <= code < 600 else 500
         self.is_stream = False
+        if status == 500 and _LOST in body:
+            status, error = 503, _RESTARTING
         await _answer(self, status, error)
 
     async def finish(self, last: bytes) -> None:
