@@ -176,6 +176,7 @@ def test_what_the_engine_dies_of_before_it_answers_is_a_503_to_try_again(is_stre
     service.gate._engine = dying
     answer = run(lambda: service.post({**ASK, "stream": is_stream}))
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "engine_restarting"
+    assert answer.headers["retry-after"]
     assert service.count("unlearn_requests_total", model="base", status="503") == 1
 
 

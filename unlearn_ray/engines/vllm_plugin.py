@@ -1,5 +1,6 @@
 """What we change of vLLM where there is no GPU: a plugin of vLLM's (entry point `vllm.general_plugins`), loaded by each of its processes."""
 
+import os
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ _IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 @cache  # vLLM calls it more than once
 def register() -> None:
-    """Take our adapters' operator, and keep an engine of one worker in one process.
+    """Take our adapters' operator, keep an engine of one worker in one process, and fork that where it was begun ahead.
 
     On a CPU vLLM gives the worker a process of its own, to bind its threads to cores; ours are not bound
     (`vllm_engine.environment`). That process imports all of torch and vLLM once more: 20 s of a service's start, and 0.5 GB.
@@ -33,4 +34,5 @@ def register() -> None:
             parallel.distributed_executor_backend = _IN_PROCESS
 
     platform.check_and_update_config = classmethod(check)
-    processes.get_mp_context = lambda: forks.CONTEXT
+    if forks.VARIABLE in os.environ:
+        processes.get_mp_context = lambda: forks.CONTEXT

@@ -102,7 +102,7 @@ class Gate:
             return
         self._num_ongoing += 1
         self._metrics.ongoing.set(self._num_ongoing)
-        watch = Watch(send, started)
+        watch = Watch(send, started, self._later)
         try:
             body = await read_body(receive, _header(scope, b"content-length"), self._settings.limits.max_body_bytes)
             asked = read_request(path, body, self._settings.limits)
@@ -110,7 +110,8 @@ class Gate:
             release, prefix = await self._models.find(asked)
             model = release.id if release else BASE
             if not self._models.is_alive:
-                raise Refusal(503, "the engine is being started again: try in some seconds", "engine_restarting")
+                await _answer(watch, 503, _RESTARTING, self._later)
+                return
             if release is not None and release.kind == "full" and self._settings.release != release.id:
                 await self._forward({**scope, "unlearn.release": release.id}, _replay(body, receive), watch)
             else:
@@ -161,8 +162,9 @@ class Gate:
 class Watch:
     """Passes a response on to the client, and notes what the metrics want."""
 
-    def __init__(self, send: Send, started: float) -> None:
-        self._send, self._started = send, started
+    def __init__(self, send: Send, started: float, later: dict[str, str]) -> None:
+        """`later`: the header that says when to come back."""
+        self._send, self._started, self._later = send, started, later
         self.status = 0
         self.is_stream = False
         self.is_sent = False  # whether the client has seen the status
@@ -184,11 +186,13 @@ class Watch:
             return
         body = event.get("body", b"")
         if not self.is_sent:
-            if self.is_stream and body.startswith(_REFUSED):
-                await self._refuse(body)
+            is_refused = self.is_stream and body.startswith(_REFUSED)
+            if _LOST in body and (is_refused or self.status == 500):
+                self.is_stream = False
+                await _answer(self, 503, _RESTARTING, self._later)
                 return
-            if self.status == 500 and _LOST in body:
-                await _answer(self, 503, _RESTARTING)
+            if is_refused:
+                await self._refuse(body)
                 return
             self.is_sent = True
             await self._send(self._start)
@@ -209,8 +213,6 @@ class Watch:
         code = error["error"].get("code")
         status = code if isinstance(code, int) and 400 <= code < 600 else 500
         self.is_stream = False
-        if status == 500 and _LOST in body:
-            status, error = 503, _RESTARTING
         await _answer(self, status, error)
 
     async def finish(self, last: bytes) -> None:
