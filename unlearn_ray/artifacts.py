@@ -21,6 +21,7 @@ from unlearn_ray.rows import Row, digest
 MANIFEST = "manifest.json"
 T = TypeVar("T")
 _ROWS_PER_FILE = 16_384
+_GS_RETRIES = "retry_limit_seconds=60"  # Arrow's own is a quarter of an hour of silence
 _ROWS_PER_GROUP = 1_024  # what a reader of a few rows must read
 
 
@@ -74,8 +75,11 @@ class Folder:
     def _open(self) -> tuple[fs.FileSystem, str]:
         if self.is_local:
             return fs.LocalFileSystem(), self.uri
+        place, _, options = self._parts
+        if place.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in options:
+            options = "&".join(filter(None, (options, _GS_RETRIES)))
         try:
-            filesystem, path = fs.FileSystem.from_uri(self.uri)
+            filesystem, path = fs.FileSystem.from_uri(f"{place}?{options}" if options else place)
         except (OSError, ValueError) as error:  # Arrow's own are ValueErrors
             raise ArtifactError(f"{self.uri} can't be opened: {error}") from error
         return filesystem, path
@@ -109,8 +113,11 @@ class Folder:
     def names(self, suffix: str = "") -> list[str]:
         """Names directly in this folder that end in `suffix`, sorted; none if the folder is not there."""
         filesystem, path = self._open()
-        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(info.base_name for info in infos if info.base_name.endswith(suffix))
+        # Google's storage lists a folder only where Arrow left a mark of it: what lies in it tells of it as well.
+        deep = not self.is_local and filesystem.type_name == "gcs"
+        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=deep))
+        names = {posixpath.relpath(info.path, path).partition("/")[0] for info in infos}
+        return sorted(name for name in names if name.endswith(suffix))
 
     def delete(self) -> None:
         """Remove the folder and what is in it, if it is there."""

@@ -1,8 +1,14 @@
-"""Registry, weights and stages in s3://, over an S3 server on loopback."""
+"""Registry, weights and stages in s3:// and gs://, over servers on loopback."""
 
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import boto3
 import pytest
@@ -19,11 +25,16 @@ from unlearn_ray.rows import QAPair
 from unlearn_ray.serving.names import ModelName
 from unlearn_ray.serving.registry import Registry, ServiceRecord
 from unlearn_ray.serving.release import candidates, publish
+from unlearn_ray.serving.service import free_port
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """host:port of the server, which has a bucket named `bucket` and is where this process's s3:// leads."""
+class Storage(NamedTuple):
+    bucket: str  # where this process's s3:// or gs:// leads
+    endpoint: str  # host:port
+
+
+@contextmanager
+def s3() -> Iterator[Storage]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -33,25 +44,54 @@ def endpoint() -> Iterator[str]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         boto3.client("s3").create_bucket(Bucket="bucket")
-        yield f"{host}:{port}"
+        yield Storage("s3://bucket", f"{host}:{port}")
     server.stop()
 
 
+@contextmanager
+def gs() -> Iterator[Storage]:
+    """Its server is a process of its own: in this one it and Arrow wait for each other."""
+    endpoint = f"127.0.0.1:{free_port()}"
+    host, port = endpoint.split(":")
+    server = Path(sys.executable).with_name("gcp-storage-emulator")
+    command = [server, "start", "--host", host, "--port", port, "--quiet", "--in-memory", "--default-bucket", "bucket"]
+    with subprocess.Popen(command) as process, pytest.MonkeyPatch.context() as patch:
+        try:
+            while not listening(host, int(port)):
+                assert process.poll() is None, "the server ended"
+                time.sleep(0.1)
+            patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://{endpoint}")
+            yield Storage("gs://anonymous@bucket", endpoint)
+        finally:
+            process.kill()
+
+
+def listening(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+@pytest.fixture(scope="module", params=[s3, gs])
+def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
+    with request.param() as storage:
+        yield storage
+
+
 @pytest.fixture
-def bucket(endpoint: str, request: pytest.FixtureRequest) -> Folder:
+def bucket(storage: Storage, request: pytest.FixtureRequest) -> Folder:
     """A place of this test's own."""
-    return Folder("s3://bucket") / request.node.name
+    return Folder(storage.bucket) / request.node.originalname
 
 
 @pytest.fixture
 def run(quickstart: Run, bucket: Folder) -> Folder:
-    """The quickstart's run, as a cluster leaves it in s3://."""
+    """The quickstart's run, as a cluster leaves it in such storage."""
     target = bucket / "runs" / "pocket"
     fs.copy_files(quickstart.folder.path, target.path, destination_filesystem=target.filesystem)
     return target
 
 
-def test_a_stage_is_written_and_read_in_s3(bucket: Folder) -> None:
+def test_a_stage_is_written_and_read(bucket: Folder) -> None:
     pairs = [QAPair("Dune", f"Question {index}?", "Sand.", 0) for index in range(2_000)]
     rows = bucket / "rows"
     assert rows.write_rows(pairs, QAPair.schema()) == 2_000
@@ -68,18 +108,17 @@ def test_a_stage_is_written_and_read_in_s3(bucket: Folder) -> None:
     assert not rows.exists() and bucket.exists("manifest.json")
 
 
-def test_a_uri_may_name_the_endpoint(endpoint: str, bucket: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
-    options = f"?scheme=http&endpoint_override={endpoint}"
+def test_a_uri_may_name_the_endpoint(storage: Storage, bucket: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.delenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", raising=False)
+    options = f"?scheme=http&endpoint_override={storage.endpoint}"
     folder = Folder(f"{bucket.uri}{options}")
     (folder / "below").write_text("note", "here")
     assert (folder / "below").name == "below" and folder.names() == ["below"]
     assert Folder(f"{bucket.uri}/below{options}").read_text("note") == "here"
 
 
-def test_the_command_line_publishes_a_run_from_s3_into_a_registry_in_s3(
-    run: Folder, bucket: Folder, tmp_path: Path
-) -> None:
+def test_the_command_line_publishes_a_run_into_a_registry(run: Folder, bucket: Folder, tmp_path: Path) -> None:
     def said(*arguments: str) -> str:
         done = unlearn(*arguments, "--registry", f"{bucket}/registry", cwd=tmp_path, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -94,7 +133,7 @@ def test_the_command_line_publishes_a_run_from_s3_into_a_registry_in_s3(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_engine_gets_the_weights_of_a_version_in_s3(
+def test_an_engine_gets_the_weights_of_a_version(
     quickstart: Run, bucket: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -126,7 +165,7 @@ def test_weights_that_are_gone_are_named(bucket: Folder) -> None:
         local_copy(f"{bucket}/nothing")
 
 
-def test_publishers_at_once_never_share_a_version_in_s3(bucket: Folder) -> None:
+def test_publishers_at_once_never_share_a_version(bucket: Folder) -> None:
     def begin(_: int) -> int:
         return Registry(bucket).begin("same")
 
@@ -135,18 +174,27 @@ def test_publishers_at_once_never_share_a_version_in_s3(bucket: Folder) -> None:
     assert len(set(versions)) == 8
 
 
-@pytest.mark.parametrize("arguments", [("publish", "s3://no-such-bucket/run"), ("models",), ("rollback", "dune")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("publish", "s3://no-such-bucket/run", "--registry", "s3://no-such-bucket/registry"),
+        ("models", "--registry", "s3://no-such-bucket/registry"),
+        ("rollback", "dune", "--registry", "s3://no-such-bucket/registry"),
+        ("models", "--registry", "gs://anonymous@no-such-bucket/registry?retry_limit_seconds=1"),
+    ],
+)
 def test_a_storage_that_can_not_be_reached_is_one_line(
     arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
-        "ACCESS_KEY_ID": "test",
-        "SECRET_ACCESS_KEY": "test",
-        "ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_MAX_ATTEMPTS": "1",
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": "http://127.0.0.1:9",
     }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    done = unlearn(*arguments, "--registry", "s3://no-such-bucket/registry", cwd=tmp_path, timeout=300)
+        monkeypatch.setenv(name, value)
+    done = unlearn(*arguments, cwd=tmp_path, timeout=300)
     assert done.returncode == 2, done.stderr[-3000:]
     assert done.stderr.count("\n") == 1 and "no-such-bucket" in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
