@@ -1,10 +1,16 @@
 """A run that is stopped, killed or damaged goes on where it was, and ends as an unbroken one would."""
 
+import contextlib
+import fcntl
+import os
+import pty
 import shutil
-import signal
 import subprocess
+import termios
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from commandline import COMMAND, QUICKSTART, Run, environment, unlearn
 
@@ -22,13 +28,23 @@ def started(cwd: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
     )
 
 
-def wait_for(folder: Folder, process: "subprocess.Popen[str]", seconds: float = 600) -> None:
+def wait_for(folder: Folder, process: "subprocess.Popen[Any]", seconds: float = 600) -> None:
     """Until the folder holds its first rows."""
     end = time.monotonic() + seconds
     while not folder.names(".parquet"):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, f"{folder} stayed empty"
         time.sleep(0.05)
+
+
+def everything(screen: int) -> str:
+    """What is shown until the last who holds the terminal has ended."""
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that nobody is left
+        while more := os.read(screen, 65_536):
+            shown += more
+    os.close(screen)
+    return shown.decode(errors="replace")
 
 
 def copied(quickstart: Run, target: Path, *stages: str) -> Folder:
@@ -56,14 +72,28 @@ def test_a_killed_driver_resumes_and_ends_as_an_unbroken_run(quickstart: Run, tm
         assert sorted((run / "answers" / name).read_rows(), key=lambda row: row["id"]) == expected
 
 
-def test_ctrl_c_ends_in_one_line_and_leaves_nothing_running(quickstart: Run, tmp_path: Path) -> None:
+def test_ctrl_c_on_a_terminal_with_bars_ends_in_one_line(quickstart: Run, tmp_path: Path) -> None:
     run = copied(quickstart, tmp_path, "questions")
-    process = started(tmp_path, "run", QUICKSTART, "--until", "answers")
-    wait_for(run / "answers" / "told" / "requests", process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert "goes on where this one ended" in errors and "Traceback" not in errors
+    screen, keyboard = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "run", str(QUICKSTART), "--until", "answers"],
+        cwd=tmp_path,
+        env=environment() | {"TERM": "xterm"},
+        stdin=keyboard,
+        stdout=keyboard,
+        stderr=keyboard,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C goes to all that this terminal started
+    )
+    os.close(keyboard)
+    with ThreadPoolExecutor(1) as pool:
+        seen = pool.submit(everything, screen)
+        wait_for(run / "answers" / "told" / "requests", process)
+        os.write(screen, b"\x03")
+        assert process.wait(300) == 130
+        text = seen.result(60)
+    assert "starting 1 vLLM engine" in text and "ETA" in text  # the bars
+    assert "goes on where this one ended" in text and "Traceback" not in text
 
 
 def test_a_half_written_stage_is_redone_and_said(quickstart: Run, tmp_path: Path) -> None:
@@ -76,8 +106,6 @@ def test_a_half_written_stage_is_redone_and_said(quickstart: Run, tmp_path: Path
 
 
 def test_two_runs_of_one_name_cannot_write_the_same_folder(quickstart: Run, tmp_path: Path) -> None:
-    import fcntl
-
     run = copied(quickstart, tmp_path, "questions")
     with open(run.local / "run.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -167,8 +167,18 @@ def test_where_it_runs_changes_nothing(quickstart: Run) -> None:
     assert plan.stdout.count("skip") == len(STAGES)
 
 
-def test_status_and_report_read_the_run(quickstart: Run) -> None:
+def test_status_reads_the_run(quickstart: Run) -> None:
     status = unlearn("status", "pocket", cwd=quickstart.cwd, timeout=300)
     assert status.stdout.count("finished") >= len(STAGES)
-    report = unlearn("report", "pocket", "--no-open", cwd=quickstart.cwd, timeout=300)
+
+
+def test_report_prints_the_scores_and_opens_the_page(
+    quickstart: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" >{opened}\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    report = unlearn("report", "pocket", "--open", cwd=quickstart.cwd, timeout=300)
     assert "report.html" in report.stdout and "unlearned" in report.stdout
+    assert opened.read_text().strip() == (quickstart.folder.local / "evaluate" / "report.html").as_uri()
