@@ -1,8 +1,10 @@
 """What the quickstart leaves out, in one small run on a Ray that is there already: two topics, an adapter each, KL, refusals, and no
-probes of the user's own. Its first stages are sent as a job, its last ones join from outside."""
+probes of the user's own. Its first stages are sent as a job, one of them is made once more by a driver that is killed, its last ones join
+from outside."""
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -80,6 +82,15 @@ def wait_for(page: str, process: "subprocess.Popen[bytes]", seconds: float = 300
         except OSError:
             assert process.poll() is None and time.monotonic() < end, f"{page} does not answer"
         time.sleep(0.5)
+
+
+def wait_for_rows(folder: Folder, process: "subprocess.Popen[bytes]", seconds: float = 600) -> None:
+    """Until the folder holds its first rows."""
+    end = time.monotonic() + seconds
+    while not folder.names(".parquet"):
+        assert process.poll() is None, "it ended"
+        assert time.monotonic() < end, f"{folder} stayed empty"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +172,27 @@ def test_a_job_runs_where_it_was_sent(sent: Folder) -> None:
         assert finished_manifest(sent / stage)
     kept = [row for row in (sent / "questions" / "rows").read_rows() if not row["drop"]]
     assert len(kept) == 48
+
+
+def test_a_killed_driver_resumes_and_ends_as_an_unbroken_run(
+    head: Head, config: Path, sent: Folder, tmp_path: Path
+) -> None:
+    run = Folder(tmp_path / "variants")
+    shutil.copytree(sent.local / "questions", run.local / "questions")
+    shutil.copy(sent.local / "run.json", run.local)
+    command = [*COMMAND, "run", str(config), f"output={tmp_path}", "cluster.engines.batch_size=8", "--until", "answers"]
+    outside = head.environment | {"RAY_ADDRESS": head.address}
+    with (tmp_path / "killed.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=outside, stdout=log, stderr=log)
+        wait_for_rows(run / "answers" / "asked" / "000" / "replies", process)
+        process.kill()
+        process.wait()
+    assert not (run / "answers").exists("manifest.json")
+    again = subprocess.run(command, cwd=tmp_path, env=outside, capture_output=True, text=True, timeout=600, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    for name in ("rows", "unguarded", "terms"):
+        expected = sorted((sent / "answers" / name).read_rows(), key=lambda row: row["id"])
+        assert sorted((run / "answers" / name).read_rows(), key=lambda row: row["id"]) == expected
 
 
 def test_a_run_that_joins_goes_on_where_the_job_ended(joined: Joined) -> None:
