@@ -83,6 +83,18 @@ def test_a_run_that_is_ended_leaves_no_process_and_no_folder(ending: signal.Sign
 
 
 @pytest.mark.real
+def test_a_run_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    with driver(DRIVER, str(tmp_path)) as process:
+        assert process.stdout is not None
+        home = process.stdout.readline().split()[1]
+        process.kill()
+        deadline = time.monotonic() + 120
+        while processes_of(home) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert processes_of(home) == []
+
+
+@pytest.mark.real
 def test_an_address_that_no_cluster_answers_at_is_refused_soon() -> None:
     script = """
         from unlearn_ray.config import ClusterConfig
