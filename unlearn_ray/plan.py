@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,16 +207,30 @@ def check_model(config: RunConfig) -> None:
         ModelError: it isn't there, is no causal language model, or has no chat template.
         ConfigError: the guardrail prefix does not fit into its context.
     """
-    from unlearn_ray.train.chat import load_tokenizer  # torch: seconds that `status` and `report` do without
-
-    tokenizer = load_tokenizer(config.model_path)
-    room = config.cluster.engines.max_model_len or tokenizer.model_max_length
+    count_tokens, max_length = _tokens_of(config.model_path)
+    room = config.cluster.engines.max_model_len or max_length
     for topic, prefix in guardrail_prefixes(config.answers, config.topics).items():
-        num_tokens = len(tokenizer(prefix, verbose=False).input_ids) + config.answers.max_tokens
+        num_tokens = count_tokens(prefix) + config.answers.max_tokens
         if num_tokens > room:
             raise ConfigError(
                 f"answers: the guardrail prefix of {topic!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
             )
+
+
+def _tokens_of(model: str) -> tuple[Callable[[str], int], int]:
+    """How many tokens a text has, and how many the model holds.
+
+    Raises:
+        ModelError: see `check_model`.
+    """
+    from unlearn_ray.train.glance import glance
+
+    if found := glance(model):
+        return found.count_tokens, found.max_length
+    from unlearn_ray.train.chat import load_tokenizer  # torch, transformers: eight seconds
+
+    tokenizer = load_tokenizer(model)
+    return lambda text: len(tokenizer(text, verbose=False).input_ids), tokenizer.model_max_length
 
 
 def check_files(config: RunConfig) -> None:

@@ -13,12 +13,11 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig
@@ -59,6 +58,9 @@ class RayDeepSpeedTrainer:
         num_side_by_side = self._num_side_by_side(len(jobs))
         runs = {job.name: run_name(job, self._cluster) for job in jobs}
         left = deque(job for job in jobs if read_result(job, runs[job.name]) is None)
+        if left:
+            # Torch and all: not above, for a run whose training is finished; nor in the threads, which may trip over each other.
+            import_module("ray.train.torch")
         progress: Any = ray.remote(num_cpus=0)(Progress).remote() if left and self._on_progress else None
         ended: queue.Queue[tuple[TrainJob, Exception | None]] = queue.Queue()
         num_running = 0
@@ -140,6 +142,9 @@ class Launch:
             ended.put((job, None))
 
     def _fit(self) -> None:
+        from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
         job, workers = self.assignment.job, self.assignment.workers
         is_cuda = self.device == "cuda"
         resources: dict[str, float] = {"CPU": workers.num_cpus}
