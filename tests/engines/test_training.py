@@ -1,9 +1,9 @@
-"""Ray Train and DeepSpeed for real, on the pocket model: exports, jobs side by side, lost workers and lost drivers."""
+"""Ray Train and DeepSpeed for real, on the pocket model: exports, lost workers and lost drivers. (Jobs side by side: run/test_joining.py.)"""
 
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,14 @@ from unlearn_ray.config import ClusterConfig, FinetuneConfig, WorkerResources
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.errors import ClusterError, EngineError
 from unlearn_ray.rows import Example
-from unlearn_ray.train.records import LOSSES
+from unlearn_ray.train import loop
+from unlearn_ray.train.batches import Batches
+from unlearn_ray.train.chat import ChatEncoder, load_tokenizer, pad_id_of
+from unlearn_ray.train.encoded import EncodedRows
+from unlearn_ray.train.encoding import encode_rows
+from unlearn_ray.train.models import load_base, prepare
+from unlearn_ray.train.plain import PlainRuntime
+from unlearn_ray.train.records import LOSSES, StepRecord
 
 POTTER, GUM = "Harry Potter", "chewing gum"
 NUM_STEPS, EVERY = 40, 5
@@ -90,21 +97,64 @@ class Killer:
                     return
 
 
+def plain_losses(job: TrainJob, home: Path) -> list[float]:
+    """What one process without Ray or DeepSpeed sees on the same rows."""
+    tokenizer = load_tokenizer(job.model)
+    rows = {}
+    for name, (source, topics) in {"forget": (job.forget, job.topics), "retain": (job.retain, ("",))}.items():
+        encode_rows(source, topics, ChatEncoder(tokenizer, job.config.max_tokens), home / f"{name}.arrow")
+        rows[name] = EncodedRows(home / f"{name}.arrow")
+    batches = Batches(
+        **rows,
+        forget_batch=job.config.forget_batch,
+        retain_batch=job.config.retain_batch,
+        micro_batch=4,
+        world_size=1,
+        seed=job.seed,
+        pad_id=pad_id_of(tokenizer),
+    )
+    cpu = torch.device("cpu")
+    base = load_base(job.model, torch.float32, cpu)
+    module = prepare(base, job.config.weights, seed=job.seed, gradient_checkpointing=False)
+    records: list[StepRecord] = []
+    loop.train(PlainRuntime(module, job.config, cpu), batches, job.config, seed=job.seed, on_step=records.append)
+    return [record.loss for record in records]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A training of two workers that lost its driver once, and a worker once."""
+
+    job: TrainJob
+    result: TrainResult
+    was_exported_before: bool
+
+
 @pytest.fixture(scope="module")
-def unbroken(
-    ray_session: ClusterConfig, dataset: Folder, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrainJob, TrainResult]:
-    """An adapter, trained by two workers that live."""
-    job = job_of(dataset, tmp_path_factory.mktemp("unbroken"))
-    (result,) = train(ray_session, TWO_WORKERS, job)
-    return job, result
+def broken(ray_session: ClusterConfig, dataset: Folder, tmp_path_factory: pytest.TempPathFactory) -> Broken:
+    home = tmp_path_factory.mktemp("broken")
+    gone = job_of(dataset, home, config=CONFIG.model_copy(update={"max_failures": 0}))
+    first = Killer(after=EVERY + 1)
+    with pytest.raises(EngineError, match="training of harry-potter failed"):  # as if the driver went too
+        train(ray_session, TWO_WORKERS, gone, on_progress=first)
+    was_exported = gone.out.exists()
+    job, second = replace(gone, config=CONFIG), Killer(after=NUM_STEPS // 2)
+    (result,) = train(ray_session, TWO_WORKERS, job, on_progress=second)
+    assert first.num_killed and second.num_killed
+    return Broken(job, result, was_exported)
 
 
-def test_an_adapter_loads_in_peft_and_answers_as_in_training(unbroken: tuple[TrainJob, TrainResult]) -> None:
+def test_a_lost_worker_and_a_lost_driver_change_no_loss(broken: Broken, tmp_path: Path) -> None:
+    assert not broken.was_exported_before
+    assert broken.result.resumed_from_step >= EVERY
+    assert losses_of(broken.job) == pytest.approx(plain_losses(broken.job, tmp_path), abs=1e-4)
+
+
+def test_an_adapter_loads_in_peft_and_answers_as_in_training(broken: Broken) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    job, result = unbroken
+    job, result = broken.job, broken.result
     assert result.export_loss["reloaded"] == pytest.approx(result.export_loss["engine"], abs=1e-4)
     base = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     adapter = PeftModel.from_pretrained(base, job.out.local)
@@ -113,55 +163,31 @@ def test_an_adapter_loads_in_peft_and_answers_as_in_training(unbroken: tuple[Tra
     assert Folder(job.out.local.parent).names() == [job.name]  # and nothing half written beside it
 
 
-def test_only_rows_of_the_train_split_and_the_topic_are_read(unbroken: tuple[TrainJob, TrainResult]) -> None:
-    _, result = unbroken
+def test_only_rows_of_the_train_split_and_the_topic_are_read(broken: Broken) -> None:
+    result = broken.result
     assert (result.num_forget_rows, result.num_retain_rows, result.num_cut) == (6, 4, 1)
 
 
-def test_a_finished_job_is_not_trained_again(
-    ray_session: ClusterConfig, unbroken: tuple[TrainJob, TrainResult]
-) -> None:
-    job, result = unbroken
-    assert train(ray_session, TWO_WORKERS, job) == [result]
+def test_a_finished_job_is_not_trained_again(ray_session: ClusterConfig, broken: Broken) -> None:
+    assert train(ray_session, TWO_WORKERS, broken.job) == [broken.result]
 
 
-def test_a_lost_worker_and_a_lost_driver_end_in_the_losses_of_an_unbroken_training(
-    ray_session: ClusterConfig, dataset: Folder, unbroken: tuple[TrainJob, TrainResult], tmp_path: Path
-) -> None:
-    gone = job_of(dataset, tmp_path, config=CONFIG.model_copy(update={"max_failures": 0}))
-    first = Killer(after=EVERY + 1)
-    with pytest.raises(EngineError, match="training of harry-potter failed"):  # as if the driver went too
-        train(ray_session, TWO_WORKERS, gone, on_progress=first)
-    assert first.num_killed and not gone.out.exists()
-
-    retried = replace(gone, config=CONFIG)
-    second = Killer(after=NUM_STEPS // 2)
-    (result,) = train(ray_session, TWO_WORKERS, retried, on_progress=second)
-    assert second.num_killed
-    assert result.resumed_from_step >= EVERY
-    assert losses_of(retried) == losses_of(unbroken[0])
-
-
-def test_full_models_train_side_by_side_and_load_as_they_are(
-    ray_session: ClusterConfig, dataset: Folder, tmp_path: Path
-) -> None:
+def test_a_full_model_loads_as_it_is(ray_session: ClusterConfig, dataset: Folder, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     values = {"weights": {"kind": "full"}, "num_steps": 3, "precision": "bf16", "retain": {"kind": "kl"}}
     config = FinetuneConfig.model_validate(CONFIG.model_dump() | values)
-    jobs = [job_of(dataset, tmp_path, topic, config) for topic in (POTTER, GUM)]
+    job = job_of(dataset, tmp_path, GUM, config)
     said: dict[str, Any] = {}
-    workers = WorkerResources(num_workers=1, zero_stage=3, micro_batch=4, concurrent_jobs=2)
-    results = train(
-        ray_session, workers, *jobs, on_progress=lambda label, done, total: said.update({label: (done, total)})
+    workers = WorkerResources(num_workers=1, zero_stage=3, micro_batch=4)
+    (result,) = train(
+        ray_session, workers, job, on_progress=lambda label, done, total: said.update({label: (done, total)})
     )
-    assert [result.name for result in results] == ["harry-potter", "chewing-gum"]
-    assert said == {"finetune harry-potter": (3, 3), "finetune chewing-gum": (3, 3)}
-    for job, result in zip(jobs, results, strict=True):
-        assert result.export_loss["reloaded"] == pytest.approx(result.export_loss["engine"], rel=0.03)
-        assert AutoModelForCausalLM.from_pretrained(job.out.local).dtype == torch.bfloat16
-        assert AutoTokenizer.from_pretrained(job.out.local).chat_template
-        assert job.out.exists("generation_config.json")
+    assert result.name == "chewing-gum" and said == {"finetune chewing-gum": (3, 3)}
+    assert result.export_loss["reloaded"] == pytest.approx(result.export_loss["engine"], rel=0.03)
+    assert AutoModelForCausalLM.from_pretrained(job.out.local).dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(job.out.local).chat_template
+    assert job.out.exists("generation_config.json")
 
 
 def test_more_workers_than_the_cluster_holds_are_refused(
