@@ -1,6 +1,6 @@
 # Every target that needs the environment makes it first: `setup` returns at once when nothing changed.
 # ACCELERATOR=cpu|cuda overrides what is found on the machine, PYTHON=... names the interpreter for a new .venv,
-# ARGS=... goes to pytest.
+# ARGS=... goes to pytest, ALL=1 leaves no test out.
 SHELL := /bin/bash
 BIN := .venv/bin
 SOURCES := $(wildcard unlearn_ray jobs serve demo benchmarks tests)
@@ -18,9 +18,9 @@ setup: ## Make .venv: locked dependencies, this package in editable mode
 quickstart: setup ## Make the pocket model forget a topic, on this machine, in minutes
 	$(BIN)/unlearn-ray run jobs/configs/pocket.yaml
 
-test: setup ## Run all tests that need no GPU
+test: setup ## Run the tests that need no GPU; with ALL=1 those too that take minutes each: clusters, killed processes
 	@scripts/harness.sh
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu$(if $(ALL),, and not long)" $(ARGS)
 
 test-fast: setup ## Run the tests that do without the shared run of the real pipeline
 	$(BIN)/python -m pytest -m "not gpu and not real" $(ARGS)

@@ -20,6 +20,7 @@ from unlearn_ray.serving.service import free_port
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "jobs" / "configs" / "pocket.yaml"
+KEY = "sk-of-the-tests-0123"
 COMMAND = [sys.executable, "-c", "from unlearn_ray.cli import app; app()"]
 
 
@@ -109,8 +110,8 @@ def _hear_ctrl_c() -> None:
 @contextlib.contextmanager
 def serving(run: Path, cwd: Path, *arguments: str) -> Iterator[Service]:
     """`unlearn-ray serve` on a run, with a key and a registry below `cwd`."""
-    key, keys, registry, output = "sk-of-the-tests-0123", cwd / "keys", cwd / "registry", cwd / "serve.log"
-    keys.write_text(f"{key}\n")
+    keys, registry, output = cwd / "keys", cwd / "registry", cwd / "serve.log"
+    keys.write_text(f"{KEY}\n")
     port = free_port()
     options = ["--port", str(port), "--keys", str(keys), "--registry", str(registry), *arguments]
     with output.open("wb") as log:
@@ -123,7 +124,7 @@ def serving(run: Path, cwd: Path, *arguments: str) -> Iterator[Service]:
             start_new_session=True,  # Ctrl-C goes to a whole process group: ours must not be it
             preexec_fn=_hear_ctrl_c,
         )
-        service = Service(f"http://127.0.0.1:{port}", registry, key, output, process)
+        service = Service(f"http://127.0.0.1:{port}", registry, KEY, output, process)
         try:
             service.wait_until_ready()
             yield service

@@ -1,4 +1,4 @@
-"""What tests share, once a test run: a Ray, a vLLM engine on the pocket model, a whole run of it, a service on that run."""
+"""What tests share, once a test run: a Ray, a vLLM engine on the pocket model, a cluster, a whole run, a service on that run."""
 
 import os
 import shutil
@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from commandline import QUICKSTART, Run, Service, serving, unlearn
+from commandline import KEY, QUICKSTART, Run, Service, serving, unlearn
+from head import Head, started
 from hypothesis import HealthCheck, settings
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig, EngineResources, Lora
+from unlearn_ray.serving.settings import KEYS_VARIABLE
 
 if TYPE_CHECKING:
+    from storage import Storage
+
     from unlearn_ray.engines.generation import RayDataGenerator
 
 # float32, to compare with transformers; small batches, so that a few dozen rows are many chunks.
@@ -26,20 +30,28 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 # Tests that share something big run in one process, so that it is there once; two processes share the rest, module by module.
-_SHARED = {"quickstart": "run", "service": "run", "ray_session": "engines", "generator": "engines"}
+_SHARED = {"quickstart": "run", "service": "run", "head": "head", "ray_session": "engines", "generator": "engines"}
+_LONG = {"head", "broken"}  # fixtures that take minutes
 # A service with room for what tests ask at once, and no more: a crowd finds it full.
 LIMITS = ("scaling.max_ongoing_requests=32", "scaling.max_queued_requests=8", "scaling.target_ongoing_requests=32")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    groups = {}
     for item in items:
-        shared = [_SHARED[name] for name in getattr(item, "fixturenames", ()) if name in _SHARED]
+        fixtures = getattr(item, "fixturenames", ())
+        shared = [_SHARED[name] for name in fixtures if name in _SHARED]
         if shared:
             item.add_marker(pytest.mark.real)
-        group = shared[0] if shared else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("late") is not None)
+        if _LONG.intersection(fixtures):
+            item.add_marker(pytest.mark.long)
+        groups[item] = shared[0] if shared else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    # The longest first. A Ray that waits for its tests, or is kept after them, takes a tenth of a core: last, what has one in this process.
+    items.sort(
+        key=lambda item: (item.get_closest_marker("late") is not None, groups[item] != "run", groups[item] == "engines")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +73,22 @@ def generator(ray_session: ClusterConfig) -> "Iterator[RayDataGenerator]":
     )
     yield generator
     generator.close()
+
+
+@pytest.fixture(scope="session")
+def s3_storage() -> "Iterator[Storage]":
+    """Storage that speaks as Amazon's does."""
+    from storage import s3
+
+    with s3() as storage:
+        yield storage
+
+
+@pytest.fixture(scope="session")
+def head(s3_storage: "Storage") -> Iterator[Head]:
+    """A cluster of one node that reaches that storage, with a key for services."""
+    with started({**s3_storage.environment, KEYS_VARIABLE: KEY}) as head:
+        yield head
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Ray for one run: joined or started, sized, refused in one line, and gone at the end."""
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -61,13 +60,13 @@ def processes_of(home: str) -> list[str]:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_ended_leaves_no_process_and_no_folder(ending: signal.Signals, tmp_path: Path) -> None:
+def test_a_run_that_is_ended_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+    """By SIGTERM; Ctrl-C: run/test_interruptions.py."""
     process = driver(DRIVER, str(tmp_path))
     assert process.stdout is not None and process.stderr is not None
     num_rows, home = process.stdout.readline().split()
     assert num_rows == "8" and processes_of(home)
-    process.send_signal(ending)
+    process.terminate()
     out, err = process.communicate(timeout=300)
     assert process.returncode != 0
     deadline = time.monotonic() + 60
@@ -75,10 +74,7 @@ def test_a_run_that_is_ended_leaves_no_process_and_no_folder(ending: signal.Sign
         time.sleep(0.2)
     assert processes_of(home) == []
     assert not Path(home).exists()
-    # Quiet: what workers say is in the run's logs, and the console has the interrupt alone.
-    assert out == ""
-    assert "KeyboardInterrupt" in err if ending == signal.SIGINT else err == ""
-    assert err.count("\n") < 20
+    assert out == err == ""  # what workers say is in the run's logs
     assert any("own words" in file.read_text() for file in (tmp_path / "ray").iterdir())
 
 

@@ -4,11 +4,13 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import shutil
 import subprocess
 import termios
 from pathlib import Path
 
+import psutil
 from commandline import COMMAND, QUICKSTART, Run, environment, unlearn
 
 from unlearn_ray.artifacts import Folder
@@ -51,9 +53,13 @@ def test_ctrl_c_on_a_terminal_with_bars_ends_in_one_line(quickstart: Run, tmp_pa
     text = ""
     while "ETA" not in text:  # of the first bar
         text += os.read(screen, 65_536).decode(errors="replace")
+    started = psutil.Process(process.pid).children(recursive=True)
+    homes = {match[0] for each in started for match in re.finditer(r"/tmp/ur-[^/ ]+", " ".join(each.cmdline()))}
     os.write(screen, b"\x03")
     text += everything(screen)
     assert process.wait(300) == 130
+    assert psutil.wait_procs(started, timeout=60)[1] == [] and started
+    assert homes and not any(Path(home).exists() for home in homes)
     assert "starting 1 vLLM engine" in text
     assert "goes on where this one ended" in text and "Traceback" not in text
 

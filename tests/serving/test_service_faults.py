@@ -32,12 +32,14 @@ def test_a_crowd_is_answered_or_told_to_come_back(service: Service) -> None:
         assert memory[name]["last"] < 1.1 * memory[name]["first"] + cache, memory
 
 
+@pytest.mark.long
 def test_a_killed_engine_cuts_no_answer_in_silence_and_comes_back(service: Service) -> None:
     found = asyncio.run(soak.crowd_and_kill(service, "EngineCore", num_clients=12))
     check(found)
     assert service.processes("EngineCore")
 
 
+@pytest.mark.long
 def test_a_killed_replica_cuts_no_answer_in_silence_and_comes_back(service: Service) -> None:
     found = asyncio.run(soak.crowd_and_kill(service, "UnlearnServer", num_clients=12))
     check(found)

@@ -1,20 +1,13 @@
 """Registry, weights and stages in s3:// and gs://, over servers on loopback."""
 
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-import boto3
 import pytest
 from commandline import Run, unlearn
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
+from storage import Storage, gs, s3
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest, write_manifest
@@ -25,55 +18,13 @@ from unlearn_ray.rows import QAPair
 from unlearn_ray.serving.names import ModelName
 from unlearn_ray.serving.registry import Registry, ServiceRecord
 from unlearn_ray.serving.release import candidates, publish
-from unlearn_ray.serving.service import free_port
-
-
-class Storage(NamedTuple):
-    bucket: str  # where this process's s3:// or gs:// leads
-    endpoint: str  # host:port
-
-
-@contextmanager
-def s3() -> Iterator[Storage]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield Storage("s3://bucket", f"{host}:{port}")
-    server.stop()
-
-
-@contextmanager
-def gs() -> Iterator[Storage]:
-    """Its server is a process of its own: in this one it and Arrow wait for each other."""
-    endpoint = f"127.0.0.1:{free_port()}"
-    host, port = endpoint.split(":")
-    server = Path(sys.executable).with_name("gcp-storage-emulator")
-    command = [server, "start", "--host", host, "--port", port, "--quiet", "--in-memory", "--default-bucket", "bucket"]
-    with subprocess.Popen(command) as process, pytest.MonkeyPatch.context() as patch:
-        try:
-            while not listening(host, int(port)):
-                assert process.poll() is None, "the server ended"
-                time.sleep(0.1)
-            patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://{endpoint}")
-            yield Storage("gs://anonymous@bucket", endpoint)
-        finally:
-            process.kill()
-
-
-def listening(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((host, port)) == 0
 
 
 @pytest.fixture(scope="module", params=[s3, gs])
 def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
-    with request.param() as storage:
+    with request.param() as storage, pytest.MonkeyPatch.context() as patch:
+        for name, value in storage.environment.items():
+            patch.setenv(name, value)
         yield storage
 
 

@@ -1,10 +1,8 @@
-"""Run by test_peers.py: an app of two replicas with figures and a key, and what a scraper is shown of them."""
+"""Run by test_peers.py, on the Ray that is named: an app of two replicas with figures and a key, and what a scraper is shown of them."""
 
-import shutil
-import tempfile
+import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import ray
 from ray import serve
@@ -13,10 +11,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from unlearn_ray.serving import service
 from unlearn_ray.serving.metrics import OWN
 from unlearn_ray.serving.peers import peers
-from unlearn_ray.serving.settings import ServiceSettings
+from unlearn_ray.serving.service import free_port
 
 gather = peers()
 
@@ -42,9 +39,8 @@ def shown(port: int) -> str:
 
 
 if __name__ == "__main__":
-    home, port = Path(tempfile.mkdtemp(prefix="two-", dir="/tmp")), service.free_port()
-    service._set_environment(home, ServiceSettings())
-    ray.init(num_cpus=4, _temp_dir=str(home / "ray"), include_dashboard=False, log_to_driver=False)
+    address, port = sys.argv[1], free_port()
+    ray.init(address, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Two.bind(), blocking=False)
     deadline = time.monotonic() + 120
@@ -53,4 +49,3 @@ if __name__ == "__main__":
     print(ids)
     serve.shutdown()
     ray.shutdown()
-    shutil.rmtree(home, ignore_errors=True)
