@@ -268,6 +268,8 @@ class VllmEngine:
 
 def _tokenizer_of(model: str) -> Any:
     """The model's tokenizer, our own beside vLLM's, which another thread uses. First of all, for most of what can be wrong shows here."""
+    if Path(model).is_absolute() and not Path(model).is_dir():  # seen before the seconds that the import takes
+        raise ModelError(f"{model} is not on this machine: give a folder that every node has, or a name on the hub")
     from transformers import AutoConfig, AutoTokenizer
 
     try:

@@ -116,6 +116,8 @@ def llm_config(settings: ServiceSettings, keys: Keys) -> LLMConfig:
             "min_replicas": scaling.min_replicas,
             "max_replicas": scaling.max_replicas,
             "target_ongoing_requests": scaling.target_ongoing_requests,
+            "upscale_delay_s": scaling.upscale_delay_seconds,
+            "downscale_delay_s": scaling.downscale_delay_seconds,
         },
     }
     if scaling.max_replicas > 1:

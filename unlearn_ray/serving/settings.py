@@ -4,7 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from unlearn_ray.config import Fraction, Strict, first_message, path_of
 from unlearn_ray.engines.vllm_engine import LoraRank
@@ -32,6 +40,8 @@ class ScalingSettings(Strict):
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
     target_ongoing_requests: PositiveInt = 128  # a replica, above which another is started
+    upscale_delay_seconds: NonNegativeFloat = 30.0  # above the target before a replica is added
+    downscale_delay_seconds: NonNegativeFloat = 600.0  # below it before one is taken away
     max_ongoing_requests: PositiveInt = 256  # a replica
     max_queued_requests: NonNegativeInt = 256  # a replica, beyond those; above both a request gets 429
     retry_after_seconds: PositiveInt = 2
