@@ -20,7 +20,7 @@ from unlearn_ray.serving.server import SETTINGS_VARIABLE, UnlearnServer, Weights
 from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings, parse_settings
 from unlearn_ray.serving.weights import LORA_TARGETS
 
-_PREFIX_ROUTER = "ray.serve.llm.request_router:PrefixCacheAffinityRouter"
+_ROUTER = "unlearn_ray.serving.routing:ConversationRouter"
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -121,7 +121,7 @@ def llm_config(settings: ServiceSettings, keys: Keys) -> LLMConfig:
         },
     }
     if scaling.max_replicas > 1:
-        deployment["request_router_config"] = {"request_router_class": _PREFIX_ROUTER}
+        deployment["request_router_config"] = {"request_router_class": _ROUTER}
     return LLMConfig(
         model_loading_config={"model_id": BASE, "model_source": source},
         runtime_env={"env_vars": variables},

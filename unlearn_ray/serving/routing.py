@@ -1,0 +1,92 @@
+"""Which replica answers: the one whose cache holds the conversation so far, unless it has more to do than the others.
+
+Ray's PrefixCacheAffinityRouter learns from requests that are sent through it. With direct streaming none is, so it knows no prompt and no
+load, and sends every request to the same replica (benchmarks/soak.py, scenario `tide`).
+
+Here the beginning of a conversation alone decides, so that nothing must be learnt: rendezvous hashing (Thaler and Ravishankar, 1998) puts
+replicas into an order for each, and the first with room takes it, as in consistent hashing with bounded loads (Mirrokni, Thorup and
+Zadimoghaddam, 2018, arXiv:1608.01350).
+"""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+from uuid import uuid4
+
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+_BALANCE = 1.25  # the most that a replica may have to do, in shares of the mean ...
+_SLACK = 4  # ... and requests more: a handful is no load
+_PROMPT_CHARS = 256  # of a completion's prompt
+_SECONDS_BETWEEN_LOOKS = 0.25
+_PATIENCE = 4  # doublings of the tenth of a second that Ray gives a replica to say how much it has to do
+
+
+def key_of(body: Any) -> str:
+    """What stays the same through a conversation and its repetitions: the model, and all up to the first thing that a user says.
+
+    Args:
+        body: a request, with its fields as attributes; of a completion the prompt's beginning counts.
+    """
+    model, messages = getattr(body, "model", ""), getattr(body, "messages", None)
+    if isinstance(messages, list):
+        roles = [message.get("role") if isinstance(message, dict) else None for message in messages]
+        opening = messages[: roles.index("user") + 1] if "user" in roles else messages
+        return f"{model} {json.dumps(opening, sort_keys=True, default=str)}"
+    prompt = getattr(body, "prompt", None)
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, default=str)
+    return f"{model} {text[:_PROMPT_CHARS]}"
+
+
+def choose(key: str, loads: Mapping[str, int]) -> str:
+    """The replica that answers a key.
+
+    Args:
+        loads: requests under way by replica; at least one replica.
+    """
+    room = math.ceil(_BALANCE * (sum(loads.values()) + 1) / len(loads)) + _SLACK
+    ranked = sorted(loads, key=lambda name: blake2b(f"{name} {key}".encode(), digest_size=8).digest())
+    return next(name for name in ranked if loads[name] < room)  # one is below the mean, and so below `room`
+
+
+class ConversationRouter(RequestRouter):
+    """Ray Serve's interface to `choose`.
+
+    It sees requests begin and not end. So replicas are asked what they have to do, a few times a second while requests come, and what is
+    sent to them is added until they answer.
+    """
+
+    def initialize_state(self) -> None:
+        self._loads: dict[str, int] = {}
+        self._look: asyncio.Task[None] | None = None
+        self._looked_at = 0.0
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The chosen one, or nothing where there is none."""
+        if not candidate_replicas:
+            return []
+        replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        self._look_at(candidate_replicas)
+        self._loads = {name: self._loads.get(name, 0) for name in replicas}
+        body = pending_request.args[0] if pending_request is not None and pending_request.args else None
+        name = choose(key_of(body) if body is not None else uuid4().hex, self._loads)
+        self._loads[name] += 1
+        return [[replicas[name]]]
+
+    def _look_at(self, replicas: list[RunningReplica]) -> None:
+        if self._look is not None and not self._look.done():
+            return
+        if time.monotonic() > self._looked_at + _SECONDS_BETWEEN_LOOKS:
+            self._looked_at = time.monotonic()
+            self._look = asyncio.ensure_future(self._ask(replicas))
+
+    async def _ask(self, replicas: list[RunningReplica]) -> None:
+        for replica, load in await self._probe_queue_lens(replicas, _PATIENCE):
+            if load is not None:
+                self._loads[replica.replica_id.unique_id] = load
