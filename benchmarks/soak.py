@@ -1,6 +1,6 @@
 """Many clients at once, and processes killed under them: does every request end in an answer, a clean 429, or an error that says so?
 
-    python benchmarks/soak.py [RUN] [--clients 200] [--seconds 120] [--only crowd full engine replica replicas] [--out FILE]
+    python benchmarks/soak.py [RUN] [--clients 200] [--seconds 120] [--only SCENARIO ...] [--out FILE]
 
 Each scenario has a service of its own, started by `unlearn-ray serve` on a finished run (default: runs/pocket). Streaming clients ask
 again as soon as they are answered. Printed: how requests ended, memory, and how long the service took to start or to come back.
@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -218,12 +219,64 @@ async def crowd_and_kill(service: Service, part: str, num_clients: int, quiet: f
     }
 
 
+async def crowd_that_comes_and_goes(service: Service, num_clients: int, seconds: float) -> dict[str, Any]:
+    """A crowd for which one replica is too few, until a second one has answered for some seconds; then two clients, until it is gone."""
+    began, found = time.monotonic(), Crowd()
+    grown, calm, shrunk = 0.0, 0.0, 0.0
+    served: dict[str, float] = {}
+
+    async def watch() -> None:
+        nonlocal grown, calm, shrunk, served
+        while not grown or time.monotonic() < grown + seconds:
+            await asyncio.sleep(0.5)
+            if not grown and len(await asyncio.to_thread(answered_by, service)) > 1:
+                grown = time.monotonic()
+            if time.monotonic() > began + 300:
+                raise RuntimeError("no second replica answers")
+        served = await asyncio.to_thread(answered_by, service)
+        calm = time.monotonic()
+        while len(await asyncio.to_thread(service.processes, "EngineCore")) > 1:
+            await asyncio.sleep(0.5)
+            if time.monotonic() > calm + 300:
+                raise RuntimeError("the second replica stays")
+        shrunk = time.monotonic()
+
+    await asyncio.gather(
+        crowd(service, num_clients, lambda: bool(calm), (96, 192, 384), found),
+        crowd(service, 2, lambda: bool(shrunk) and time.monotonic() > shrunk + 5, (384,), found),
+        watch(),
+    )
+    return found.summary() | {
+        "seconds_until_a_second_answered": round(grown - began, 1),
+        "answered_by_each": sorted(served.values()),
+        "seconds_until_it_was_gone": round(shrunk - calm, 1),
+    }
+
+
+def answered_by(service: Service) -> dict[str, float]:
+    """How many answers each replica has given."""
+    request = urllib.request.Request(f"{service.url}/metrics", headers=service.headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    found: Counter[str] = Counter()
+    for line in lines:
+        if line.startswith("unlearn_requests_total{") and 'status="200"' in line:
+            found[line.partition('replica="')[2].partition('"')[0]] += float(line.rpartition(" ")[2])
+    return dict(found)
+
+
 SMALL = ("scaling.max_ongoing_requests=32", "scaling.max_queued_requests=32", "scaling.target_ongoing_requests=32")
 TWO = ("scaling.min_replicas=2", "scaling.max_replicas=2")
+TIDAL = (
+    "scaling.max_replicas=2",
+    "scaling.target_ongoing_requests=8",
+    "scaling.upscale_delay_seconds=5",
+    "scaling.downscale_delay_seconds=20",
+)
 
 
 def measure(name: str, run: Path, num_clients: int, seconds: float) -> dict[str, Any]:
-    settings = {"full": SMALL, "replicas": TWO}.get(name, ())
+    settings = {"full": SMALL, "replicas": TWO, "tide": TIDAL}.get(name, ())
     load = os.getloadavg()[0]  # of other work on this machine
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
@@ -232,6 +285,8 @@ def measure(name: str, run: Path, num_clients: int, seconds: float) -> dict[str,
             if name in ("crowd", "full"):
                 found, samples = asyncio.run(crowd_for(service, num_clients, seconds))
                 row = {"clients": num_clients, "seconds": seconds, **found.summary(), "memory_mib": thirds(samples)}
+            elif name == "tide":
+                row = {"clients": 24, **asyncio.run(crowd_that_comes_and_goes(service, 24, seconds=30))}
             else:
                 part = "EngineCore" if name == "engine" else "UnlearnServer"
                 row = {"clients": 20, "killed": part, **asyncio.run(crowd_and_kill(service, part, 20))}
@@ -249,7 +304,7 @@ def measure(name: str, run: Path, num_clients: int, seconds: float) -> dict[str,
 
 
 def main() -> None:
-    scenarios = ["crowd", "full", "engine", "replica", "replicas"]
+    scenarios = ["crowd", "full", "engine", "replica", "replicas", "tide"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path, default=Path("runs/pocket"), help="a finished run")
     parser.add_argument("--clients", type=int, default=200)

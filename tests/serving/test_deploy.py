@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import yaml
@@ -44,13 +45,13 @@ def registry(head: Head, s3_storage: Storage, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def client(head: Head, registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    """Of the file with the changes that its head names for a machine without a GPU."""
+    """Of the file with the changes that its head names for a machine without a GPU, and two replicas."""
     values: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
     args = values["applications"][0]["args"]
     values["http_options"]["port"] = args["port"] = port = free_port()
     args |= {"model": "pocket", "registry": registry}
     args["engine"] |= {"accelerator": "cpu", "max_model_len": 1024}
-    args["scaling"]["max_replicas"] = 1
+    args["scaling"] |= {"min_replicas": 2, "max_replicas": 2}
     file = tmp_path_factory.mktemp("deploy") / "config.yaml"
     file.write_text(yaml.safe_dump(values))
     head.run(BIN / "serve", "deploy", file, cwd=file.parent, RAY_DASHBOARD_ADDRESS=head.dashboard)
@@ -83,6 +84,22 @@ def test_a_version_published_to_s3_is_taken_up(client: OpenAI, head: Head, regis
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert say(client, "wizards") == say(client, "wizards@2") != say(client, "wizards@1")
+
+
+def test_both_replicas_answer(client: OpenAI) -> None:
+    def answered() -> set[str]:
+        figures = httpx.get(
+            f"{client.base_url}".replace("/v1/", "/metrics"), headers={"Authorization": f"Bearer {KEY}"}
+        )
+        lines = [line for line in figures.text.splitlines() if line.startswith("unlearn_requests_total{")]
+        return {line.partition('replica="')[2].partition('"')[0] for line in lines if 'status="200"' in line}
+
+    deadline = time.monotonic() + 120  # the service is ready with its first one
+    while len(answered()) < 2:
+        assert time.monotonic() < deadline, answered()
+        for number in range(4):
+            message = [{"role": "user", "content": f"What is {number} plus {number}?"}]
+            client.chat.completions.create(model="base", messages=message, max_tokens=1)  # type: ignore[arg-type]
 
 
 def test_the_key_of_the_clusters_environment_is_asked_for(client: OpenAI) -> None:

@@ -11,7 +11,7 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of the controller, which at 0.1 s takes a twentieth of a core
-    # What prefix-aware routing reads.
+    # What our router reads.
     "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY": "1",
     # HAProxy hears of a replica that goes within a second: 30, the default, would be waited for at every end.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",

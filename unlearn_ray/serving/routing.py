@@ -20,7 +20,7 @@ from uuid import uuid4
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 _BALANCE = 1.25  # the most that a replica may have to do, in shares of the mean ...
-_SLACK = 4  # ... and requests more: a handful is no load
+_SLACK = 2  # ... and requests more: a handful is no load
 _PROMPT_CHARS = 256  # of a completion's prompt
 _SECONDS_BETWEEN_LOOKS = 0.25
 _PATIENCE = 4  # doublings of the tenth of a second that Ray gives a replica to say how much it has to do
