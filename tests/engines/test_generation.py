@@ -126,6 +126,7 @@ def test_an_interrupted_call_asks_only_the_rest_even_with_another_batch_size(
     assert (again.num_resumed, again.num_rows_out, again.num_output_tokens) == (96, 96, 0)
 
 
+@pytest.mark.long
 def test_a_killed_engine_costs_a_retry_and_no_row(generator: "RayDataGenerator", tmp_path: Path) -> None:
     source, out = written(tmp_path / "in", rows(160)), Folder(tmp_path / "out")
     generator.map(written(tmp_path / "warm", rows(1)), Folder(tmp_path / "w"), Ask({}), parse, OUT, label="warm")

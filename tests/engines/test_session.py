@@ -78,6 +78,7 @@ def test_a_run_that_is_ended_leaves_no_process_and_no_folder(tmp_path: Path) -> 
     assert any("own words" in file.read_text() for file in (tmp_path / "ray").iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_a_run_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     with driver(DRIVER, str(tmp_path)) as process:

@@ -86,7 +86,7 @@ def probes(run: Run, service: Service, model: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [pytest.param("base", marks=pytest.mark.long), "unlearned"])
 def test_lm_eval_gives_the_scores_of_our_evaluation(
     service: Service, quickstart: Run, tmp_path: Path, model: str
 ) -> None:

@@ -31,7 +31,7 @@ def deployed(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def service() -> ServiceSpec:
+def manifest() -> ServiceSpec:
     return RayService.model_validate(read("kuberay/rayservice.yaml")).spec
 
 
@@ -79,13 +79,13 @@ def test_a_full_fine_tune_stands_beside_the_same_service() -> None:
 # Kubernetes
 
 
-def test_kubernetes_runs_the_same_service(service: ServiceSpec) -> None:
-    assert yaml.safe_load(service.serveConfigV2) == deployed(SERVE / "config.yaml")
+def test_kubernetes_runs_the_same_service(manifest: ServiceSpec) -> None:
+    assert yaml.safe_load(manifest.serveConfigV2) == deployed(SERVE / "config.yaml")
 
 
-def test_the_cluster_holds_what_the_service_may_grow_to(service: ServiceSpec) -> None:
-    settings = parse_settings(yaml.safe_load(service.serveConfigV2)["applications"][0]["args"])
-    workers = service.rayClusterConfig.workerGroupSpecs[0]
+def test_the_cluster_holds_what_the_service_may_grow_to(manifest: ServiceSpec) -> None:
+    settings = parse_settings(yaml.safe_load(manifest.serveConfigV2)["applications"][0]["args"])
+    workers = manifest.rayClusterConfig.workerGroupSpecs[0]
     gpus = int(workers.template.spec.containers[0].resources.limits["nvidia.com/gpu"])
     assert settings.scaling.max_replicas * settings.engine.tensor_parallel_size <= gpus * workers.maxReplicas
     assert settings.scaling.min_replicas * settings.engine.tensor_parallel_size <= gpus * workers.minReplicas
