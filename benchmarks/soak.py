@@ -179,7 +179,9 @@ def thirds(samples: list[Memory]) -> dict[str, dict[str, float]]:
     }
 
 
-async def crowd_and_kill(service: Service, part: str, num_clients: int, quiet: float = 5.0) -> dict[str, Any]:
+async def crowd_and_kill(
+    service: Service, part: str, num_clients: int, num_replicas: int = 1, quiet: float = 5.0
+) -> dict[str, Any]:
     """Kill the first process with `part` in its command line under a crowd, which goes on until nothing failed for some seconds."""
     began = time.monotonic()
     killed = 0.0
@@ -194,6 +196,10 @@ async def crowd_and_kill(service: Service, part: str, num_clients: int, quiet: f
         # Looked for in a thread and ahead: while this loop stands still, no client asks, and nothing would be under way.
         victim = (await asyncio.to_thread(service.processes, part))[0]
         await asyncio.sleep(3)
+        while len(await asyncio.to_thread(answered_by, service)) < num_replicas:
+            if time.monotonic() > began + 120:
+                raise RuntimeError(f"fewer than {num_replicas} replicas answer")
+            await asyncio.sleep(0.2)
         while found.num_streaming < num_clients // 2:
             if time.monotonic() > began + 120:
                 raise RuntimeError("no answers are under way")
@@ -289,7 +295,11 @@ def measure(name: str, run: Path, num_clients: int, seconds: float) -> dict[str,
                 row = {"clients": 24, **asyncio.run(crowd_that_comes_and_goes(service, 24, seconds=30))}
             else:
                 part = "EngineCore" if name == "engine" else "UnlearnServer"
-                row = {"clients": 20, "killed": part, **asyncio.run(crowd_and_kill(service, part, 20))}
+                row = {
+                    "clients": 20,
+                    "killed": part,
+                    **asyncio.run(crowd_and_kill(service, part, 20, 2 if name == "replicas" else 1)),
+                }
             ending = time.monotonic()
         stopped = time.monotonic() - ending
     return {
