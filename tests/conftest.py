@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.long)
         groups[item] = shared[0] if shared else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(groups[item]))
-    # The longest first. A Ray that waits for its tests, or is kept after them, takes a tenth of a core: last, what has one in this process.
+    # The longest first; last what has a Ray in this process, which takes a tenth of a core from its first test to the end of the run.
     items.sort(
         key=lambda item: (item.get_closest_marker("late") is not None, groups[item] != "run", groups[item] == "engines")
     )
