@@ -196,7 +196,7 @@ async def crowd_and_kill(
         # Looked for in a thread and ahead: while this loop stands still, no client asks, and nothing would be under way.
         victim = (await asyncio.to_thread(service.processes, part))[0]
         await asyncio.sleep(3)
-        while len(await asyncio.to_thread(answered_by, service)) < num_replicas:
+        while len(await asyncio.to_thread(answered_by, service.url, service.headers)) < num_replicas:
             if time.monotonic() > began + 120:
                 raise RuntimeError(f"fewer than {num_replicas} replicas answer")
             await asyncio.sleep(0.2)
@@ -235,11 +235,11 @@ async def crowd_that_comes_and_goes(service: Service, num_clients: int, seconds:
         nonlocal grown, calm, shrunk, served
         while not grown or time.monotonic() < grown + seconds:
             await asyncio.sleep(0.5)
-            if not grown and len(await asyncio.to_thread(answered_by, service)) > 1:
+            if not grown and len(await asyncio.to_thread(answered_by, service.url, service.headers)) > 1:
                 grown = time.monotonic()
             if time.monotonic() > began + 300:
                 raise RuntimeError("no second replica answers")
-        served = await asyncio.to_thread(answered_by, service)
+        served = await asyncio.to_thread(answered_by, service.url, service.headers)
         calm = time.monotonic()
         while len(await asyncio.to_thread(service.processes, "EngineCore")) > 1:
             await asyncio.sleep(0.5)
@@ -259,9 +259,9 @@ async def crowd_that_comes_and_goes(service: Service, num_clients: int, seconds:
     }
 
 
-def answered_by(service: Service) -> dict[str, float]:
-    """How many answers each replica has given."""
-    request = urllib.request.Request(f"{service.url}/metrics", headers=service.headers)
+def answered_by(url: str, headers: dict[str, str]) -> dict[str, float]:
+    """How many answers each replica of the service at `url` has given."""
+    request = urllib.request.Request(f"{url}/metrics", headers=headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     found: Counter[str] = Counter()
