@@ -189,7 +189,8 @@ async def crowd_and_kill(
     ready_at = 0.0
 
     def is_over() -> bool:
-        return bool(ready_at) and time.monotonic() > ready_at + quiet
+        calm_since = max([ready_at, *found.failed_at[-1:]])
+        return bool(ready_at) and (time.monotonic() > calm_since + quiet or time.monotonic() > killed + 180)
 
     async def kill() -> None:
         nonlocal killed, ready_at
@@ -282,7 +283,7 @@ TIDAL = (
 
 
 def measure(name: str, run: Path, num_clients: int, seconds: float) -> dict[str, Any]:
-    settings = {"full": SMALL, "replicas": TWO, "tide": TIDAL}.get(name, ())
+    settings = {"full": SMALL, "replicas": TWO, "router": TWO, "tide": TIDAL}.get(name, ())
     load = os.getloadavg()[0]  # of other work on this machine
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
@@ -294,11 +295,11 @@ def measure(name: str, run: Path, num_clients: int, seconds: float) -> dict[str,
             elif name == "tide":
                 row = {"clients": 24, **asyncio.run(crowd_that_comes_and_goes(service, 24, seconds=30))}
             else:
-                part = "EngineCore" if name == "engine" else "UnlearnServer"
+                part = {"engine": "EngineCore", "router": "LLMRouter"}.get(name, "UnlearnServer")
                 row = {
                     "clients": 20,
                     "killed": part,
-                    **asyncio.run(crowd_and_kill(service, part, 20, 2 if name == "replicas" else 1)),
+                    **asyncio.run(crowd_and_kill(service, part, 20, 2 if settings == TWO else 1)),
                 }
             ending = time.monotonic()
         stopped = time.monotonic() - ending
@@ -314,7 +315,7 @@ def measure(name: str, run: Path, num_clients: int, seconds: float) -> dict[str,
 
 
 def main() -> None:
-    scenarios = ["crowd", "full", "engine", "replica", "replicas", "tide"]
+    scenarios = ["crowd", "full", "engine", "replica", "replicas", "router", "tide"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path, default=Path("runs/pocket"), help="a finished run")
     parser.add_argument("--clients", type=int, default=200)

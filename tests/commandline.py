@@ -42,6 +42,16 @@ def unlearn(*arguments: str | Path, cwd: Path, timeout: float = 1500) -> subproc
     )
 
 
+def descendants(pid: int, part: str = "") -> list[psutil.Process]:
+    """The living ones with `part` in their command line."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if part in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run."""
@@ -78,14 +88,7 @@ class Service:
 
     def processes(self, part: str = "") -> list[psutil.Process]:
         """Its processes with `part` in their command line."""
-        found: list[psutil.Process] = []
-        if self.process.poll() is not None:
-            return found
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if part in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return [] if self.process.poll() is not None else descendants(self.process.pid, part)
 
     @property
     def logs(self) -> Path:

