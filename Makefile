@@ -1,6 +1,6 @@
 # Every target that needs the environment makes it first: `setup` returns at once when nothing changed.
 # ACCELERATOR=cpu|cuda overrides what is found on the machine, PYTHON=... names the interpreter for a new .venv,
-# ARGS=... goes to pytest, ALL=1 leaves no test out.
+# ARGS=... goes to pytest, ALL=1 leaves no test out. RESULTS=FOLDER keeps what the benchmarks measure.
 SHELL := /bin/bash
 BIN := .venv/bin
 SOURCES := $(wildcard unlearn_ray jobs serve demo benchmarks tests)
@@ -37,7 +37,8 @@ format: setup ## Format, and mend what the linter can
 
 bench: quickstart ## Run the benchmarks on a finished quickstart; each prints a ratio to a baseline measured in the same run
 	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
-	    echo "== $$script"; $(BIN)/python $$script || exit 1; \
+	    echo "== $$script"; kept=$(RESULTS)/$$(basename $$script .py)-$$(cut -d' ' -f1 .venv/.setup).json; \
+	    $(BIN)/python $$script $(if $(RESULTS),--out $$kept) || exit 1; \
 	done
 
 lock: ## Write the locks from pyproject.toml; UPGRADE=1 takes the newest of everything

@@ -1,19 +1,23 @@
-"""Times the stages of a real run, start-up and steady state apart.
+"""Times the stages of a real run, start-up and steady state apart, and tells how much memory it needs.
 
     python benchmarks/quickstart.py [CONFIG] [--out results.json]
 
 The baseline is the run itself: the seconds in which rows or steps were computed, over all seconds. Start-up is what Ray, the
-engines and the trainer's workers take before their first row or step.
+engines and the trainer's workers take before their first row or step. Memory is that of all processes of the run together, pages that
+several share counted once (their proportional set sizes), looked at twice a second. Goal: within 8 GiB.
 """
 
+import contextlib
 import json
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 from _results import about_this_run, write
 from rich.console import Console
@@ -23,6 +27,8 @@ from unlearn_ray import config as configs
 from unlearn_ray import pipeline
 from unlearn_ray.artifacts import Manifest
 from unlearn_ray.cli import RunEngines
+
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 POCKET = Path(__file__).parents[1] / "jobs" / "configs" / "pocket.yaml"
 
@@ -54,12 +60,31 @@ class Clock:
             self.starting[self.stage] += time.monotonic() - self._began
 
 
+class Memory(threading.Thread):
+    """The most that this process and all that it started had at once, in GiB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        me = psutil.Process()
+        while True:
+            size = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                    size += process.memory_full_info().pss
+            self.peak = max(self.peak, size / 2**30)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
 def main(
     config: Annotated[Path, typer.Argument(help="The run to time.")] = POCKET,
     out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
 ) -> None:
     """Run CONFIG in an empty folder and print where the time went."""
-    clock, began = Clock(), time.monotonic()
+    clock, memory, began = Clock(), Memory(), time.monotonic()
+    memory.start()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         run = configs.load(config, [f"output={folder}"])
         engines = RunEngines(run, clock.progress, stack)
@@ -73,6 +98,7 @@ def main(
         table.add_row(stage, f"{seconds:.1f}", f"{waited:.1f}", f"{seconds - waited:.1f}")
     table.add_row("imports, Ray", f"{connected:.1f}", f"{connected:.1f}", "")
     Console().print(table)
+    print(f"memory: at most {memory.peak:.1f} GiB")
     steady = sum(clock.seconds.values()) - sum(clock.starting.values())
     figures = {
         "benchmark": "quickstart",
@@ -81,6 +107,7 @@ def main(
         "stage_seconds": {stage: round(seconds, 1) for stage, seconds in clock.seconds.items()},
         "startup_seconds": {stage: round(seconds, 1) for stage, seconds in clock.starting.items()}
         | {"ray": round(connected, 1)},
+        "peak_memory_gib": round(memory.peak, 2),
         "steady_over_all": round(steady / total, 3),
         **about_this_run(),
     }
