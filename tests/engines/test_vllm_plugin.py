@@ -1,5 +1,10 @@
 """What vLLM makes of our plugin."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
 import pytest
 from vllm import EngineArgs
 from vllm.v1.executor import Executor
@@ -18,3 +23,30 @@ def test_a_worker_without_peers_needs_no_process_of_its_own(num_workers: int, ex
         enforce_eager=True,
     )
     assert Executor.get_class(engine.create_engine_config()).__name__ == executor
+
+
+PARENT = """
+import multiprocessing, time
+from unlearn_ray.engines.vllm_plugin import end_with_parent
+if __name__ == "__main__":
+    end_with_parent()  # has no parent of its kind: returns
+    for method in ("spawn", "forkserver"):
+        child = multiprocessing.get_context(method).Process(target=end_with_parent)
+        child.start()
+        print(child.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_an_engine_does_not_outlive_a_parent_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        try:
+            lines = (line for line in parent.stdout if line.strip().isdigit())  # vLLM says things too
+            engines = [psutil.Process(int(next(lines))) for _ in range(2)]
+        finally:
+            parent.kill()
+    _, alive = psutil.wait_procs(engines, timeout=120)
+    assert alive == []

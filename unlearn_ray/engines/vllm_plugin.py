@@ -1,6 +1,9 @@
-"""What we change of vLLM where there is no GPU: a plugin of vLLM's (entry point `vllm.general_plugins`), loaded by each of its processes."""
+"""What we change of vLLM, most of it where there is no GPU: a plugin of vLLM's (entry point `vllm.general_plugins`), loaded by each of its processes."""
 
+import multiprocessing
 import os
+import signal
+import threading
 from functools import cache
 from typing import Any
 
@@ -15,11 +18,12 @@ _IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 @cache  # vLLM calls it more than once
 def register() -> None:
-    """Take our adapters' operator, keep an engine of one worker in one process, and fork that where it was begun ahead.
+    """End with the parent; take our adapters' operator, keep an engine of one worker in one process, and fork that where it was begun ahead.
 
     On a CPU vLLM gives the worker a process of its own, to bind its threads to cores; ours are not bound
     (`vllm_engine.environment`). That process imports all of torch and vLLM once more: 20 s of a service's start, and 0.5 GB.
     """
+    threading.Thread(target=end_with_parent, daemon=True).start()
     if not current_platform.is_cpu():
         return
     platform = type(current_platform)
@@ -36,3 +40,13 @@ def register() -> None:
     platform.check_and_update_config = classmethod(check)
     if forks.VARIABLE in os.environ:
         processes.get_mp_context = lambda: forks.CONTEXT
+
+
+def end_with_parent() -> None:
+    """Return at once in a process that `multiprocessing` did not start; else wait for the parent's end, and end.
+
+    vLLM's engine outlives a parent that was killed, and holds its memory, a GPU's too: the next engine would find no room.
+    """
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
