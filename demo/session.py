@@ -1,5 +1,6 @@
 """What all pages share: the service, what it was last heard to say, and what is shown while it does not answer."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -7,7 +8,8 @@ from typing import Any, cast
 import streamlit as st
 from client import Model, Service, ServiceError, from_environment
 
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 2.0  # at a service that is away
+LISTEN_SECONDS = 5.0  # at one that answers
 HASH = {Service: lambda service: service.endpoint, Model: lambda model: model.root}
 
 
@@ -23,6 +25,8 @@ def known_models() -> list[Model]:
         if not st.session_state.get("models"):
             raise
         wait(error)
+    else:
+        _listen(st.session_state.models)
     return cast(list[Model], st.session_state.models)
 
 
@@ -96,6 +100,15 @@ def _look_again(message: str, since: float) -> None:
         _models(service())
     except ServiceError:
         return
+    st.rerun()
+
+
+@st.fragment(run_every=LISTEN_SECONDS)
+def _listen(models: list[Model]) -> None:
+    """Show the page anew when the service goes away, or serves something else: also to one who only looks."""
+    with contextlib.suppress(ServiceError):  # the page, shown anew, says it
+        if _models(service()) == models:
+            return
     st.rerun()
 
 

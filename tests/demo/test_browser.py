@@ -127,6 +127,9 @@ def test_probes_are_put_to_two_models_and_drawn(page: Page, behind: ScriptedServ
 
 
 def test_a_service_that_is_away_is_said_and_the_page_recovers_by_itself(page: Page, behind: ScriptedService) -> None:
+    onlooker = page.context.new_page()
+    onlooker.goto("/")
+    expect(onlooker.get_by_text("Suggested questions")).to_be_visible()
     behind.stop()
     try:
         ask(page, OWL)
@@ -135,12 +138,14 @@ def test_a_service_that_is_away_is_said_and_the_page_recovers_by_itself(page: Pa
         newcomer = page.context.new_page()
         time.sleep(3)  # as long as the page believes in the list of models that it has
         newcomer.goto("/")
-        expect(newcomer.get_by_text("No service answers at")).to_be_visible()
+        for tab in (newcomer, onlooker):
+            expect(tab.get_by_text("No service answers at")).to_be_visible()
     finally:
         behind.restart()
     expect_answers(page, answer("base", OWL), answer("harry-potter", OWL))
-    expect(newcomer.get_by_text("Suggested questions")).to_be_visible()
-    expect(newcomer.get_by_text("No service answers at")).to_have_count(0)
+    for tab in (newcomer, onlooker):
+        expect(tab.get_by_text("Suggested questions")).to_be_visible()
+        expect(tab.get_by_text("No service answers at")).to_have_count(0)
 
 
 def test_a_full_and_a_slow_service_are_told_apart(page: Page, behind: ScriptedService) -> None:
