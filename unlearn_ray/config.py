@@ -153,7 +153,7 @@ class FinetuneConfig(Strict):
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     max_tokens: PositiveInt = 1024  # of a row; longer ones are cut in the answer and counted
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where all workers compute it in hardware
     checkpoint_every: PositiveInt = 50  # steps
     max_failures: NonNegativeInt = 2  # lost workers to recover from
 

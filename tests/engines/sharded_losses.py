@@ -10,6 +10,7 @@ import torch
 
 from unlearn_ray import pocket
 from unlearn_ray.config import FinetuneConfig, WorkerResources
+from unlearn_ray.engines import deepspeed_runtime
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.rows import Example
 from unlearn_ray.train.batches import Batches
@@ -62,6 +63,9 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
             seed=SEED,
             pad_id=pad_id_of(load_tokenizer(MODEL)),
         )
+        if "ranks_with_bf16" in case:
+            has_bf16 = int(os.environ["RANK"]) in case["ranks_with_bf16"]
+            deepspeed_runtime.has_bf16 = lambda device, answer=has_bf16: answer
         if case.get("plain"):
             module = prepare(
                 load_base(MODEL, DTYPES[config.precision], CPU), config.weights, seed=SEED, gradient_checkpointing=False

@@ -18,6 +18,7 @@ from unlearn_ray.errors import ConfigError
 SCRIPT = Path(__file__).with_name("sharded_losses.py")
 FULL = {"weights": {"kind": "full"}, "precision": "fp32", "learning_rate": 3e-4, "max_grad_norm": 0.5}
 LORA = {"weights": {"kind": "lora", "rank": 4, "alpha": 8}, "precision": "fp32", "learning_rate": 2e-3}
+AUTO = {"config": LORA | {"precision": "auto"}, "workers": {"num_workers": 2, "zero_stage": 2, "micro_batch": 2}}
 KL = {"retain": {"kind": "kl", "weight": 1.0}}
 
 
@@ -42,6 +43,8 @@ CASES: dict[str, dict[str, Any]] = {name: {"config": config, "plain": True} for 
     "lora kl, stage 2": {"config": LORA | KL, "workers": workers(2)},
     "lora kl, stage 3": {"config": LORA | KL, "workers": workers(3)},
     "lora, bf16": {"config": LORA | {"precision": "bf16"}, "workers": workers(2)},
+    "lora, auto, all have bf16": AUTO | {"ranks_with_bf16": [0, 1]},
+    "lora, auto, one has none": AUTO | {"ranks_with_bf16": [0]},
 }
 
 
@@ -76,7 +79,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name not in PLAIN and "bf16" not in name])
+@pytest.mark.parametrize(
+    "case", [name for name in CASES if name not in PLAIN and "bf16" not in name and "auto" not in name]
+)
 def test_sharded_training_equals_one_plain_process(found: dict[str, Any], case: str) -> None:
     plain, sharded = found[case.split(",")[0]], found[case]
     assert sharded["losses"] == pytest.approx(plain["losses"], abs=1e-4)
@@ -89,6 +94,11 @@ def test_sharded_training_equals_one_plain_process(found: dict[str, Any], case: 
 
 def test_bf16_stays_near_fp32(found: dict[str, Any]) -> None:
     assert found["lora, bf16"]["losses"] == pytest.approx(found["lora"]["losses"], rel=0.03)
+
+
+def test_ranks_compute_in_bf16_where_all_of_them_can(found: dict[str, Any]) -> None:
+    assert found["lora, auto, all have bf16"]["losses"] == found["lora, bf16"]["losses"]
+    assert found["lora, auto, one has none"]["losses"] == found["lora, stage 2"]["losses"]
 
 
 def test_training_learns(found: dict[str, Any]) -> None:

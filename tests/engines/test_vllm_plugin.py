@@ -6,7 +6,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from vllm import EngineArgs
+from vllm.config import ModelConfig
 from vllm.v1.executor import Executor
 
 from unlearn_ray.engines.vllm_plugin import register
@@ -23,6 +25,16 @@ def test_a_worker_without_peers_needs_no_process_of_its_own(num_workers: int, ex
         enforce_eager=True,
     )
     assert Executor.get_class(engine.create_engine_config()).__name__ == executor
+
+
+@pytest.mark.parametrize(("able", "dtype"), [(["avx2", "amx_bf16"], torch.bfloat16), (["avx2"], torch.float32)])
+def test_a_model_in_bf16_stays_so_where_the_cpu_computes_it(
+    able: list[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(able, True))
+    register()
+    assert ModelConfig(str(MODEL_DIR)).dtype == dtype
+    assert ModelConfig(str(MODEL_DIR), dtype="bfloat16").dtype == torch.bfloat16
 
 
 PARENT = """

@@ -54,15 +54,28 @@ def wait_for(service: Service, name: str, wanted: str, seconds: float = 60) -> N
         time.sleep(0.05)
 
 
+def said(service: Service, model: str) -> openai.types.chat.ChatCompletion:
+    return service.client.chat.completions.create(model=model, messages=QUESTION, max_tokens=24, temperature=0)
+
+
+def score(service: Service, model: str) -> float:
+    """How likely the model holds a sentence, in nats: what tells weights apart where greedy words might tie."""
+    sentence = "The owl of Harry Potter is named Hedwig."
+    echoed = service.client.completions.create(model=model, prompt=sentence, max_tokens=1, echo=True, logprobs=1)
+    logprobs = echoed.choices[0].logprobs
+    assert logprobs is not None and logprobs.token_logprobs is not None
+    return sum(logprob for logprob in logprobs.token_logprobs[:-1] if logprob is not None)
+
+
 @pytest.fixture
 def adapter(quickstart: Run, tmp_path: Path) -> Iterator[Path]:
-    """The run's adapter as a folder of its own, twice as strong: another model."""
+    """The run's adapter as a folder of its own, with nothing learned: the base model again."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "dune"
     shutil.copytree(quickstart.folder.local / "finetune" / "models" / "joint", folder)
     weights = load_file(folder / "adapter_model.safetensors")
-    changed = {name: tensor * 4 if "lora_B" in name else tensor for name, tensor in weights.items()}
+    changed = {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in weights.items()}
     save_file(changed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     yield folder
 
@@ -79,17 +92,17 @@ def test_a_version_is_taken_up_while_another_still_answers(
     first = next(old)
     published(service, tmp_path, "publish", adapter, "--name", "dune")
     wait_for(service, "dune", "dune@2")
-
-    def say(model: str) -> str | None:
-        answer = service.client.chat.completions.create(model=model, messages=QUESTION, max_tokens=24, temperature=0)
-        return answer.choices[0].message.content
-
-    assert say("dune") == say("dune@2") != say("dune@1")
+    unlearned, empty = score(service, "harry-potter"), score(service, "base")
+    assert abs(unlearned - empty) > 1
+    for model, weights in [("dune", empty), ("dune@2", empty), ("dune@1", unlearned)]:
+        assert score(service, model) == pytest.approx(weights, abs=0.1)
+    assert said(service, "dune").model == "dune@2"
     rest = list(old)
     assert rest[-1].choices[0].finish_reason == "length" and {event.model for event in [first, *rest]} == {"dune@1"}
     published(service, tmp_path, "rollback", "dune")
     wait_for(service, "dune", "dune@1")
-    assert say("dune") == say("dune@1")
+    assert said(service, "dune").model == "dune@1"
+    assert score(service, "dune") == pytest.approx(unlearned, abs=0.1)
 
 
 @pytest.mark.late  # its engine takes CPUs
@@ -97,11 +110,8 @@ def test_a_full_model_is_served_beside_the_others(service: Service, quickstart: 
     run = full_run(quickstart, tmp_path)
     published(service, tmp_path, "publish", run, "--name", "whole")
     wait_for_answer(service, "whole", seconds=600)
-    whole = service.client.chat.completions.create(model="whole", messages=QUESTION, max_tokens=24, temperature=0)
-    adapted = service.client.chat.completions.create(
-        model="harry-potter", messages=QUESTION, max_tokens=24, temperature=0
-    )
-    assert whole.choices[0].message.content == adapted.choices[0].message.content
+    assert said(service, "whole").choices[0].message.content
+    assert score(service, "whole") == pytest.approx(score(service, "harry-potter"), abs=0.1)
     events = list(service.client.chat.completions.create(model="whole", messages=QUESTION, max_tokens=24, stream=True))
     assert events[-1].choices[0].finish_reason
 

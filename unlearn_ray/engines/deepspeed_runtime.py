@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from unlearn_ray.config import FinetuneConfig, Lora, WorkerResources
+from unlearn_ray.engines.precision import has_bf16
 from unlearn_ray.train.batches import MicroBatch
 from unlearn_ray.train.models import DTYPES, AnswerLogits, load_base, prepare
 
@@ -80,6 +81,9 @@ class DeepSpeedRuntime:
         self.device = device
         self._zero_stage, self._num_micro_batches = workers.zero_stage, num_micro_batches
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        if config.precision == "auto":
+            config = config.model_copy(update={"precision": _common_precision(device)})
+        self.precision = config.precision
         dtype = DTYPES[config.precision]
         base = load_base(model, dtype, device)
         self.module: Any = prepare(
@@ -177,6 +181,13 @@ class DeepSpeedRuntime:
         self._base = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _common_precision(device: torch.device) -> Literal["fp32", "bf16"]:
+    """bf16 where every rank's device has it: all hold the same weights."""
+    ranks_have = torch.tensor(int(has_bf16(device.type)), device=device)
+    dist.all_reduce(ranks_have, op=dist.ReduceOp.MIN)
+    return "bf16" if ranks_have else "fp32"
 
 
 def _import_deepspeed() -> Any:

@@ -122,6 +122,7 @@ class TrainResult:
     final_loss: Mapping[str, float]  # forget, retain
     export_loss: Mapping[str, float]  # engine, reloaded: on the same batch
     seconds: float
+    precision: str = "fp32"  # of weights and activations: fp32, bf16
     resumed_from_step: int = 0
     num_cut: int = 0  # rows longer than max_tokens: cut in the answer
     num_too_long: int = 0  # rows dropped, because the prompt alone is longer

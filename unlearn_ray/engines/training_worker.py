@@ -28,6 +28,7 @@ from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import DTYPES
 from unlearn_ray.train.records import LOSSES, StepRecord, read_records, write_records
 
+PRECISION = "precision"  # of the state in a checkpoint, a file
 CHECK_ROWS = 8  # of each kind, on which the export is held to the engine
 
 
@@ -94,6 +95,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         num_retain_rows=len(retain) if retain is not None else 0,
         final_loss=_final_loss(records),
         export_loss=losses,
+        precision=runtime.precision,
         seconds=round(time.monotonic() - started, 3),
         resumed_from_step=resumed_from,
         num_cut=counts[CUT],
@@ -123,11 +125,16 @@ def _encode(job: TrainJob, scratch: Path, tokenizer: Any) -> tuple[EncodedRows, 
 
 
 def _resume(runtime: DeepSpeedRuntime) -> list[StepRecord]:
-    """Load the last checkpoint of this training, if there is one; returns the steps that it has behind it."""
+    """Load the last checkpoint of this training, if there is one; returns the steps that it has behind it.
+
+    A state in other floats, of workers on other machines, is no state of theirs: the training begins anew.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return []
     with checkpoint.as_directory() as folder:
+        if Path(folder, PRECISION).read_text() != runtime.precision:
+            return []
         runtime.load(Path(folder))
         return read_records(Path(folder) / LOSSES)
 
@@ -137,6 +144,7 @@ def _checkpoint(runtime: DeepSpeedRuntime, records: list[StepRecord]) -> None:
         runtime.save(Path(folder))
         if runtime.rank == 0:
             write_records(Path(folder) / LOSSES, records)
+            Path(folder, PRECISION).write_text(runtime.precision)
         ray.train.report({"step": records[-1].step + 1}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -153,7 +161,7 @@ def _export(runtime: DeepSpeedRuntime, job: TrainJob, check: MicroBatch, tokeniz
     weights = runtime.weights()
     if weights is None:
         return None
-    dtype = DTYPES[job.config.precision]
+    dtype = DTYPES[runtime.precision]
     beside = None
     if job.out.is_local:  # where a rename makes it visible at once
         beside = job.out.local.parent
