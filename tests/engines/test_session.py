@@ -114,6 +114,10 @@ def test_an_address_that_no_cluster_answers_at_is_refused_soon() -> None:
         (ClusterConfig(engines=EngineResources(num_engines=1000)), "cluster.engines.num_engines"),
         (ClusterConfig(accelerator="cuda"), "cluster.engines.num_engines"),
         (ClusterConfig(workers=WorkerResources(num_workers=1000)), "cluster.workers.num_workers"),
+        (
+            ClusterConfig(engines=EngineResources(num_engines=8)),
+            "num_engines: 8 engines of 1 CPUs and 1 beside ask for 9",
+        ),
     ],
 )
 def test_a_config_beyond_the_cluster_is_one_line_that_names_its_key(
@@ -134,11 +138,25 @@ def test_an_autoscaling_cluster_counts_the_gpus_it_can_grow_to(
     ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray._private.state import state
+    from ray.core.generated import autoscaler_pb2
 
-    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: {"CPU": 64, "GPU": 16})
+    grown = autoscaler_pb2.ClusterConfig()
+    grown.node_group_configs.add(max_count=4, resources={"CPU": 16, "GPU": 4})
+    monkeypatch.setattr(state, "get_cluster_config", lambda: grown)
     cluster = ClusterConfig(engines=EngineResources(tensor_parallel_size=2, num_cpus=4))
     assert session.device_of(cluster) == "cuda"
     assert session.num_engines(cluster) == 8
     session.require(cluster)
     with pytest.raises(ClusterError, match="18"):
         session.require(ClusterConfig(engines=EngineResources(tensor_parallel_size=2, num_engines=9)))
+
+
+def test_an_engine_spans_no_two_nodes(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}] * 4
+    monkeypatch.setattr(session, "capacity", lambda: {"CPU": 32.0, "GPU": 4.0})
+    monkeypatch.setattr(session.ray, "nodes", lambda: nodes)
+    assert session.num_engines(ClusterConfig()) == 4
+    with pytest.raises(ClusterError, match="1 engine of 2 GPUs ask for 2, the cluster has 4 in nodes with room for 0"):
+        session.require(ClusterConfig(engines=EngineResources(tensor_parallel_size=2)))
+    with pytest.raises(ClusterError, match="1 worker of 9 CPUs ask for 9, the cluster has 32 in nodes with room for 0"):
+        session.require(ClusterConfig(workers=WorkerResources(num_cpus=9)))

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -160,6 +161,19 @@ def capacity() -> dict[str, float]:
     return {name: max(float(now.get(name, 0)), float(limit.get(name, 0))) for name in {*now, *limit}}
 
 
+def places(resource: str, each: float) -> int:
+    """How many actors that want `each` of a resource the cluster's nodes hold, now or grown: none spans two nodes."""
+    from ray._private.state import state
+
+    now = sum(int(node["Resources"].get(resource, 0) // each) for node in ray.nodes() if node["Alive"])
+    kinds = getattr(state.get_cluster_config(), "node_group_configs", ())
+    grown = sum(
+        int(kind.resources.get(resource, 0) // each) * (sys.maxsize if kind.max_count == -1 else kind.max_count)
+        for kind in kinds
+    )
+    return max(now, min(grown, int(capacity().get(resource, 0) // each)))
+
+
 def num_engines(cluster: ClusterConfig) -> int:
     """How many engines a fleet has: as configured, or as many as the cluster's GPUs hold, and one without GPUs."""
     engines = cluster.engines
@@ -167,7 +181,7 @@ def num_engines(cluster: ClusterConfig) -> int:
         return engines.num_engines
     if device_of(cluster) == "cpu":
         return 1
-    return max(1, int(capacity().get("GPU", 0)) // engines.tensor_parallel_size)
+    return max(1, places("GPU", engines.tensor_parallel_size))
 
 
 def require(cluster: ClusterConfig) -> None:
@@ -190,15 +204,18 @@ def require_engines(cluster: ClusterConfig) -> None:
         ClusterError: they ask for more than there is or can be.
     """
     engines, count = cluster.engines, num_engines(cluster)
-    _require("cluster.engines.num_engines", "engine", count, "CPU", engines.num_cpus)
+    _require("cluster.engines.num_engines", "engine", count, "CPU", engines.num_cpus, spare=1)
     if device_of(cluster) == "cuda":
         _require("cluster.engines.num_engines", "engine", count, "GPU", engines.tensor_parallel_size)
 
 
-def _require(key: str, what: str, count: int, resource: str, each: float) -> None:
-    wanted, there = count * each, capacity().get(resource, 0)
-    if wanted > there:
+def _require(key: str, what: str, count: int, resource: str, each: float, spare: int = 0) -> None:
+    """`spare`: what Ray Data's tasks, which ask the engines, need beside them."""
+    wanted, there, fitting = count * each + spare, capacity().get(resource, 0), places(resource, each)
+    if wanted > there or count > fitting:
+        beside = f" and {spare} beside" if spare else ""
+        nodes = f" in nodes with room for {fitting} of them" if count > fitting and wanted <= there else ""
         raise ClusterError(
-            f"{key}: {count} {what}{'s' if count > 1 else ''} of {each:g} {resource}s ask for {wanted:g}, "
-            f"the cluster has {there:g}: lower it, or add nodes"
+            f"{key}: {count} {what}{'s' if count > 1 else ''} of {each:g} {resource}s{beside} ask for {wanted:g}, "
+            f"the cluster has {there:g}{nodes}: lower it, or add nodes"
         )
