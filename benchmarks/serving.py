@@ -95,7 +95,7 @@ def bare_server(port: int, with_lora: bool = True) -> Iterator[str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
-        "KMP_BLOCKTIME": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "VLLM_NO_USAGE_STATS": "1",
     }
     options = "--enforce-eager --max-num-seqs 256 --max-model-len 1024 --no-enable-chunked-prefill --host 127.0.0.1"

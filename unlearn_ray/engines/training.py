@@ -174,7 +174,7 @@ class Launch:
             variables |= {
                 "DS_ACCELERATOR": "cpu",
                 "OMP_NUM_THREADS": f"{max(1, int(self.assignment.workers.num_cpus))}",
-                "KMP_BLOCKTIME": "0",  # idle OpenMP threads sleep: other workers share these cores
+                "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep: where others share the cores, spinning ones take seconds for a step
             }
         return variables
 
