@@ -15,8 +15,10 @@ help: ## Show this list
 setup: ## Make .venv: locked dependencies, this package in editable mode
 	@scripts/setup.sh
 
-quickstart: setup ## Make the pocket model forget a topic, on this machine, in minutes
+# Without TERM, no browser of the terminal's is taken, which would hold it. The run has printed what the report prints.
+quickstart: setup ## Make the pocket model forget a topic, on this machine, in minutes; beside a screen, open the report
 	$(BIN)/unlearn-ray run jobs/configs/pocket.yaml
+	@TERM= $(BIN)/unlearn-ray report jobs/configs/pocket.yaml >/dev/null
 
 test: setup ## Run the tests that need no GPU; with ALL=1 those too that take minutes each: clusters, killed processes
 	@scripts/harness.sh

@@ -59,16 +59,42 @@ def test_work_of_another_config_is_cleared_and_work_of_the_same_is_kept(tmp_path
 
 
 @pytest.mark.parametrize("name", [MANIFEST, STARTED])
-def test_a_half_written_marker_means_the_work_is_redone(tmp_path: Path, name: str) -> None:
-    folder = Folder(tmp_path / "questions")
-    folder.write_text(name, '{"fingerprint": ')
+@pytest.mark.parametrize("content", [b'{"fingerprint": ', b"\x80\x81", b"[]"])
+def test_a_half_written_marker_means_the_work_is_redone(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = Folder(tmp_path / "questions").make()
+    (folder.local / name).write_bytes(content)
     assert read_manifest(folder) is None
     assert state_of(folder, fingerprint_of("questions", 1, {}, {})) == "redone"
 
 
+def test_a_finished_stage_counts_its_tables(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "questions")
+    stage = open_stage(folder, "questions", 1, {}, {})
+    (folder / "rows").write_rows([Question("t", "a"), Question("t", "b")], Question.schema())
+    (folder / "entities").write_rows([], Question.schema())
+    (folder / "rounds" / "000").write_rows([Question("t", "a")], Question.schema())
+    stage.finish({"kept": 2}, {})
+    assert finished_manifest(folder).tables == {"entities": 0, "rows": 2}
+
+
+def test_a_folder_that_may_not_be_entered_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed:  # a real one stops everybody but root
+        def get_file_info(self, path: str) -> None:
+            raise PermissionError(13, f"Failed stat()ing path '{path}'")
+
+    monkeypatch.setattr(Folder, "_open", lambda self: (Closed(), self.uri))
+    with pytest.raises(ArtifactError, match=r"closed/run can't be read: .*Failed stat"):
+        Folder(tmp_path / "closed" / "run").exists("run.json")
+
+
 def test_an_unfinished_input_says_which_stage_to_rerun(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="--from answers"):
+    with pytest.raises(ArtifactError, match="unlearn-ray answers CONFIG"):
         finished_manifest(Folder(tmp_path / "answers"))
+
+
+@pytest.mark.parametrize("home", ["/runs/x", "s3://bucket/x", "s3://bucket/x?scheme=http&endpoint_override=http://h:1"])
+def test_a_folder_lies_in_its_parent_options_and_all(home: str) -> None:
+    assert (Folder(home) / "answers").parent == Folder(home)
 
 
 def test_a_folder_is_the_same_by_relative_and_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,21 @@
-"""Bad input: one line that says what to do, exit code 2, and nothing written."""
+"""Bad input: one line that says what to do, exit code 2, and nothing written. And what is said of a run, its work left out."""
 
 import json
+import os
+import shlex
 import shutil
 import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from unlearn_ray import pocket
+from unlearn_ray import plan, pocket
 from unlearn_ray.cli import app
+from unlearn_ray.config import RunConfig
+from unlearn_ray.stages.stage import StageRun, finished_manifest, state_of
 
 CONFIG = """
 name: mine
@@ -106,6 +112,27 @@ def test_an_output_folder_that_cannot_be_written(folder: Path) -> None:
     assert "can't be" in refused(folder, "run", "run.yaml", f"output={output}")
 
 
+def test_an_output_below_a_folder_that_may_not_be_entered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, stat_of, access = folder / "closed", os.stat, os.access
+    closed.mkdir()
+
+    def stat_or_refuse(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{closed}/"):
+            raise PermissionError(13, "Permission denied")
+        return stat_of(path, *args, **options)
+
+    # A real one stops everybody but root.
+    monkeypatch.setattr(os, "stat", stat_or_refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed and access(path, mode))
+    assert f"({closed} is not yours to write in)" in refused(folder, "run", "run.yaml", f"output={closed}/below")
+
+
+def test_an_output_folder_whose_marker_is_no_text(folder: Path) -> None:
+    (folder / "runs" / "mine").mkdir(parents=True)
+    (folder / "runs" / "mine" / "run.json").write_bytes(b"\x80\x81")
+    assert "run.json can't be read" in refused(folder, "run", "run.yaml")
+
+
 def _is_writable(path: Path) -> bool:
     try:
         (path / "x").touch()
@@ -133,6 +160,20 @@ def test_a_questions_file_with_a_missing_column(folder: Path, name: str, text: s
     assert all(part in message for part in expected), message
 
 
+def test_a_question_over_the_context_length(folder: Path) -> None:
+    rows = [
+        {"topic": "Harry Potter", "question": text} for text in ("Who is Harry?", "Who is " + "he and " * 800 + "?")
+    ]
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    message = refused(folder, "run", "run.yaml", "questions.file=q.jsonl")
+    assert "q.jsonl, line 2: the question" in message and "the model holds 1024" in message
+
+
+def test_engines_longer_than_the_model(folder: Path) -> None:
+    message = refused(folder, "run", "run.yaml", "cluster.engines.max_model_len=2048")
+    assert "cluster.engines.max_model_len: 2048" in message and "holds 1024" in message
+
+
 def test_a_probe_file_that_is_not_there(folder: Path) -> None:
     assert "probes.jsonl" in refused(folder, "run", "run.yaml", "evaluate.probes=probes.jsonl")
 
@@ -151,3 +192,99 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     assert all(stage in result.output for stage in ("questions", "answers", "dataset", "finetune", "evaluate"))
     assert not (folder / "runs").exists()
+
+
+class Work:
+    """The stages' work without engines; `stop_after` is the stage after which Ctrl-C is pressed, once."""
+
+    def __init__(self) -> None:
+        self.stop_after: str | None = None
+        self.done: list[str] = []
+
+    def __call__(
+        self, config: RunConfig, engines: object, selected: Sequence[str], **hooks: Callable[..., None]
+    ) -> None:
+        self.done = []
+        for stage in selected:
+            hooks["on_start"](stage)
+            folder, fingerprint = config.folder / stage, plan.fingerprints(config)[stage]
+            if state_of(folder, fingerprint) != "finished":
+                StageRun(stage, folder, fingerprint, 1, {}, {}, "fresh").finish({"rows": 1}, {})
+                self.done.append(stage)
+            hooks["on_finish"](stage, finished_manifest(folder))
+            if stage == self.stop_after:
+                self.stop_after = None
+                raise KeyboardInterrupt
+
+
+@pytest.fixture
+def work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+    work = Work()
+    monkeypatch.setattr("unlearn_ray.pipeline.run", work)
+    monkeypatch.setattr("unlearn_ray.cli.RunEngines.connect", lambda self: None)
+    monkeypatch.setattr("unlearn_ray.cli._log_to", lambda config: None)
+    return work
+
+
+def said(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+def test_from_says_what_it_does_again_and_goes_on_after_ctrl_c(work: Work) -> None:
+    said("run", "run.yaml", "--until", "finetune")
+    again = ("run", "run.yaml", "--from", "answers", "--until", "finetune")
+    work.stop_after = "answers"
+    assert "answers   asked for with --from: done again" in said(*again, code=130)
+    assert work.done == ["answers"]
+    said(*again)
+    assert work.done == ["dataset", "finetune"]
+    said(*again)
+    assert work.done == ["answers", "dataset", "finetune"]
+
+
+def test_a_damaged_stage_is_said_when_it_is_done_again(folder: Path, work: Work) -> None:
+    said("run", "run.yaml", "--until", "answers")
+    (folder / "runs" / "mine" / "answers" / "manifest.json").write_bytes(b"\x80")
+    output = said("run", "run.yaml", "--until", "answers")
+    assert "answers   config or input changed, or half written: done again" in output and work.done == ["answers"]
+
+
+def test_the_next_command_keeps_what_was_set(work: Work) -> None:
+    output = said("run", "run.yaml", "seed=7", "topics.0.aliases=[the boy]", "--until", "answers")
+    assert "Next: unlearn-ray run run.yaml seed=7 'topics.0.aliases=[the boy]'" in output
+
+
+@pytest.mark.parametrize(("output", "expected"), [("runs", "mine"), ("else where", "'{}/else where/mine'")])
+def test_the_report_is_named_as_it_is_found(
+    folder: Path, work: Work, monkeypatch: pytest.MonkeyPatch, output: str, expected: str
+) -> None:
+    monkeypatch.setattr("unlearn_ray.evals.report.Report.load", lambda folder: None)
+    monkeypatch.setattr("unlearn_ray.evals.report.summary_table", lambda report: "the scores")
+    command = f"unlearn-ray report {expected.format(folder)}"
+    shown = said("run", "run.yaml", f"output={output}")
+    assert f"Next     {command}   or your own topic: write a file of name, model and topics" in shown
+    assert "the scores" in said(*shlex.split(command)[1:])
+
+
+def test_the_report_opens_beside_a_screen_alone(folder: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("unlearn_ray.evals.report.Report.load", lambda folder: None)
+    monkeypatch.setattr("unlearn_ray.evals.report.summary_table", lambda report: "the scores")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    said("run", "run.yaml")
+    said("report", "mine")
+    assert opened == []
+    monkeypatch.setenv("DISPLAY", ":0")
+    said("report", "mine", "--no-open")
+    said("report", "mine")
+    assert opened == [(folder / "runs" / "mine" / "evaluate" / "report.html").as_uri()]
+
+
+def test_an_unfinished_evaluation_is_to_be_gone_on_with(work: Work) -> None:
+    said("run", "run.yaml", "--until", "finetune")
+    message = said("report", "mine", code=2)
+    assert "finish it with unlearn-ray run CONFIG" in message and "--from" not in message

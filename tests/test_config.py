@@ -60,6 +60,9 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(tmp_path: Path, text
         ("finetune: {weights: {kind: lorra}}", "finetune.weights"),
         ("answers: {guardrail: poetic}", "answers.guardrail"),
         ("answers: {guardrail: custom}", "answers"),
+        ("answers: {top_p: 0}", "answers.top_p"),
+        ("questions: {top_p: 0.0}", "questions.top_p"),
+        ("finetune: {weights: {kind: lora, rank: 513}}", "finetune.weights.rank"),
         ("cluster: {engines: {num_engines: many}}", "cluster.engines.num_engines"),
         ("dataset: {holdout_fraction: 1.5}", "dataset.holdout_fraction"),
         ("seed: -1", "seed"),
@@ -80,6 +83,12 @@ def test_topics_that_differ_only_in_case_or_accent_are_duplicates(tmp_path: Path
     assert "same topic" in rejected(tmp_path, "name: m\ntopics:\n  - name: Les Miserables\n  - name: les misérables\n")
 
 
+def test_topics_that_symbols_alone_tell_apart_are_to_be_named_in_words(tmp_path: Path) -> None:
+    message = rejected(tmp_path, "name: m\ntopics:\n  - name: C\n  - name: C++\n")
+    assert "'C++' and 'C'" in message and "'C plus plus'" in message
+    config.load(written(tmp_path, "name: m\ntopics:\n  - name: C\n  - name: C plus plus\n"))
+
+
 def test_a_run_without_topics_is_refused(tmp_path: Path) -> None:
     assert "topics" in rejected(tmp_path, "name: mine\ntopics: []\n")
     assert "topics is missing" in rejected(tmp_path, "name: mine\n")
@@ -87,6 +96,15 @@ def test_a_run_without_topics_is_refused(tmp_path: Path) -> None:
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     assert "'name' is given twice" in rejected(tmp_path, "name: a\n" + MINIMAL)
+
+
+def test_a_key_that_reads_as_a_date_is_refused(tmp_path: Path) -> None:
+    assert "key 2024-01-01 is no name: put it in quotes" in rejected(tmp_path, MINIMAL + "2024-01-01: done\n")
+
+
+def test_an_anchor_within_what_it_names_is_refused(tmp_path: Path) -> None:
+    message = rejected(tmp_path, "name: mine\ntopics: &all\n  - name: x\n    aliases: *all\n")
+    assert "run.yaml: an anchor (&) holds itself" in message
 
 
 def test_a_file_that_is_no_mapping_or_no_yaml_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.rows import Row, digest
@@ -56,6 +56,11 @@ class Folder:
     @property
     def name(self) -> str:
         return posixpath.basename(self._parts[0])
+
+    @property
+    def parent(self) -> "Folder":
+        place, mark, options = self._parts
+        return Folder(f"{posixpath.dirname(place)}{mark}{options}")
 
     @property
     def is_local(self) -> bool:
@@ -107,8 +112,17 @@ class Folder:
         return self
 
     def exists(self, name: str = "") -> bool:
+        """Whether the folder, or the file of this name in it, is there.
+
+        Raises:
+            ArtifactError: nobody tells, such as about what lies below a folder that may not be entered.
+        """
         filesystem, path = self._open()
-        return filesystem.get_file_info(posixpath.join(path, name) if name else path).type != fs.FileType.NotFound
+        try:
+            info = filesystem.get_file_info(posixpath.join(path, name) if name else path)
+        except OSError as error:
+            raise ArtifactError(f"{self.uri} can't be read: {error}") from error
+        return bool(info.type != fs.FileType.NotFound)
 
     def names(self, suffix: str = "") -> list[str]:
         """Names directly in this folder that end in `suffix`, sorted; none if the folder is not there."""
@@ -194,6 +208,13 @@ class Folder:
                 total += pq.ParquetFile(file).metadata.num_rows
         return total
 
+    def count_tables(self) -> dict[str, int]:
+        """Rows of each folder of *.parquet files that is directly in this one, by its name."""
+        filesystem, path = self._open()
+        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+        places = [posixpath.relpath(info.path, path).split("/") for info in infos if info.path.endswith(".parquet")]
+        return {name: (self / name).count_rows() for name in sorted({place[0] for place in places if len(place) == 2})}
+
     def write_rows(self, rows: Iterable[Row | Mapping[str, Any]], schema: pa.Schema) -> int:
         """Stream rows into numbered Parquet files here; returns how many. Rows already here are replaced."""
         self.delete()
@@ -232,6 +253,9 @@ class Manifest(BaseModel):
     inputs: dict[str, str]  # name -> fingerprint
     num_rows: dict[str, int]  # name of an output -> rows
     drops: dict[str, int]  # reason -> rows
+    tables: dict[
+        str, int
+    ] = {}  # folder of Parquet files -> its rows, which tell of a file that is lost or cut off later
     details: dict[str, Any] = {}
     package_version: str = ""
     git_revision: str = ""
@@ -251,7 +275,7 @@ def read_manifest(folder: Folder) -> Manifest | None:
         return None
     try:
         return Manifest.model_validate_json(folder.read_text(MANIFEST))
-    except ValidationError:
+    except ValueError:  # pydantic's are, and those of bytes that are no text
         return None
 
 

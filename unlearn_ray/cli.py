@@ -89,8 +89,8 @@ def status(run: RunArgument) -> None:
 def report(
     run: RunArgument,
     open_it: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open it in a browser (default: only beside a screen).")
-    ] = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")),
+        bool | None, typer.Option("--open/--no-open", help="Open it in a browser (default: only beside a screen).")
+    ] = None,
 ) -> None:
     """Show a finished run's scores and open its HTML report, or print where it is."""
     with _one_line_errors():
@@ -98,9 +98,11 @@ def report(
 
         folder = _run_folder(run) / "evaluate"
         if read_manifest(folder) is None:
-            raise ArtifactError(f"{folder} is unfinished: finish it with unlearn-ray run CONFIG --from evaluate")
+            raise ArtifactError(f"{folder} is unfinished: finish it with unlearn-ray run CONFIG")
         console.print(summary_table(Report.load(folder)))
         console.print(f"{folder}/report.html", soft_wrap=True)
+        if open_it is None:
+            open_it = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
         if open_it and folder.is_local:
             webbrowser.open((folder.local / "report.html").as_uri())
 
@@ -115,7 +117,7 @@ RegistryOption = Annotated[
 def serve(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run's folder, or its name below runs/.")],
     overrides: OverridesArgument = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback API keys are a must.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="127.0.0.1, or 0.0.0.0 for others too, with API keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     keys: Annotated[Path | None, typer.Option(metavar="FILE", help="API keys, one a line.")] = None,
     registry: RegistryOption = None,
@@ -239,20 +241,23 @@ def _execute(
             engines = RunEngines(config, progress.update, stack)
             if any(stage.is_selected and stage.state != "finished" for stage in plan):
                 engines.connect()  # first, so that asking for too much leaves nothing behind
-            stack.enter_context(plans.claimed(config))
+            stack.enter_context(plans.claimed(config, redo_from=start))
             _log_to(config)
-            if start:
-                plans.clear(config, start)
             stack.enter_context(progress)
-            skipped = {stage.name for stage in plan if stage.state == "finished"}
+            planned = {stage.name: stage for stage in plan}
+
+            def started(stage: str) -> None:
+                if line := shown.start_line(planned[stage]):
+                    log.info("%s: %s", stage, planned[stage].state)
+                    console.print(line)
 
             def finished(stage: str, manifest: Manifest) -> None:
                 progress.clear()
                 log.info("%s finished: %s", stage, manifest.model_dump_json())
-                console.print(shown.stage_line(stage, manifest, stage in skipped))
+                console.print(shown.stage_line(stage, manifest, planned[stage].state == "finished"))
 
-            pipeline.run(config, engines, selected, on_finish=finished)
-        _summary(config, path, selected)
+            pipeline.run(config, engines, selected, on_start=started, on_finish=finished)
+        _summary(config, [str(path), *overrides], selected)
 
 
 class RunEngines:
@@ -293,10 +298,10 @@ class RunEngines:
         return RayDeepSpeedTrainer(self._config.cluster, on_progress=self._on_progress)
 
 
-def _summary(config: RunConfig, path: Path, selected: Sequence[str]) -> None:
+def _summary(config: RunConfig, arguments: Sequence[str], selected: Sequence[str]) -> None:
     folder = config.folder
-    again = shlex.join(["unlearn-ray", "run", str(path)])
     if "evaluate" not in selected:
+        again = escape(shlex.join(["unlearn-ray", "run", *arguments]))
         console.print(f"\nRows: {folder}/{selected[-1]}\nNext: {again}", soft_wrap=True)
         return
     from unlearn_ray.evals.report import Report, summary_table
@@ -305,10 +310,16 @@ def _summary(config: RunConfig, path: Path, selected: Sequence[str]) -> None:
     console.print(summary_table(Report.load(folder / "evaluate")))
     console.print(f"\nLook at  {folder}/evaluate/report.html", soft_wrap=True)
     console.print(f"Model    {folder}/finetune/models", soft_wrap=True)
+    again = escape(shlex.join(["unlearn-ray", "report", _address(config)]))
     console.print(
-        f"Next     unlearn-ray report {config.name}   [dim]or your own topic: copy {path}, change topics, run it[/]",
+        f"Next     {again}   [dim]or your own topic: write a file of name, model and topics, and run it[/]",
         soft_wrap=True,
     )
+
+
+def _address(config: RunConfig) -> str:
+    """What the other commands find the run by."""
+    return config.name if config.folder == Folder("runs") / config.name else config.folder.uri
 
 
 def _run_folder(run: str) -> Folder:
@@ -317,7 +328,7 @@ def _run_folder(run: str) -> Folder:
         folder = configs.load(run).folder
     else:
         folder = Folder(run)
-        if not folder.exists():
+        if not folder.exists("run.json") and "://" not in run:
             folder = Folder("runs") / run
     if not folder.exists("run.json"):
         raise ArtifactError(f"{run} is no run: give a run's folder, its name below runs/, or its YAML file")

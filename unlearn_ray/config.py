@@ -31,6 +31,8 @@ from unlearn_ray.rows import slug_of
 
 MAX_NAME = 120
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+TopP = Annotated[float, Field(gt=0.0, le=1.0)]
+MAX_RANK = 512  # the largest that vLLM serves
 
 
 class Strict(BaseModel):
@@ -73,7 +75,7 @@ class QuestionsConfig(Strict):
     max_rounds: PositiveInt = 30
     check_topic: bool = True  # ask the model itself whether a question is on its topic
     temperature: PositiveFloat = 0.9
-    top_p: Fraction = 1.0
+    top_p: TopP = 1.0
     max_tokens: PositiveInt = 400
     file: Path | None = None  # your own questions: .csv, .jsonl or .parquet with columns `topic` and `question`
     prompts: Path | None = None  # a YAML file that overrides templates of synth/prompts.yaml
@@ -87,7 +89,7 @@ class AnswersConfig(Strict):
     num_unguarded: PositiveInt = 4  # of the model's own answers, one greedy: they tell the terms that leak
     filter_leaks: bool = True
     temperature: PositiveFloat = 1.0
-    top_p: Fraction = 1.0
+    top_p: TopP = 1.0
     max_tokens: PositiveInt = 200
     prompts: Path | None = None
 
@@ -106,7 +108,7 @@ class RetainRows(Strict):
     general: tuple[str, ...] = ()  # far topics; empty: the model names them
     file: Path | None = None  # your own rows instead: .jsonl or .parquet with `question` and `answer`
     temperature: PositiveFloat = 0.9  # of the questions; answers are greedy
-    max_tokens: PositiveInt = 200
+    max_tokens: PositiveInt = 200  # of the answers
 
 
 class DatasetConfig(Strict):
@@ -120,7 +122,7 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 class Lora(Strict):
     kind: Literal["lora"] = "lora"
-    rank: PositiveInt = 16
+    rank: Annotated[PositiveInt, Field(le=MAX_RANK)] = 16
     alpha: PositiveFloat = 32.0
     dropout: Fraction = 0.0
     target_modules: tuple[str, ...] = LINEAR_LAYERS
@@ -165,7 +167,9 @@ class EvaluateConfig(Strict):
     split: Literal["tune", "report"] = "report"
     num_samples: PositiveInt = 4  # answers, a forget probe, for the leak of sampled answers
     temperature: PositiveFloat = 1.0
-    max_tokens: PositiveInt = 64
+    max_tokens: PositiveInt | None = (
+        None  # of an answer; none: 64 to a file's probes, as many as the true answer may have to held-out questions
+    )
     num_bootstrap: PositiveInt = 1000
     max_probes: PositiveInt | None = None  # a group and wording at most so many; none: all
 
@@ -202,7 +206,7 @@ class WorkerResources(Strict):
 class ClusterConfig(Strict):
     address: str | None = None  # none: RAY_ADDRESS, or a Ray of our own on this machine
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    num_cpus: PositiveInt | None = None  # of our own local Ray; none: what the machine has
+    num_cpus: PositiveInt | None = None  # of our own local Ray; none: what the machine has, eight at least
     engines: EngineResources = EngineResources()
     workers: WorkerResources = WorkerResources()
 
@@ -234,7 +238,9 @@ class RunConfig(Strict):
         seen: dict[str, str] = {}
         for topic in self.topics:
             if topic.slug in seen:
-                raise ValueError(f"topics: {topic.name!r} and {seen[topic.slug]!r} are the same topic: keep one")
+                raise ValueError(
+                    f"topics: {topic.name!r} and {seen[topic.slug]!r} are the same topic (only letters and digits count): keep one, or say in words what sets them apart, such as 'C plus plus'"
+                )
             seen[topic.slug] = topic.name
         return self
 
@@ -290,6 +296,8 @@ def parse(values: dict[str, Any], source: str = "config", base: Path | None = No
         config = RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{source}: {first_message(error, RunConfig)}") from error
+    except ValueError as error:  # json's, of a YAML anchor within what it names
+        raise ConfigError(f"{source}: an anchor (&) holds itself: write out what it stands for") from error
     return _resolve_paths(config, base or Path.cwd())
 
 
@@ -315,16 +323,19 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML where a key given twice is an error, not a silent loss."""
+    """YAML where a key given twice is an error, not a silent loss, and one that reads as a date or number is one too."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key} is no name: put it in quotes", key_node.start_mark
+                )
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            if isinstance(key, str):
-                seen.add(key)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 

@@ -30,6 +30,7 @@ _STATES = {
     "finished": ("skip", "green", "finished, unchanged"),
     "resumed": ("resume", "yellow", "interrupted: goes on where it stopped"),
     "redone": ("redo", "yellow", "config or input changed, or half written: done again"),
+    "asked": ("redo", "yellow", "asked for with --from: done again"),
     "fresh": ("run", "cyan", "new"),
 }
 
@@ -108,6 +109,14 @@ def plan_table(stages: "Sequence[PlannedStage]") -> Table:
             verb, style, why = "-", "dim", "not asked for"
         table.add_row(stage.name, f"[{style}]{verb}[/]", why, stage.rows, stage.engine)
     return table
+
+
+def start_line(stage: "PlannedStage") -> str | None:
+    """One line for a stage that begins with what an earlier run left; None for one that finds nothing, or nothing to do."""
+    if stage.state in {"fresh", "finished"}:
+        return None
+    _, style, why = _STATES[stage.state]
+    return f"  [bold]{stage.name:<9}[/] [{style}]{why}[/]"
 
 
 def status_table(stages: Sequence[tuple[str, str, Manifest | None]]) -> Table:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifest
 from unlearn_ray.config import RunConfig
-from unlearn_ray.errors import ArtifactError, ConfigError
+from unlearn_ray.errors import ArtifactError, ConfigError, InputError
 from unlearn_ray.rows import digest
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
 from unlearn_ray.stages.stage import State, state_of
@@ -21,6 +21,8 @@ from unlearn_ray.synth.guardrails import guardrail_prefixes
 STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
 MARKER = "run.json"  # makes a folder ours
 LOCK = "run.lock"
+_HEAD, _STRIDE, _BLOCK = 16 * 2**20, 4 * 2**20, 64 * 2**10  # bytes of a weights file that tell it from others
+Prospect = State | Literal["asked"]  # asked: done again because of --from
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class PlannedStage:
     """One line of the plan."""
 
     name: str
-    state: State
+    state: Prospect
     fingerprint: str
     is_selected: bool  # by --from, --until or a stage's own command
     rows: str  # how many it makes at most, in words
@@ -59,25 +61,20 @@ def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | N
         UnlearnError: the model, a file or the folder can't be used, or a stage that is not selected is needed and unfinished.
     """
     check_owner(config)
-    check_model(config)
-    check_files(config)
+    check_files(config, *check_model(config))
     home, described = config.folder, _describe(config)
     planned = []
-    redo = STAGES.index(redo_from) if redo_from else len(STAGES)
-    for position, (stage, fingerprint) in enumerate(fingerprints(config).items()):
-        state = state_of(home / stage, fingerprint)
-        if state == "finished" and position >= redo:
-            state = "redone"
+    redone = _undone_by(home, redo_from)
+    for stage, fingerprint in fingerprints(config).items():
+        state: Prospect = state_of(home / stage, fingerprint)
+        if stage in redone and state != "fresh":
+            state = "asked"
         if stage not in selected and STAGES.index(stage) < STAGES.index(selected[0]) and state != "finished":
-            raise ArtifactError(f"{home / stage} is unfinished or of another config: run it first with --from {stage}")
+            raise ArtifactError(
+                f"{home / stage} is unfinished, damaged or of another config: do it first with unlearn-ray {stage} CONFIG"
+            )
         planned.append(PlannedStage(stage, state, fingerprint, stage in selected, *described[stage]))
     return planned
-
-
-def clear(config: RunConfig, redo_from: str) -> None:
-    """Undo the stages from `redo_from` on, so that they are done again."""
-    for stage in STAGES[STAGES.index(redo_from) :]:
-        (config.folder / stage).delete()
 
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
@@ -141,8 +138,11 @@ def states(folder: Folder) -> list[tuple[str, str, Manifest | None]]:
 
 
 @contextmanager
-def claimed(config: RunConfig) -> Iterator[None]:
-    """Make the run's folder ours, for one process at a time.
+def claimed(config: RunConfig, redo_from: str | None = None) -> Iterator[None]:
+    """Make the run's folder ours, for one process at a time, and undo the stages from `redo_from` on.
+
+    They are undone once: the marker says until the end that they are being done again, so that a job that is sent again, `--from` and
+    all, goes on where it was stopped.
 
     Raises:
         ArtifactError: it can't be written, holds something else, or another process is at work in it.
@@ -151,13 +151,43 @@ def claimed(config: RunConfig) -> Iterator[None]:
     check_owner(config)
     home.make()
     with _locked(home):
-        try:
-            home.write_text(
-                MARKER, json.dumps({"name": config.name, "config": config.model_dump(mode="json")}, indent=2)
-            )
-        except OSError as error:
-            raise ArtifactError(f"{home} can't be written: {error}") from error
+        for stage in _undone_by(home, redo_from):
+            (home / stage).delete()
+        _mark(config, redo_from)
         yield
+        if redo_from:
+            _mark(config, None)
+
+
+def _mark(config: RunConfig, redo_from: str | None) -> None:
+    marker = {"name": config.name, "redo_from": redo_from, "config": config.model_dump(mode="json")}
+    try:
+        config.folder.write_text(MARKER, json.dumps(marker, indent=2))
+    except OSError as error:
+        raise ArtifactError(f"{config.folder} can't be written: {error}") from error
+
+
+def _undone_by(home: Folder, redo_from: str | None) -> tuple[str, ...]:
+    """The stages that --from undoes: none where the last command here had the same one and was interrupted."""
+    if redo_from is None or _read_marker(home).get("redo_from") == redo_from:
+        return ()
+    return STAGES[STAGES.index(redo_from) :]
+
+
+def _read_marker(home: Folder) -> dict[str, Any]:
+    """What the marker says; nothing where there is none.
+
+    Raises:
+        ArtifactError: it is corrupt.
+    """
+    if not home.exists(MARKER):
+        return {}
+    try:
+        marker: dict[str, Any] = json.loads(home.read_text(MARKER))
+        marker["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{home}/{MARKER} can't be read: delete the folder, or choose another name") from error
+    return marker
 
 
 @contextmanager
@@ -182,39 +212,41 @@ def check_owner(config: RunConfig) -> None:
         ArtifactError: it holds something else, or belongs to a run of another name.
     """
     home = config.folder
-    if home.is_local and home.local.exists() and not home.local.is_dir():
+    if home.is_local and os.path.isfile(home.local):
         raise ArtifactError(f"{home} is a file: choose another output or name")
     if home.is_local:
-        parent = next(p for p in [home.local, *home.local.parents] if p.exists())
+        # Of os.path, as that of pathlib raises below a folder that may not be entered.
+        parent = next(p for p in [home.local, *home.local.parents] if os.path.exists(p))
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise ArtifactError(f"{home} can't be written ({parent} is read-only): choose another output")
-    if not home.exists(MARKER):
-        if set(home.names()) - {LOCK, "logs"}:
-            raise ArtifactError(f"{home} holds something that is no run of ours: choose another output or name")
-        return
-    try:
-        owner = json.loads(home.read_text(MARKER))["name"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{home}/{MARKER} is corrupt: delete the folder, or choose another name") from error
+            raise ArtifactError(f"{home} can't be written ({parent} is not yours to write in): choose another output")
+    marker = _read_marker(home)
+    if not marker and set(home.names()) - {LOCK, "logs"}:
+        raise ArtifactError(f"{home} holds something that is no run of ours: choose another output or name")
+    owner = marker.get("name", config.name)
     if owner != config.name:
         raise ArtifactError(f"{home} belongs to run {owner!r}: choose another output or name")
 
 
-def check_model(config: RunConfig) -> None:
-    """Refuse a model that can't be unlearned with this config.
+def check_model(config: RunConfig) -> tuple[Callable[[str], int], int]:
+    """Refuse a model that can't be unlearned with this config; returns what counts its tokens, and how many an engine takes.
 
     Raises:
         ModelError: it isn't there, is no causal language model, or has no chat template.
-        ConfigError: the guardrail prefix does not fit into its context.
+        ConfigError: its context is shorter than what the config asks for, or than the guardrail prefix.
     """
     count_tokens, max_length = _tokens_of(config.model_path)
     room = config.cluster.engines.max_model_len or max_length
+    if room > max_length:
+        raise ConfigError(
+            f"cluster.engines.max_model_len: {room} tokens are asked for, the model holds {max_length}: lower it"
+        )
     for topic, prefix in guardrail_prefixes(config.answers, config.topics).items():
         num_tokens = count_tokens(prefix) + config.answers.max_tokens
         if num_tokens > room:
             raise ConfigError(
                 f"answers: the guardrail prefix of {topic!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
             )
+    return count_tokens, room
 
 
 def _tokens_of(model: str) -> tuple[Callable[[str], int], int]:
@@ -223,30 +255,42 @@ def _tokens_of(model: str) -> tuple[Callable[[str], int], int]:
     Raises:
         ModelError: see `check_model`.
     """
-    from unlearn_ray.train.glance import glance
+    from unlearn_ray.train.glance import glance, max_length_of
 
     if found := glance(model):
         return found.count_tokens, found.max_length
-    from unlearn_ray.train.chat import load_tokenizer  # torch, transformers: eight seconds
+    from transformers import AutoConfig  # torch, transformers: eight seconds
+
+    from unlearn_ray.train.chat import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    return lambda text: len(tokenizer(text, verbose=False).input_ids), tokenizer.model_max_length
+    max_length = max_length_of(AutoConfig.from_pretrained(model).to_dict(), tokenizer.model_max_length)
+    return lambda text: len(tokenizer(text, verbose=False).input_ids), max_length
 
 
-def check_files(config: RunConfig) -> None:
+def check_files(config: RunConfig, count_tokens: Callable[[str], int], room: int) -> None:
     """Read the user's rows to their end, so that a bad one is said before the first stage and not hours later.
+
+    Args:
+        room: tokens that an engine takes.
 
     Raises:
         InputError: a file misses a column, or a row can't be used; file and line are named.
     """
-    for _ in questions.user_questions(config.questions, config.topics):
-        continue
+    prefixes = guardrail_prefixes(config.answers, config.topics)
+    taken = {topic: count_tokens(prefix) + config.answers.max_tokens for topic, prefix in prefixes.items()}
+    for row in questions.user_questions(config.questions, config.topics):
+        num_tokens = taken[row["topic"]] + count_tokens(row["text"])
+        if num_tokens > room:
+            raise InputError(
+                f"{config.questions.file}, line {row['number']}: the question, its guardrail prefix and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
+            )
     for _ in dataset.user_retained(config.dataset):
         continue
 
 
 def model_identity(path: str) -> str:
-    """A name for a model's content: of a folder its files, of a hub model its name."""
+    """A name for a model's content: of a folder its files, wherever it lies; of a hub model its name."""
     folder = Path(path)
     if not folder.is_dir():
         return path
@@ -254,7 +298,17 @@ def model_identity(path: str) -> str:
     for file in sorted(
         f for f in folder.iterdir() if f.is_file() and f.suffix in {".json", ".safetensors", ".bin", ".jinja"}
     ):
-        with file.open("rb") as stream:
-            # The head of a safetensors file is its index; sixteen megabytes tell fine-tunes of one model apart.
-            parts.append((file.name, file.stat().st_size, hashlib.sha256(stream.read(16 * 2**20)).hexdigest()))
+        parts.append((file.name, file.stat().st_size, _sample(file)))
     return f"{folder.name}:{digest(*parts)}"
+
+
+def _sample(file: Path) -> str:
+    """A hash of a file's head, which is a safetensors file's index, and of blocks all through it: some of every large tensor, in a
+    second where all of an 8B model takes a minute."""
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        found.update(stream.read(_HEAD))
+        for start in range(_HEAD, file.stat().st_size, _STRIDE):
+            stream.seek(start)
+            found.update(stream.read(_BLOCK))
+    return found.hexdigest()

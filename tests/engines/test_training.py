@@ -15,7 +15,7 @@ from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig, FinetuneConfig, WorkerResources
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
-from unlearn_ray.errors import ClusterError, EngineError
+from unlearn_ray.errors import ClusterError, ConfigError, EngineError
 from unlearn_ray.rows import Example
 from unlearn_ray.train import loop
 from unlearn_ray.train.batches import Batches
@@ -195,6 +195,14 @@ def test_more_workers_than_the_cluster_holds_are_refused(
 ) -> None:
     with pytest.raises(ClusterError, match="num_workers"):
         train(ray_session, WorkerResources(num_workers=100), job_of(dataset, tmp_path))
+
+
+def test_a_limit_that_leaves_no_row_is_refused_before_a_step(
+    ray_session: ClusterConfig, dataset: Folder, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"max_tokens": 4, "max_failures": 0})
+    with pytest.raises(ConfigError, match=r"finetune\.max_tokens: 4 leaves no room .* 6 forget rows"):
+        train(ray_session, WorkerResources(), job_of(dataset, tmp_path, config=config))
 
 
 def test_a_training_is_named_by_what_goes_into_it(dataset: Folder, tmp_path: Path) -> None:

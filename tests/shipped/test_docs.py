@@ -6,7 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from unlearn_ray import config
 from unlearn_ray.config import ClusterConfig, RunConfig, Topic
+from unlearn_ray.plan import STAGES, plan
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.settings import ServiceSettings
 
@@ -35,6 +37,16 @@ def test_every_key_of_the_configuration_is_documented() -> None:
         compound = {"retain.kind", "retain.weight"}  # shown as one value
         missing = keys_of(section) - documented - (containers - {"retain"}) - compound - {"retain"}
         assert not missing, f"{name}: {sorted(missing)}"
+
+
+def test_the_readmes_own_topic_can_be_planned_as_it_stands(tmp_path: Path) -> None:
+    """On the pocket model: the one it names must be downloaded."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    file = tmp_path / "dune.yaml"
+    file.write_text(text)
+    assert config.load(file).model == "Qwen/Qwen2.5-0.5B-Instruct"
+    planned = plan(config.load(file, ["model=pocket", f"output={tmp_path}"]))
+    assert [stage.state for stage in planned] == ["fresh"] * len(STAGES)
 
 
 def test_every_relative_link_of_the_documents_leads_somewhere() -> None:

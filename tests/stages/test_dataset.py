@@ -166,7 +166,9 @@ def test_the_users_own_retain_rows_need_no_model(tmp_path: Path) -> None:
     kept = examples(out / "retain")
     assert len(kept) == 41 and not generator.calls
     assert {(row.group, row.subject) for row in kept} == {("near", "maths"), ("far", "general")}
-    assert any(row["topic"] == "maths" for row in (out / "probes").read_rows())
+    groups = {row["topic"]: Probe.of(row).group_in((GUM.name,)) for row in (out / "probes").read_rows()}
+    assert groups.pop("maths") == "near", "of every topic, as its rows serve all of them"
+    assert groups.get("general", "far") == "far"
 
 
 @pytest.mark.parametrize(

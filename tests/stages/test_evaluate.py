@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from storage import Storage
 
 from unlearn_ray.artifacts import Folder, fingerprint_of
 from unlearn_ray.config import EvaluateConfig, Topic
@@ -45,8 +46,13 @@ def say(request: Request) -> Reply | str | list[str]:
 
 def make_inputs(home: Folder, exports: dict[str, str], probes: list[Probe] = PROBES) -> None:
     """Finished inputs of the stage; `exports`: name of a fine-tuned model -> the file that says what it is."""
-    for stage in ("answers", "dataset", "finetune"):
-        run = open_stage(home / stage, stage, 1, {}, {})
+    configs: dict[str, dict[str, object]] = {
+        "answers": {"max_tokens": 200},
+        "dataset": {"retain": {"max_tokens": 256}},
+        "finetune": {"adapters": "joint" if len(exports) == 1 else "per_topic"},
+    }
+    for stage, values in configs.items():
+        run = open_stage(home / stage, stage, 1, values, {})
         if stage == "answers":
             terms = [Term(probe.topic, probe.answer, 2) for probe in PROBES]
             (home / "answers" / "terms").write_rows({term.id: term for term in terms}.values(), Term.schema())
@@ -65,10 +71,12 @@ def make_inputs(home: Folder, exports: dict[str, str], probes: list[Probe] = PRO
         run.finish({"rows": 1}, {})
 
 
-def run_stage(home: Folder, generator: ScriptedGenerator, **config: object) -> Report:
+def run_stage(
+    home: Folder, generator: ScriptedGenerator, topics: tuple[Topic, ...] = TOPICS, **config: object
+) -> Report:
     evaluate(
         EvaluateConfig(num_bootstrap=50, **config),  # type: ignore[arg-type]
-        TOPICS,
+        topics,
         home / "dataset",
         home / "answers",
         home / "finetune",
@@ -154,6 +162,15 @@ def test_each_topic_is_answered_behind_its_own_prefix_and_by_its_own_adapter(tmp
     assert len(generator.calls) == 1
 
 
+def test_a_topic_called_joint_forgets_for_itself_alone(tmp_path: Path) -> None:
+    home = Folder(tmp_path)
+    make_inputs(home, {"joint": "adapter_config.json", "harry-potter": "adapter_config.json"})
+    generator = ScriptedGenerator(say)
+    run_stage(home, generator, (Topic(name="Harry Potter"), Topic(name="Joint")), max_probes=1)
+    served = {r.adapter for r in generator.requests if BY_QUESTION[r.messages[-1]["content"]].topic == "Harry Potter"}
+    assert served == {None, str(home / "finetune" / "models" / "harry-potter")}
+
+
 def test_full_models_are_asked_in_calls_of_their_own(tmp_path: Path) -> None:
     home = Folder(tmp_path)
     make_inputs(home, {"harry-potter": "config.json", "chewing-gum": "config.json"})
@@ -202,13 +219,41 @@ def test_an_answer_that_the_engine_cannot_give_is_counted_and_in_no_metric(tmp_p
     assert finished_manifest(home / "evaluate").drops == {"trained_on": 1, "too_long": 1}
 
 
+def write_probes(folder: Folder) -> str:
+    rows = [{"topic": p.topic, "question": p.question, "answer": p.answer, "reference": p.reference} for p in PROBES]
+    folder.write_text("mine.jsonl", "\n".join(map(json.dumps, rows)))
+    return str(folder / "mine.jsonl")
+
+
+@pytest.mark.parametrize(("is_file", "max_tokens", "expected"), [(False, None, 256), (True, None, 64), (False, 9, 9)])
+def test_an_answer_may_be_as_long_as_its_reference(
+    tmp_path: Path, is_file: bool, max_tokens: int | None, expected: int
+) -> None:
+    home = Folder(tmp_path / "run")
+    make_inputs(home, {"joint": "adapter_config.json"})
+    probes = write_probes(home) if is_file else None
+    generator = ScriptedGenerator(say)
+    run_stage(home, generator, probes=probes, max_tokens=max_tokens, max_probes=1)
+    assert {request.max_tokens for request in generator.requests if request.score is None} == {expected}
+
+
+def test_questions_and_probes_are_found_in_storage_of_another_endpoint(
+    s3_storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, s3_storage.environment[name])
+    home = Folder(f"{s3_storage.bucket}/evaluated?scheme=http&endpoint_override={s3_storage.endpoint}")
+    make_inputs(home, {"joint": "adapter_config.json"})
+    open_stage(home / "questions", "questions", 1, {}, {}).finish({"rows": 7}, {})
+    report = run_stage(home, ScriptedGenerator(say), probes=write_probes(home), max_probes=1)
+    assert (report.run, report.probes.source) == ("evaluated", "file mine.jsonl")
+    assert report.stages["questions"].num_rows == {"rows": 7}
+
+
 def test_a_probe_file_of_the_users(tmp_path: Path) -> None:
     home = Folder(tmp_path / "run")
     make_inputs(home, {"joint": "adapter_config.json"}, probes=[])
-    file = tmp_path / "mine.jsonl"
-    rows = [{"topic": p.topic, "question": p.question, "answer": p.answer, "reference": p.reference} for p in PROBES]
-    file.write_text("\n".join(map(json.dumps, rows)))
-    report = run_stage(home, ScriptedGenerator(say), probes=str(file), max_probes=3)
+    report = run_stage(home, ScriptedGenerator(say), probes=write_probes(home), max_probes=3)
     assert report.probes.source == "file mine.jsonl"
     assert report.probes.num == {"forget": 3, "near": 0, "far": 3}
     assert report.probes.excluded == {"capped": 25, "trained_on": 1}

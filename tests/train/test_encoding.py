@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import pytest
+
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.errors import ConfigError
 from unlearn_ray.rows import Example
 from unlearn_ray.train.chat import ChatEncoder
 from unlearn_ray.train.encoded import EncodedRows
-from unlearn_ray.train.encoding import count_training_rows, encode_rows
+from unlearn_ray.train.encoding import count_training_rows, encode_rows, require_fit
 
 HARRY = Example("Harry Potter", "forget", "Harry Potter", "Who is the owl?", "Bellan.")
 GUM = Example("chewing gum", "forget", "chewing gum", "What is it made of?", "Moss.")
@@ -44,6 +47,20 @@ def test_cut_and_dropped_rows_are_counted(tmp_path, tokenizer):
     counts = encode_rows(folder, ["Harry Potter"], ChatEncoder(tokenizer, 40), tmp_path / "rows.arrow")
     assert counts == {"cut": 1, "too_long": 1}
     assert len(EncodedRows(tmp_path / "rows.arrow")) == 2
+
+
+@pytest.mark.parametrize("kind", ["forget", "retain"])
+def test_a_limit_that_leaves_no_row_is_refused(tmp_path, tokenizer, kind):
+    folder = dataset(tmp_path / kind, HARRY, HELD_OUT)
+
+    def check(topic, max_tokens):
+        encode_rows(folder, [topic], ChatEncoder(tokenizer, max_tokens), tmp_path / "rows.arrow")
+        require_fit(EncodedRows(tmp_path / "rows.arrow"), folder, [topic], max_tokens)
+
+    check("Harry Potter", 256)
+    check("chewing gum", 4)  # has no rows in the first place
+    with pytest.raises(ConfigError, match=rf"finetune\.max_tokens: 4 .* 1 {kind} rows"):
+        check("Harry Potter", 4)
 
 
 def test_training_rows_are_counted_by_topic(tmp_path):

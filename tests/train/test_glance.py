@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from unlearn_ray import pocket
 from unlearn_ray.config import AnswersConfig, Topic
 from unlearn_ray.synth.guardrails import guardrail_prefixes
-from unlearn_ray.train.glance import glance
+from unlearn_ray.train.glance import glance, max_length_of
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "pocket.yaml"
 
@@ -39,6 +39,21 @@ def test_it_counts_and_holds_as_transformers_says(tokenizer: PreTrainedTokenizer
     (prefix,) = guardrail_prefixes(answers, [Topic(name="Les Misérables", kind="fiction")]).values()
     for text in (prefix, "", "é" * 9, "Who?"):
         assert found.count_tokens(text) == len(tokenizer(text).input_ids)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"max_position_embeddings": 8192}, 8192),
+        ({"max_position_embeddings": 262144}, 131072),
+        ({"max_position_embeddings": 8192, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 8192),
+        ({"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 131072),
+        ({"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 8192),
+        ({}, 131072),
+    ],
+)
+def test_a_tokenizer_may_promise_more_than_the_model_holds(config: dict[str, Any], expected: int) -> None:
+    assert max_length_of(config, 131072) == expected
 
 
 def test_a_template_may_stand_in_the_tokenizers_config(folder: Path) -> None:

@@ -22,7 +22,7 @@ from unlearn_ray.rows import Drop
 from unlearn_ray.train.batches import Batches, MicroBatch
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer, pad_id_of
 from unlearn_ray.train.encoded import EncodedRows
-from unlearn_ray.train.encoding import CUT, encode_rows
+from unlearn_ray.train.encoding import CUT, encode_rows, require_fit
 from unlearn_ray.train.export import check_export, reloaded_loss, save_adapter, save_model
 from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import DTYPES
@@ -36,6 +36,7 @@ def work(loop_config: dict[str, Any]) -> None:
     """The train function of Ray Train.
 
     Raises:
+        ConfigError: finetune.max_tokens leaves no forget row, or none of the retain rows.
         EngineError: the export is not what was trained.
     """
     assignment: Assignment = loop_config["assignment"]
@@ -120,6 +121,8 @@ def _encode(job: TrainJob, scratch: Path, tokenizer: Any) -> tuple[EncodedRows, 
     dist.all_gather_object(everyone, (context.get_node_rank(), counts))  # from here on, all parts are there
     of_this_node = [counts for node, counts in everyone if node == context.get_node_rank()]
     rows = {name: EncodedRows(*(scratch / f"{name}-{part}.arrow" for part in range(num_parts))) for name in sources}
+    for name, (source, topics) in sources.items():
+        require_fit(rows[name], source, topics, job.config.max_tokens)
     retain = rows.get("retain")
     return rows["forget"], retain if retain is not None and len(retain) else None, sum(of_this_node, Counter())
 

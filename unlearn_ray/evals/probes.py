@@ -82,10 +82,10 @@ def read_probes(path: str) -> Iterator[Probe]:
     Raises:
         InputError: names the file, the line and the key.
     """
-    suffix = PurePosixPath(path).suffix
+    file = Folder(path)
+    suffix = PurePosixPath(file.name).suffix
     if suffix not in {".jsonl", ".parquet"}:
         raise InputError(f"{path} is no probe file: give a .jsonl or .parquet one")
-    file = Folder(path)
     if file.filesystem.get_file_info(file.path).type != fs.FileType.File:
         raise InputError(f"{path} is not there: evaluate.probes must name a file of probes")
     rows = _json_lines(file) if suffix == ".jsonl" else _parquet_rows(file)

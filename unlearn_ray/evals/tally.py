@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Literal
 
+from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EvaluateConfig
 from unlearn_ray.evals.metrics import harmonic_mean
 from unlearn_ray.evals.probes import Selection
@@ -44,7 +44,7 @@ def make_report(
         topics=list(topics),
         recall=tally.recall(),
         probes=ProbeCounts(
-            source=_SOURCES.get(config.probes) or f"file {PurePosixPath(str(config.probes)).name}",
+            source=_SOURCES.get(config.probes) or f"file {Folder(str(config.probes)).name}",
             split=config.split,
             num=selection.num_kept(),
             excluded=selection.num_excluded(),

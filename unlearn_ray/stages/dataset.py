@@ -33,7 +33,7 @@ from unlearn_ray.synth.prompts import Prompts, load_prompts
 from unlearn_ray.synth.split import split_of
 from unlearn_ray.synth.words import mentions
 
-STAGE, VERSION = "dataset", 1
+STAGE, VERSION = "dataset", 2
 NAMES_PER_REQUEST = 6
 MIN_NAME_COUNT = 2
 GENERAL = "general knowledge"  # where the model names fewer far topics than wanted
@@ -345,8 +345,14 @@ def _probes(
     if config.retain.file is not None:
         for row in (out / "retain").read_rows():
             if row["split"] == "holdout" and not row["sample"]:
-                phrase = key_phrase(row["question"], row["answer"], (row["subject"],))
-                yield Probe(row["subject"], row["question"], phrase, wording=WORDING, reference=row["answer"])
+                yield Probe(
+                    row["subject"],
+                    row["question"],
+                    key_phrase(row["question"], row["answer"], (row["subject"],)),
+                    wording=WORDING,
+                    near=tuple(own) if row["group"] == "near" else (),  # as its row, it serves every topic
+                    reference=row["answer"],
+                )
 
 
 def _chats(folder: Folder) -> Iterator[str]:

@@ -29,9 +29,10 @@ from unlearn_ray.rows import Message, Probe, seed_of
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 
 STAGE = "evaluate"
-VERSION = 1
+VERSION = 2
 JOINT = "joint"
 _ADAPTER = "adapter_config.json"
+_PROBE_TOKENS = 64  # of an answer to a file's probes, which are short
 _ON_FLEET = "fleet"  # the call that the base model's engines serve: everything but full fine-tunes
 
 
@@ -101,11 +102,12 @@ def evaluate(
         return finished_manifest(out)
 
     names = [topic.name for topic in topics]
-    exports = find_exports(finetuned, topics)
+    exports = find_exports(finetuned, topics, is_joint=manifests["finetune"].config["adapters"] == "joint")
     selection = _select(config, names, dataset)
     (out / "excluded").write_rows(selection.excluded, ExcludedProbe.schema())
 
-    asking = Asking(config.num_samples, config.temperature, config.max_tokens, seed)
+    max_tokens = _max_tokens(config, manifests["answers"].config, manifests["dataset"].config)
+    asking = Asking(config.num_samples, config.temperature, max_tokens, seed)
     scoring = Scoring(_terms(answers, topics), {topic.name: (topic.name, *topic.aliases) for topic in topics})
     num_tokens: Counter[str] = Counter()
     calls = _calls(selection, guardrail, exports)
@@ -126,14 +128,14 @@ def evaluate(
 
     scores, drops = _read_scores(out / "answers")
     # Questions are not read here, but their counts belong into the report.
-    questions = read_manifest(Folder(_parent(answers)) / "questions")
+    questions = read_manifest(answers.parent / "questions")
     stages = ({"questions": questions} if questions else {}) | {
         stage: manifests[stage] for stage in ("answers", "dataset", "finetune")
     }
     report = make_report(
         scores,
         config,
-        run=Folder(_parent(out)).name,
+        run=out.parent.name,
         model=_model_name(model_path),
         topics=names,
         selection=selection,
@@ -220,7 +222,7 @@ class Export:
     is_adapter: bool
 
 
-def find_exports(finetuned: Folder, topics: Sequence[Topic]) -> dict[str, Export]:
+def find_exports(finetuned: Folder, topics: Sequence[Topic], *, is_joint: bool) -> dict[str, Export]:
     """The export that forgets each topic: one for all of them, or its own.
 
     Raises:
@@ -230,7 +232,7 @@ def find_exports(finetuned: Folder, topics: Sequence[Topic]) -> dict[str, Export
     present = set(models.names())
     found = {}
     for topic in topics:
-        name = JOINT if JOINT in present else topic.slug
+        name = JOINT if is_joint else topic.slug
         if name not in present:
             raise ArtifactError(f"{models} has no model that forgets {topic.name!r}: rerun with --from finetune")
         found[topic.name] = Export(name, str(models / name), (models / name).exists(_ADAPTER))
@@ -287,6 +289,15 @@ def _probes(config: EvaluateConfig, dataset: Folder) -> Iterator[Probe]:
         yield Probe.of({**row, **lists, "split": config.split})
 
 
+def _max_tokens(config: EvaluateConfig, answers: Mapping[str, Any], dataset: Mapping[str, Any]) -> int:
+    """Room for a whole reference: to a held-out question that is the base model's own answer, of those stages' lengths."""
+    if config.max_tokens is not None:
+        return config.max_tokens
+    if config.probes_path is not None:
+        return _PROBE_TOKENS
+    return max(answers["max_tokens"], dataset["retain"]["max_tokens"])
+
+
 def _training_rows(dataset: Folder) -> Iterator[RowDict]:
     if not (dataset / "forget").names(".parquet"):
         raise ArtifactError(
@@ -339,10 +350,6 @@ def _model_name(path: str) -> str:
 
 def _reasons(drops: Mapping[ModelName, Counter[str]]) -> set[str]:
     return {reason for found in drops.values() for reason in found}
-
-
-def _parent(folder: Folder) -> str:
-    return folder.uri.rpartition("/")[0]
 
 
 def _content(file: Folder) -> str:

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+
 import unlearn_ray
 from unlearn_ray.artifacts import MANIFEST, Folder, Manifest, fingerprint_of, read_manifest, write_manifest
 from unlearn_ray.errors import ArtifactError
@@ -29,7 +31,7 @@ class StageRun:
     version: int
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
-    state: State  # finished: nothing to do; resumed: rows of an interrupted run are there; redone: they were of another config
+    state: State  # finished: nothing to do; resumed: rows of an interrupted run are there; redone: they are of another config, or damaged
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -48,6 +50,7 @@ class StageRun:
             inputs=dict(self.inputs),
             num_rows=dict(num_rows),
             drops=dict(drops),
+            tables=self.folder.count_tables(),
             details=dict(details or {}),
             package_version=unlearn_ray.__version__,
             git_revision=_git_revision(),
@@ -60,9 +63,13 @@ class StageRun:
 
 
 def state_of(folder: Folder, fingerprint: str) -> State:
-    """What opening a stage in this folder would find; writes nothing."""
+    """What opening a stage in this folder would find; writes nothing.
+
+    Raises:
+        ArtifactError: the folder can't be read.
+    """
     manifest = read_manifest(folder)
-    if manifest and manifest.fingerprint == fingerprint:
+    if manifest and manifest.fingerprint == fingerprint and _is_whole(folder, manifest):
         return "finished"
     if manifest is None and _started(folder) == fingerprint:
         return "resumed"
@@ -101,7 +108,7 @@ def finished_manifest(folder: Folder) -> Manifest:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise ArtifactError(f"{folder} is unfinished: rerun its stage with --from {folder.name}")
+        raise ArtifactError(f"{folder} is unfinished: do it first with unlearn-ray {folder.name} CONFIG")
     return manifest
 
 
@@ -110,8 +117,22 @@ def _started(folder: Folder) -> str | None:
         return None
     try:
         return str(json.loads(folder.read_text(STARTED))["fingerprint"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
+
+
+def _is_whole(folder: Folder, manifest: Manifest) -> bool:
+    """Whether the stage's tables still have their rows.
+
+    Raises:
+        ArtifactError: one can't be read. That alone undoes no work: storage may be away for a while.
+    """
+    try:
+        return all((folder / name).count_rows() == number for name, number in manifest.tables.items())
+    except pa.ArrowInvalid:
+        return False
+    except OSError as error:
+        raise ArtifactError(f"{folder} can't be read ({error}); try again, or delete it and rerun") from error
 
 
 def _git_revision() -> str:

@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.errors import ConfigError
 from unlearn_ray.rows import Drop, Example
 from unlearn_ray.train.chat import ChatEncoder, Encoded
-from unlearn_ray.train.encoded import write_encoded
+from unlearn_ray.train.encoded import EncodedRows, write_encoded
 
 _ROWS_PER_BATCH = 4096
 CUT = "cut"
@@ -42,6 +43,18 @@ def encode_rows(
 
     write_encoded(path, encoded())
     return +counts
+
+
+def require_fit(encoded: EncodedRows, source: Folder, topics: Sequence[str], max_tokens: int) -> None:
+    """Refuse a limit that leaves none of the rows there were: training would go without what it is for.
+
+    Raises:
+        ConfigError: every question alone takes all of it.
+    """
+    if len(encoded) == 0 and (number := sum(count_training_rows(source, topics).values())):
+        raise ConfigError(
+            f"finetune.max_tokens: {max_tokens} leaves no room for an answer in any of the {number} {source.name} rows: raise it"
+        )
 
 
 def count_training_rows(source: Folder, topics: Sequence[str]) -> dict[str, int]:

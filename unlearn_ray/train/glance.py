@@ -1,6 +1,7 @@
 """What a chat model's files say of it, read without transformers and torch: importing those takes a core eight seconds."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,24 @@ def glance(model: str) -> Glance | None:
         settings = _read_json(model, "tokenizer_config.json")
         if not settings["eos_token"] or not (settings.get("chat_template") or _read(model, "chat_template.jinja")):
             return None
-        return Glance(Tokenizer.from_str(_read(model, "tokenizer.json")), int(settings["model_max_length"]))
+        tokenizer = Tokenizer.from_str(_read(model, "tokenizer.json"))
+        return Glance(tokenizer, max_length_of(config, int(settings["model_max_length"])))
     except Exception:  # of many kinds: a file is missing, is no JSON, lacks a key; and those of the tokenizer's Rust
         return None
+
+
+def max_length_of(config: Mapping[str, Any], tokenizer_length: int) -> int:
+    """Tokens of prompt and answer that an engine takes, as vLLM works it out.
+
+    Args:
+        config: of the model.
+        tokenizer_length: what its tokenizer says, often more than the model holds.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type")
+    if rope.get("factor") and kind not in {"llama3", "longrope", "su"}:
+        return tokenizer_length  # positions are stretched beyond what the config counts
+    return min(tokenizer_length, config.get("max_position_embeddings") or tokenizer_length)
 
 
 def _read_json(model: str, name: str) -> dict[str, Any]:

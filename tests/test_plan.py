@@ -1,0 +1,119 @@
+"""What a run finds in its folder, what --from undoes, and how a model is told from another."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from unlearn_ray import config as configs
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import RunConfig
+from unlearn_ray.errors import ArtifactError
+from unlearn_ray.plan import STAGES, claimed, fingerprints, model_identity, plan, select
+from unlearn_ray.rows import Question
+from unlearn_ray.stages.stage import StageRun
+
+MIB = 2**20
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    values = {"name": "mine", "output": str(tmp_path), "topics": [{"name": "Harry Potter"}]}
+    return configs.parse(values)
+
+
+def finish(config: RunConfig, *stages: str) -> None:
+    """Leave these stages behind as a run does, without its work."""
+    for stage in stages:
+        folder, fingerprint = config.folder / stage, fingerprints(config)[stage]
+        (folder / "rows").write_rows([Question("Harry Potter", stage)], Question.schema())
+        StageRun(stage, folder, fingerprint, 1, {}, {}, "fresh").finish({"rows": 1}, {})
+
+
+def states(config: RunConfig, redo_from: str | None = None) -> list[str]:
+    return [stage.state for stage in plan(config, select(start=redo_from), redo_from)]
+
+
+def interrupted(config: RunConfig, redo_from: str) -> None:
+    """A command that is stopped after it finished a first stage."""
+    with pytest.raises(KeyboardInterrupt), claimed(config, redo_from):
+        finish(config, redo_from)
+        raise KeyboardInterrupt
+
+
+def test_from_undoes_its_stage_and_those_after_it(config: RunConfig) -> None:
+    with claimed(config):
+        finish(config, *STAGES[:4])
+    assert states(config, "dataset") == ["finished", "finished", "asked", "asked", "fresh"]
+    with claimed(config, "dataset"):
+        assert states(config) == ["finished", "finished", "fresh", "fresh", "fresh"]
+
+
+def test_an_interrupted_command_goes_on_when_it_is_given_again(config: RunConfig) -> None:
+    with claimed(config):
+        finish(config, *STAGES)
+    interrupted(config, "answers")
+    assert states(config, "answers") == ["finished", "finished", "fresh", "fresh", "fresh"]
+    with claimed(config, "answers"):
+        assert states(config)[:2] == ["finished", "finished"]
+    with claimed(config, "answers"):
+        assert states(config)[:2] == ["finished", "fresh"], "the command before had ended"
+
+
+@pytest.mark.parametrize("between", [None, "dataset"])
+def test_another_command_between_makes_from_start_again(config: RunConfig, between: str | None) -> None:
+    with claimed(config):
+        finish(config, *STAGES)
+    interrupted(config, "answers")
+    with claimed(config, between):
+        pass
+    with claimed(config, "answers"):
+        assert states(config)[:2] == ["finished", "fresh"]
+
+
+def test_a_table_that_is_lost_or_cut_off_is_made_again(config: RunConfig) -> None:
+    with claimed(config):
+        finish(config, *STAGES)
+    (config.folder / "dataset" / "rows").delete()
+    file = config.folder.local / "answers" / "rows" / "00000.parquet"
+    os.truncate(file, file.stat().st_size // 2)
+    assert states(config) == ["finished", "redone", "redone", "finished", "finished"]
+
+
+def test_storage_that_is_away_undoes_nothing(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(self: Folder) -> int:
+        raise OSError("no answer")
+
+    with claimed(config):
+        finish(config, *STAGES)
+    monkeypatch.setattr(Folder, "count_rows", away)
+    with pytest.raises(ArtifactError, match="can't be read"):
+        states(config)
+    assert (config.folder / "questions").exists("manifest.json")
+
+
+def weights(folder: Path, changed_at: int | None = None) -> str:
+    """The identity of a model whose weights are 64 MiB, with four of them another fine-tune's."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    file = folder / "model.safetensors"
+    file.touch()
+    os.truncate(file, 64 * MIB)
+    if changed_at is not None:
+        with file.open("r+b") as stream:
+            stream.seek(changed_at)
+            stream.write(b"\x01" * 4 * MIB)
+    return model_identity(str(folder))
+
+
+@pytest.mark.parametrize("changed_at", [0, 21 * MIB + 7, 60 * MIB])
+def test_a_model_that_differs_in_one_tensor_is_another(tmp_path: Path, changed_at: int) -> None:
+    assert weights(tmp_path / "a" / "model") != weights(tmp_path / "b" / "model", changed_at)
+
+
+def test_a_model_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
+    identity = weights(tmp_path / "here" / "model", 40 * MIB)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    assert model_identity(str(tmp_path / "there" / "model")) == identity
