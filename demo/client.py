@@ -99,7 +99,7 @@ class Service:
         return self._get(f"/v1/runs/{model}/report")
 
     def rows(self, version: str, table: str, *, offset: int = 0, limit: int = 50, **filters: str) -> dict[str, Any]:
-        """A page of a table; `filters` are topic, reason and contains, each left out where empty."""
+        """A page of a table; `filters` are topic, model, group, reason and contains; empty ones are left out."""
         wanted = {name: value for name, value in filters.items() if value}
         return self._get(f"/v1/runs/{version}/rows", table=table, offset=offset, limit=limit, **wanted)
 

@@ -54,6 +54,31 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if is_rounded_away else f"{100 * share:.0f} %"
 
 
+def num_forget_answers(report: Row) -> int:
+    """Answers of the unlearned model about what was to be forgotten."""
+    metrics = report["models"].get("unlearned", {}).get("forget", {})
+    return max((metric["num"] for metric in metrics.values()), default=0)
+
+
+def leaks_found(num_leaking: int, num_read: int, num_answers: int) -> str:
+    """How many answers hold a leak term, and among how many where not all were read.
+
+    Args:
+        num_answers: what the report counts. A version may hold fewer, and the page reads no more than it can show.
+    """
+    if num_read < num_answers:
+        return (
+            f"Leak terms: in {num_leaking:,} of the {num_read:,} answers read, of the unlearned model's {num_answers:,}"
+        )
+    if not num_read:
+        return "The unlearned model answered nothing that it was to forget"
+    if not num_leaking:
+        return "No answer of the unlearned model holds a leak term"
+    if num_leaking == 1:
+        return "1 answer of the unlearned model holds leak terms"
+    return f"{num_leaking:,} answers of the unlearned model hold leak terms"
+
+
 def verdict(report: Row) -> str:
     """The result: recall before and after, on what was to be forgotten and on what was not."""
     recall, models = report["recall"], report["models"]

@@ -6,7 +6,7 @@ import charts
 import streamlit as st
 from charts import GROUPS, LABELS
 from client import Model, Refused, Service
-from figures import scores, verdict
+from figures import leaks_found, num_forget_answers, scores, verdict
 from leaks import as_html, marked
 from session import HASH, choose_run, keep, known_models, report_of, run_of, service
 
@@ -39,7 +39,7 @@ def page() -> None:
         st.caption(f":material/info: {note}")
     _scores(report)
     _plots(report)
-    _worst_leaks(model)
+    _worst_leaks(model, report)
     _rows(model, run, report)
 
 
@@ -73,19 +73,16 @@ def _plots(report: dict[str, Any]) -> None:
                 st.altair_chart(chart, width="stretch")
 
 
-def _worst_leaks(model: Model) -> None:
+def _worst_leaks(model: Model, report: dict[str, Any]) -> None:
     st.markdown("#### Worst leaks")
-    leaking = _leaking_rows(service(), model)
-    if not leaking:
-        st.success("No answer of the unlearned model holds a leak term.", icon=":material/check:")
+    leaking, num_read = leaking_rows(service(), model)
+    num_answers = num_forget_answers(report)
+    found = leaks_found(len(leaking), num_read, num_answers)
+    if not leaking and num_read >= num_answers > 0:
+        st.success(f"{found}.", icon=":material/check:")
         return
     more = f", the worst {_MAX_LEAKS} shown" if len(leaking) > _MAX_LEAKS else ""
-    hold = (
-        "1 answer of the unlearned model holds"
-        if len(leaking) == 1
-        else f"{len(leaking)} answers of the unlearned model hold"
-    )
-    st.caption(f"{hold} leak terms{more}.")
+    st.caption(f"{found}{more}.")
     for row in leaking[:_MAX_LEAKS]:
         with st.container(border=True):
             st.html(
@@ -96,18 +93,21 @@ def _worst_leaks(model: Model) -> None:
 
 
 @st.cache_data(ttl=3600, max_entries=20, show_spinner="Looking for leaks", hash_funcs=HASH)
-def _leaking_rows(service: Service, model: Model) -> list[dict[str, Any]]:
-    """Rows whose answer's own text has a leaked term, most terms first."""
+def leaking_rows(service: Service, model: Model) -> tuple[list[dict[str, Any]], int]:
+    """Answers of the unlearned model whose own text has a leaked term, worst first; and how many were read."""
     found: list[dict[str, Any]] = []
-    for number in range(_MAX_LEAK_PAGES):
-        page = service.rows(model.root, "evaluation", offset=number * _LEAK_PAGE_ROWS, limit=_LEAK_PAGE_ROWS)
+    num_read = 0
+    wanted = {"model": "unlearned", "group": "forget", "reason": "kept"}
+    for _ in range(_MAX_LEAK_PAGES):
+        page = service.rows(model.root, "evaluation", offset=num_read, limit=_LEAK_PAGE_ROWS, **wanted)
         for row in page["rows"]:
-            num = sum(is_term for _, is_term in marked(row["answer"] or "", row["leaked_terms"] or ()))
-            if row["model"] == "unlearned" and row["group"] == "forget" and num:
+            if num := sum(is_term for _, is_term in marked(row["answer"] or "", row["leaked_terms"] or ())):
                 found.append(row | {"num_marked": num})
-        if (number + 1) * _LEAK_PAGE_ROWS >= page["total"]:
+        num_read += len(page["rows"])
+        if num_read >= page["total"]:
             break
-    return sorted(found, key=lambda row: (-(row.get("fact_recall") or 0), -row["num_marked"], row["question"]))
+    worst = sorted(found, key=lambda row: (-(row.get("fact_recall") or 0), -row["num_marked"], row["question"]))
+    return worst, num_read
 
 
 def _rows(model: Model, run: dict[str, Any], report: dict[str, Any]) -> None:

@@ -248,6 +248,8 @@ def _page(query: dict[str, str]) -> dict[str, Any]:
         return (
             query.get("topic", "") in ("", row["topic"], row.get("served_topic"))
             and query.get("reason", "") in ("", row.get("drop") or "kept")
+            and query.get("model", "") in ("", row.get("model"))
+            and query.get("group", "") in ("", row.get("group"))
             and any(query.get("contains", "").casefold() in text.casefold() for text in texts)
         )
 

@@ -42,6 +42,14 @@ def test_no_keys_where_none_is_allowed_to_be_missing(monkeypatch: pytest.MonkeyP
     assert "no API keys" in refusal(registry="s3://bucket/registry")
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1"])
+def test_no_keys_where_serve_listens_to_others(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.delenv(KEYS_VARIABLE)
+    monkeypatch.setattr("unlearn_ray.serving.app.http_host", lambda: host)
+    message = refusal(registry="s3://bucket/registry", allow_no_keys=True)
+    assert f"allow_no_keys: the service is open to others at {host}" in message and "http_options.host" in message
+
+
 def test_a_ray_that_was_not_started_for_serving(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SERVE_ENVIRONMENT:
         monkeypatch.delenv(name)

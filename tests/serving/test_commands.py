@@ -108,6 +108,20 @@ def test_a_run_is_published_once_and_its_name_follows_what_came_last(cwd: Path) 
     assert re.search(r"harry-potter\W+1\W+adapter", shown) and "wizards" in shown
 
 
+def test_a_run_that_was_evaluated_again_is_published_again(cwd: Path) -> None:
+    assert "harry-potter@1 published" in said(cwd, "publish", "pocket")
+    file = cwd / "runs/pocket/evaluate/manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "with other probes"}))
+    assert "harry-potter@2 published" in said(cwd, "publish", "pocket")
+    assert "harry-potter@2 is published already" in said(cwd, "publish", "pocket")
+
+
+def test_a_damaged_version_is_published_again(cwd: Path) -> None:
+    said(cwd, "publish", "pocket")
+    (cwd / "runs/registry/versions/harry-potter@1/weights/adapter_model.safetensors").write_bytes(b"")
+    assert "harry-potter@2 published" in said(cwd, "publish", "pocket")
+
+
 def test_a_version_stays_whole_when_its_run_is_deleted(cwd: Path) -> None:
     said(cwd, "publish", "pocket")
     shutil.rmtree(cwd / "runs/pocket")
@@ -296,6 +310,14 @@ def test_a_registry_with_models_of_another_base_model(cwd: Path) -> None:
     weights = load_file(cwd / "other/model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, cwd / "other/model.safetensors")
     assert "(--registry)" in refused(cwd, *serve("model=other"))
+
+
+def test_a_registry_with_a_damaged_version(cwd: Path, adapter: Path) -> None:
+    said(cwd, "publish", "mine")
+    (cwd / "runs/registry/versions/mine@1/weights/adapter_model.safetensors").write_bytes(b"")
+    message = refused(cwd, *serve())
+    assert "mine@1 can't be served" in message and "is corrupt" in message
+    assert "unlearn-ray rollback mine, or publish it again" in message
 
 
 @pytest.mark.parametrize("name", ["Harry Potter", "base", "guarded", "a/b", "x@2", "../x", ""])

@@ -1,5 +1,7 @@
 """serve/config.yaml on a cluster: `serve deploy`, with a registry in s3:// that only its users write to."""
 
+import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from storage import Storage
 
 from unlearn_ray import pocket
 from unlearn_ray.serving.service import free_port, is_ready
+from unlearn_ray.serving.settings import parse_settings
 
 sys.path.append(str(ROOT / "benchmarks"))
 import soak
@@ -39,6 +42,26 @@ def published(head: Head, registry: str, folder: Path, name: str) -> None:
     head.run(BIN / "unlearn-ray", "publish", folder, "--name", name, "--registry", registry, cwd=folder)
 
 
+def without_gpu() -> dict[str, Any]:
+    """The file with the changes that its head names for a machine without a GPU."""
+    text = (ROOT / "serve" / "config.yaml").read_text()
+    values: dict[str, Any] = yaml.safe_load(text)
+    for path, value in re.findall(r"^#   ([\w.]+): (\S+)$", text, re.MULTILINE):
+        *sections, key = path.split(".")
+        section = values["applications"][0]["args"]
+        for name in sections:
+            section = section[name]
+        section[key] = yaml.safe_load(value)
+    return values
+
+
+def test_what_the_head_says_for_a_machine_without_a_gpu_is_enough() -> None:
+    settings = parse_settings(without_gpu()["applications"][0]["args"])
+    length = json.loads((pocket.MODEL_DIR / "config.json").read_text())["max_position_embeddings"]
+    assert (settings.model, settings.engine.accelerator, settings.engine.max_model_len) == ("pocket", "cpu", length)
+    assert Path(settings.registry).is_absolute() and settings.scaling.max_replicas == 1
+
+
 @pytest.fixture(scope="module")
 def registry(head: Head, s3_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> str:
     registry = f"{s3_storage.bucket}/registry"
@@ -48,12 +71,11 @@ def registry(head: Head, s3_storage: Storage, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def client(head: Head, registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    """Of the file with the changes that its head names for a machine without a GPU, and two replicas."""
-    values: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    """Of the file for a machine without a GPU, over our registry, with a port that is free and two replicas."""
+    values = without_gpu()
     args = values["applications"][0]["args"]
     values["http_options"]["port"] = args["port"] = port = free_port()
-    args |= {"model": "pocket", "registry": registry}
-    args["engine"] |= {"accelerator": "cpu", "max_model_len": 1024}
+    args["registry"] = registry
     args["scaling"] |= {"min_replicas": 2, "max_replicas": 2}
     file = tmp_path_factory.mktemp("deploy") / "config.yaml"
     file.write_text(yaml.safe_dump(values))

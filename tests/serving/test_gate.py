@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -248,3 +248,124 @@ def test_a_dead_engine_is_a_503_to_try_again() -> None:
     service.models.is_alive = False
     answer = run(service.post)
     assert answer.status_code == 503 and "retry-after" in answer.headers
+
+
+class Scripted:
+    """An engine, or a full fine-tune's app, that sends these bodies, and then ends, breaks, or waits for the client to leave."""
+
+    def __init__(self, *bodies: str, then: str = "end", status: int = 200, kind: str = "text/event-stream") -> None:
+        self.bodies, self.then, self.status, self.kind = bodies, then, status, kind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive, "", 1 << 20)
+        headers = [(b"content-type", self.kind.encode())]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        for body in self.bodies:
+            await send({"type": "http.response.body", "body": body.encode(), "more_body": True})
+        if self.then == "break":
+            raise ConnectionResetError
+        if self.then == "leave":
+            assert (await receive())["type"] == "http.disconnect"
+            return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+WORD = 'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+DIED = (
+    'data: {"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}}\n\n'
+)
+DONE = "data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("bodies", [(WORD, DIED, DONE), (WORD, DIED + DONE)])
+def test_an_error_that_the_engine_streams_is_a_cut_answer(bodies: tuple[str, ...]) -> None:
+    service = Service()
+    service.gate._engine = Scripted(*bodies)
+    text = run(lambda: service.post({**ASK, "stream": True})).text
+    word, last = [event for event in text.split("\n\n") if event]
+    assert f"{word}\n\n" == WORD and json.loads(last.removeprefix("data: "))["error"]["code"] == "stream_cut"
+    assert service.count("unlearn_streams_cut_total", model="base") == 1
+
+
+def test_an_answer_that_quotes_an_error_is_not_cut() -> None:
+    service = Service()
+    quoted = f"data: {json.dumps({'choices': [{'delta': {'content': DIED}}]})}\n\n"
+    service.gate._engine = Scripted(WORD, quoted, DONE)
+    assert run(lambda: service.post({**ASK, "stream": True})).text == WORD + quoted + DONE
+    assert service.count("unlearn_streams_cut_total", model="base") == 0
+
+
+def test_a_client_that_leaves_is_not_a_cut_answer() -> None:
+    service = Service()
+    service.gate._engine = Scripted(WORD, then="leave")
+
+    async def leave() -> None:
+        events: list[Event] = [{"type": "http.request", "body": json.dumps({**ASK, "stream": True}).encode()}]
+
+        async def receive() -> Event:
+            return events.pop() if events else {"type": "http.disconnect"}
+
+        async def send(event: Event) -> None: ...
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+        await service.gate(scope, receive, send)
+
+    run(leave)
+    assert service.count("unlearn_streams_cut_total", model="base") == 0
+    assert service.count("unlearn_requests_total", model="base", status="499") == 1
+
+
+def full_service(app: Scripted) -> Service:
+    """A service that passes requests for harry-potter on to this app of a full fine-tune."""
+
+    async def find(asked: Asked) -> tuple[Release, str]:
+        return Release(name="harry-potter", version=3, kind="full", model="m"), ""
+
+    service = Service()
+    service.models.find = find  # type: ignore[method-assign]
+    service.gate._forward = app
+    return service
+
+
+def test_what_a_full_fine_tune_answers_its_own_gate_counts() -> None:
+    service = full_service(Scripted(WORD, DONE))
+    assert run(lambda: service.post({**ASK, "model": "harry-potter", "stream": True})).text == WORD + DONE
+    assert service.count("unlearn_requests_total", model="harry-potter@3", status="200") == 0
+    assert service.count("unlearn_request_seconds_count", model="harry-potter@3") == 0
+    assert service.count("unlearn_time_to_first_token_seconds_count", model="harry-potter@3") == 0
+
+
+def test_what_a_lost_full_fine_tune_could_not_count_is_counted() -> None:
+    service = full_service(Scripted(WORD, then="break"))
+    text = run(lambda: service.post({**ASK, "model": "harry-potter", "stream": True})).text
+    assert text.startswith(WORD) and "stream_cut" in text
+    assert service.count("unlearn_streams_cut_total", model="harry-potter@3") == 1
+    assert service.count("unlearn_requests_total", model="harry-potter@3", status="200") == 1
+
+
+def test_only_a_stream_that_began_has_a_first_token() -> None:
+    service = Service(limits=Limits(max_body_bytes=1000))
+    run(service.post)
+    run(lambda: service.post({**ASK, "n": 0}))
+    run(lambda: service.post({**ASK, "model": "dune"}))
+    run(lambda: service.post(b"x" * 1001))
+    service.models.is_alive = False
+    run(lambda: service.post({**ASK, "stream": True}))
+    for model in ("base", "unknown"):
+        assert service.count("unlearn_time_to_first_token_seconds_count", model=model) == 0
+
+
+def test_the_first_token_is_waited_for_from_the_requests_last_byte_on() -> None:
+    service = Service()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield json.dumps({**ASK, "stream": True}).encode()
+        await asyncio.sleep(0.3)
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(service.gate), base_url="http://x") as client:
+            assert (await client.post("/v1/chat/completions", content=slow())).status_code == 200
+
+    run(ask)
+    assert service.count("unlearn_request_seconds_sum", model="base") > 0.3
+    assert service.count("unlearn_time_to_first_token_seconds_sum", model="base") < 0.3

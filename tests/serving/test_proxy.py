@@ -5,9 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import ray
 from ray.serve._private import haproxy_templates
 
+from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.service import _haproxy
+from unlearn_ray.serving.settings import Limits
 
 PAGE = 28_404  # a port of a page that is nobody's business
 
@@ -41,3 +44,17 @@ def test_a_request_that_no_router_can_place_is_told_to_come_back(told: str, tmp_
 
 def test_pages_of_figures_listen_on_loopback(told: str) -> None:
     assert f"bind 127.0.0.1:{PAGE}" in told and f"*:{PAGE}" not in told
+
+
+def test_every_variable_of_the_fast_path_is_one_that_ray_reads() -> None:
+    home = Path(ray.__file__).parent
+    read = "".join(
+        (home / file).read_text() for file in ("serve/_private/constants.py", "llm/_internal/serve/constants.py")
+    )
+    assert [name for name in SERVE_ENVIRONMENT if f'"{name}"' not in read] == []
+
+
+def test_an_old_haproxy_carries_the_longest_answer_to_its_end() -> None:
+    assert "hard-stop-after {{ config.hard_stop_after_s }}s" in haproxy_templates.HAPROXY_CONFIG_TEMPLATE
+    slow = 5  # tokens a second that a full engine gives each of its clients
+    assert int(SERVE_ENVIRONMENT["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > Limits().max_output_tokens / slow

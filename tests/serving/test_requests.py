@@ -1,12 +1,16 @@
 """What a request may ask."""
 
 import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unlearn_ray.serving import requests
 from unlearn_ray.serving.requests import CHAT, COMPLETIONS, Refusal, guarded, put_to_engine, read_request
 from unlearn_ray.serving.settings import Limits
 
@@ -55,7 +59,16 @@ def test_what_is_no_json_object_is_a_400(body: bytes) -> None:
         ({"seed": "x"}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"top_k": 2**70}, "top_k"),
+        ({"seed": 2**63 - 1, "n": 2}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
         ({"stop": ["x"] * 1000}, "stop"),
+        ({"stop_token_ids": list(range(65)), "min_tokens": 1}, "stop_token_ids"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+        ({"top_p": 1e-300}, "top_p"),
+        ({"top_p": "1e-300"}, "top_p"),
+        ({"repetition_penalty": 1e308}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),
+        ({"repetition_penalty": True}, "repetition_penalty"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"model": ""}, "model"),
         ({"model": 7}, "model"),
@@ -64,6 +77,28 @@ def test_what_is_no_json_object_is_a_400(body: bytes) -> None:
 def test_what_the_service_does_not_do_is_a_400_that_names_the_field(values: dict[str, Any], param: str) -> None:
     refusal = refused(**values)
     assert (refusal.status, refusal.param) == (400, param)
+
+
+def test_what_the_gpu_sampler_just_holds_passes() -> None:
+    values = ask(
+        seed=2**63 - 2,
+        n=2,
+        stop_token_ids=list(range(64)),
+        min_tokens=1,
+        logit_bias={str(token): 1 for token in range(1024)},
+        top_p=1,
+        repetition_penalty=None,
+    )
+    assert read_request(CHAT, json.dumps(values).encode(), Limits()).values == values
+
+
+def test_no_request_holds_more_than_vllms_gpu_sampler() -> None:
+    vllm = find_spec("vllm")
+    assert vllm is not None and vllm.origin is not None
+    source = (Path(vllm.origin).parent / "v1" / "worker" / "gpu" / "sample" / "logit_bias.py").read_text()
+    held = {name: int(number) for name, number in re.findall(r"^MAX_NUM_(\w+) = (\d+)$", source, re.MULTILINE)}
+    assert held["LOGIT_BIAS_TOKENS"] >= requests._MAX_BIASES
+    assert held["STOP_TOKEN_IDS"] >= 2 * requests._MAX_STOPS  # the model's own are among them
 
 
 def test_empty_tools_of_a_careful_client_are_let_go() -> None:

@@ -47,6 +47,11 @@ def test_what_shares_no_cache_shares_no_key() -> None:
     assert key_of(SimpleNamespace(prompt=f"{long}one")) == key_of(SimpleNamespace(prompt=f"{long}two"))
 
 
+def test_half_a_surrogate_pair_is_placed_and_left_to_the_gate() -> None:
+    for body in (SimpleNamespace(model="base", prompt="\ud800"), chat(("user", "Who?"), model="\udfff")):
+        assert choose(key_of(body), dict.fromkeys(NAMES, 0)) in NAMES
+
+
 def test_conversations_spread_over_replicas() -> None:
     found = Counter(choose(f"conversation {number}", dict.fromkeys(NAMES, 0)) for number in range(3000))
     assert all(900 < found[name] < 1100 for name in NAMES)

@@ -36,6 +36,7 @@ def test_a_crowd_is_answered_or_told_to_come_back(service: Service) -> None:
 def test_a_killed_engine_cuts_no_answer_in_silence_and_comes_back(service: Service) -> None:
     found = asyncio.run(soak.crowd_and_kill(service, "EngineCore", num_clients=12))
     check(found)
+    assert {detail for detail in found["details"] if detail.startswith("cut")} == {"cut stream_cut"}
     assert service.processes("EngineCore")
 
 

@@ -17,6 +17,7 @@ from unlearn_ray.serving.keys import Keys, read_keys
 from unlearn_ray.serving.names import BASE
 from unlearn_ray.serving.registry import WEIGHTS, Registry
 from unlearn_ray.serving.server import SETTINGS_VARIABLE, UnlearnServer, Weights
+from unlearn_ray.serving.service import http_host, is_loopback
 from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings, parse_settings
 from unlearn_ray.serving.weights import LORA_TARGETS
 
@@ -27,7 +28,7 @@ def build(args: dict[str, Any]) -> Application:
     """The app of the base model and all adapters, or with `release` that of one full fine-tune.
 
     Raises:
-        ConfigError: a setting is unknown or has a wrong value, or a key can't be used.
+        ConfigError: a setting is unknown or has a wrong value, a key can't be used, or there is none where others could ask.
     """
     settings = parse_settings(args)
     if "://" not in settings.registry and not Path(settings.registry).is_absolute():
@@ -38,6 +39,11 @@ def build(args: dict[str, Any]) -> Application:
     if not keys and not settings.allow_no_keys:
         raise ConfigError(
             f"no API keys: set keys_file or {KEYS_VARIABLE}, or allow_no_keys: true for a service bound to loopback"
+        )
+    if not keys and not is_loopback(host := http_host() or "127.0.0.1"):
+        raise ConfigError(
+            f"allow_no_keys: the service is open to others at {host}: set keys_file or {KEYS_VARIABLE}, "
+            "or http_options.host: 127.0.0.1"
         )
     missing = [name for name, value in SERVE_ENVIRONMENT.items() if os.environ.get(name) != value]
     if missing:

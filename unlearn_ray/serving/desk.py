@@ -74,7 +74,8 @@ def make_desk(catalog: Catalog, metrics: Metrics, gather: Gather) -> Starlette:
             raise Refusal(400, f"`table` must be one of {', '.join(TABLES)}", "invalid_value", "table")
         offset, limit = _count(query.get("offset", "0"), "offset"), _count(query.get("limit", "50"), "limit")
         folder = catalog.registry.version_folder(release.id) / DATA / table
-        keep = _filter(query.get("topic", ""), query.get("contains", ""), query.get("reason", ""))
+        names = ("topic", "contains", "reason", "model", "group")
+        keep = _filter(**{name: query.get(name, "") for name in names})
         return JSONResponse(await asyncio.to_thread(page, folder, keep, offset, min(limit, _MAX_PAGE)))
 
     async def refused(request: Request, error: Exception) -> Response:
@@ -108,13 +109,15 @@ def page(folder: Folder, keep: Callable[[dict[str, Any]], bool], offset: int, li
     return {"columns": columns, "rows": list(islice(found, offset, offset + limit)), "total": len(found)}
 
 
-def _filter(topic: str, contains: str, reason: str) -> Callable[[dict[str, Any]], bool]:
+def _filter(topic: str, contains: str, reason: str, model: str, group: str) -> Callable[[dict[str, Any]], bool]:
     wanted = contains.casefold()
 
     def keep(row: dict[str, Any]) -> bool:
         if topic and topic not in (row.get("topic"), row.get("served_topic")):
             return False
         if reason and reason != (row.get("drop") or "kept"):
+            return False
+        if (model and model != row.get("model")) or (group and group != row.get("group")):
             return False
         texts = (row.get(column) for column in ("question", "answer"))
         return not wanted or any(wanted in text.casefold() for text in texts if text)

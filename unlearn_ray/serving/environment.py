@@ -17,6 +17,9 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_INGRESS_ROUTER_REPLICAS_PER_NODE": "2",
     # HAProxy hears of a replica that goes within a second: 30, the default, would be waited for at every end.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    # HAProxy is started anew for each replica that comes or goes, and the old one carries its answers on: at 120 s, the default, it cut them.
+    # Ray leaves a port alone 30 s longer before another replica gets it, and a node has a thousand.
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "900",
     # A request that a killed replica had not begun to answer is put to another one: asking twice changes nothing.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
 }

@@ -34,7 +34,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger(__name__)
 _OPEN = frozenset({"/ready", "/health"})  # what a load balancer asks without a key
 _ONLY_USAGE = b'"choices":[]'  # vLLM's last event, which counts the tokens
-_REFUSED = b'data: {"error"'  # vLLM's first and only event where it refuses what a stream asks
+_ERROR = b'data: {"error"'  # begins vLLM's event, a body of its own, where it refuses what a stream asks or can't go on
 _LOST = b"EngineCore encountered an issue"  # vLLM's answer to what came just as the engine died: asking again is right
 _RESTARTING = error_body(503, "the engine is being started again: try in some seconds", "engine_restarting")
 _CUT = error_body(503, "the engine was lost before the answer was complete: ask again", "stream_cut")
@@ -95,16 +95,18 @@ class Gate:
             await self._complete(path, scope, receive, send)
 
     async def _complete(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        started, model = time.perf_counter(), "unknown"
+        began, model = time.perf_counter(), "unknown"
         if self._num_ongoing >= self._capacity:
             await self._refuse_full(send)
             self._metrics.ended(model, 429, 0.0)
             return
         self._num_ongoing += 1
         self._metrics.ongoing.set(self._num_ongoing)
-        watch = Watch(send, started, self._later)
+        watch = Watch(send, self._later)
+        is_ours = True
         try:
             body = await read_body(receive, _header(scope, b"content-length"), self._settings.limits.max_body_bytes)
+            watch.asked_at = time.perf_counter()
             asked = read_request(path, body, self._settings.limits)
             watch.keeps_usage_back = asked.is_stream and not asked.wants_usage
             release, prefix = await self._models.find(asked)
@@ -113,13 +115,16 @@ class Gate:
                 await _answer(watch, 503, _RESTARTING, self._later)
                 return
             if release is not None and release.kind == "full" and self._settings.release != release.id:
-                await self._forward({**scope, "unlearn.release": release.id}, _replay(body, receive), watch)
+                await self._forward({**scope, "unlearn.release": release.id}, _replay(body, receive, watch), watch)
+                is_ours = not (watch.is_finished or watch.is_left)  # else its own gate counts it
             else:
                 name = await self._models.prepare(release) if release else BASE
                 new = put_to_engine(asked, name, prefix)
-                await self._engine(_for_engine(scope, path, new), _replay(new, receive), watch)
-            if watch.status and not watch.is_finished:
-                await self._end_cut(watch, model)
+                await self._engine(_for_engine(scope, path, new), _replay(new, receive, watch), watch)
+            if watch.is_left and not watch.is_finished:
+                watch.status = 499
+            elif watch.status and not watch.is_finished:
+                await watch.cut()
         except Refusal as refusal:
             if not watch.status:
                 await _answer(watch, refusal.status, refusal.body, self._later if refusal.status == 503 else {})
@@ -130,24 +135,22 @@ class Gate:
             # vLLM answers its own errors; what comes here is a fault, and its text might hold a prompt: the type must do.
             log.error("a request failed", exc_info=log.isEnabledFor(logging.DEBUG))
             if watch.status:
-                await self._end_cut(watch, model)
+                await watch.cut()
             else:
                 await _answer(watch, 500, error_body(500, "the service failed at this request", "internal_error"))
         finally:
             self._num_ongoing -= 1
             self._metrics.ongoing.set(self._num_ongoing)
-            self._metrics.ended(model, watch.status or 500, time.perf_counter() - started)
-            if watch.first_seconds is not None:
-                self._metrics.first_token(model, watch.first_seconds)
-            self._metrics.tokens(model, *watch.usage())
+            if is_ours:
+                self._count(model, watch, time.perf_counter() - began)
 
-    async def _end_cut(self, watch: "Watch", model: str) -> None:
-        """End an answer that broke with an error: nobody must take half of one for a whole one."""
-        self._metrics.cut(model)
-        if watch.is_sent:
-            await watch.finish(f"data: {json.dumps(_CUT)}\n\n".encode() if watch.is_stream else b"")
-        else:
-            await _answer(watch, 503, _CUT, self._later)
+    def _count(self, model: str, watch: "Watch", seconds: float) -> None:
+        self._metrics.ended(model, watch.status or 500, seconds)
+        if watch.first_seconds is not None:
+            self._metrics.first_token(model, watch.first_seconds)
+        if watch.is_cut:
+            self._metrics.cut(model)
+        self._metrics.tokens(model, *watch.usage())
 
     @property
     def _later(self) -> dict[str, str]:
@@ -162,13 +165,16 @@ class Gate:
 class Watch:
     """Passes a response on to the client, and notes what the metrics want."""
 
-    def __init__(self, send: Send, started: float, later: dict[str, str]) -> None:
+    def __init__(self, send: Send, later: dict[str, str]) -> None:
         """`later`: the header that says when to come back."""
-        self._send, self._started, self._later = send, started, later
+        self._send, self._later = send, later
+        self.asked_at = 0.0  # when the request's last byte was read
         self.status = 0
         self.is_stream = False
         self.is_sent = False  # whether the client has seen the status
         self.is_finished = False
+        self.is_cut = False
+        self.is_left = False  # by the client
         self.keeps_usage_back = False
         self.first_seconds: float | None = None
         self._start: Event = {}
@@ -185,19 +191,22 @@ class Watch:
         if event["type"] != "http.response.body" or self.is_finished:
             return
         body = event.get("body", b"")
+        is_error = self.is_stream and body.startswith(_ERROR)
         if not self.is_sent:
-            is_refused = self.is_stream and body.startswith(_REFUSED)
-            if _LOST in body and (is_refused or self.status == 500):
+            if _LOST in body and (is_error or self.status == 500):
                 self.is_stream = False
                 await _answer(self, 503, _RESTARTING, self._later)
                 return
-            if is_refused:
+            if is_error:
                 await self._refuse(body)
                 return
             self.is_sent = True
             await self._send(self._start)
-        if self.first_seconds is None and body:
-            self.first_seconds = time.perf_counter() - self._started
+        elif is_error:
+            await self.cut()
+            return
+        if self.is_stream and self.first_seconds is None and body:
+            self.first_seconds = time.perf_counter() - self.asked_at
         self.is_finished = not event.get("more_body", False)
         if not self.is_stream:
             self._tail = body if len(body) < 1 << 20 else b""
@@ -215,8 +224,14 @@ class Watch:
         self.is_stream = False
         await _answer(self, status, error)
 
-    async def finish(self, last: bytes) -> None:
+    async def cut(self) -> None:
+        """End an answer that broke with an error: nobody must take half of one for a whole one. What comes after, [DONE], is dropped."""
+        self.is_cut = True
+        if not self.is_sent:
+            await _answer(self, 503, _CUT, self._later)
+            return
         self.is_finished = True
+        last = f"data: {json.dumps(_CUT)}\n\n".encode() if self.is_stream else b""
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     def usage(self) -> tuple[int, int]:
@@ -261,14 +276,16 @@ def _too_large(limit: int) -> Refusal:
     return Refusal(413, f"the body is larger than {limit:,} bytes", "body_too_large")
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytes, receive: Receive, watch: Watch) -> Receive:
     """A `receive` that gives `body` first, and then what comes: the client's leaving."""
     given = False
 
     async def replayed() -> Event:
         nonlocal given
         if given:
-            return await receive()
+            event = await receive()
+            watch.is_left = event["type"] == "http.disconnect"
+            return event
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 

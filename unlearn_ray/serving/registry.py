@@ -48,7 +48,7 @@ class Release(_Record):
     model: str  # identity of the base model
     rank: int = 0  # of an adapter
     run: str = ""  # name of the run that made it
-    fingerprint: str = ""  # of that run's finetune stage: the same result is not published twice
+    fingerprint: str = ""  # of that run's weights and evaluation: the same result is not published twice
     topics: tuple[ReleasedTopic, ...] = ()
     created: str = ""
 

@@ -19,7 +19,7 @@ from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import ArtifactError, InputError, ModelError
 from unlearn_ray.plan import MARKER, model_identity
-from unlearn_ray.rows import slug_of
+from unlearn_ray.rows import digest, slug_of
 from unlearn_ray.serving.names import RESERVED, parse_name
 from unlearn_ray.serving.registry import DATA, WEIGHTS, Registry, Release, ReleasedTopic, ServiceRecord, now
 from unlearn_ray.serving.settings import ServiceSettings
@@ -92,10 +92,11 @@ def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
         return [_bare_adapter(folder, name)]
     config, manifests = read_run(folder)
     topics, finetuned = _topics(folder, config, manifests), manifests["finetune"].config
-    exports = (JOINT,) if finetuned["adapters"] == "joint" else tuple(topics)
+    is_joint = finetuned["adapters"] == "joint"
+    exports = (JOINT,) if is_joint else tuple(topics)
     found = []
     for export in exports:
-        members = tuple(topics.values()) if export == JOINT else (topics[export],)
+        members = tuple(topics.values()) if is_joint else (topics[export],)
         candidate = Candidate(
             name=members[0].slug if len(members) == 1 else slug_of(config.name),
             weights=folder / "finetune/models" / export,
@@ -104,7 +105,7 @@ def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
             model=str(finetuned["model"]),
             topics=members,
             run=config.name,
-            fingerprint=manifests["finetune"].fingerprint,
+            fingerprint=digest(manifests["finetune"].fingerprint, manifests["evaluate"].fingerprint),
             home=folder,
         )
         if finetuned["weights"]["kind"] == "lora":
@@ -155,13 +156,13 @@ def _topics(folder: Folder, config: RunConfig, manifests: Mapping[str, Manifest]
 
 
 def publish(registry: Registry, candidate: Candidate) -> tuple[Release, bool]:
-    """Publish one model that fits; returns its version and whether it is new: the same result is not published twice.
+    """Publish one model that fits; returns its version and whether it is new: the same result is published again only if damaged.
 
     Raises:
         ArtifactError: files can't be read or written.
     """
     last = registry.read().last_of(candidate.name)
-    if last is not None and candidate.fingerprint and last.fingerprint == candidate.fingerprint:
+    if last is not None and _holds(registry, last, candidate):
         if registry.read().aliases.get(last.name) != last.version:
             registry.rollback(last.name, last.version)  # published again on purpose: point back to it
         return last, False
@@ -220,6 +221,44 @@ def check_fits(candidate: Candidate | Release, service: ServiceRecord | None) ->
         )
     if isinstance(candidate, Candidate):
         check_shapes(candidate.shapes, service.shapes, candidate.name)
+
+
+def check_files(registry: Registry, release: Release, service: ServiceRecord) -> None:
+    """Refuse a version whose files no replica would load: its service would never be ready.
+
+    Raises:
+        ModelError: they are missing, corrupt, or for another base model.
+    """
+    try:
+        check_shapes(_released_shapes(registry, release), service.shapes, release.id)
+    except ModelError as error:
+        raise ModelError(
+            f"{release.id} can't be served ({error}): unlearn-ray rollback {release.name}, or publish it again"
+        ) from error
+
+
+def _released_shapes(registry: Registry, release: Release) -> Shapes:
+    """Shapes of the layers that a version's adapter changes, from whole files; none for a full fine-tune's.
+
+    Raises:
+        ModelError: a file is missing or corrupt.
+    """
+    weights = Folder(registry.weights(release))
+    if release.kind == "adapter":
+        return read_adapter(weights).shapes
+    check_model(weights)
+    return {}
+
+
+def _holds(registry: Registry, release: Release, candidate: Candidate) -> bool:
+    """Whether a version is this very result, with its files whole."""
+    if not candidate.fingerprint or release.fingerprint != candidate.fingerprint:
+        return False
+    try:
+        _released_shapes(registry, release)
+    except ModelError:
+        return False
+    return True
 
 
 def _is_same(made_from: str, served: str, is_sure: bool) -> bool:

@@ -35,7 +35,11 @@ _UNSUPPORTED = {
     "audio": "this service gives plain text only",
     "prompt_logprobs": "use `echo` with `logprobs` on /v1/completions",
 }
-_MAX_STOPS = 64  # each is looked for in the text at every token
+# What vLLM's sampler for GPUs can't hold ends its engine: 1,024 biases, 128 tokens to stop at with the model's own, seeds of 64 bits,
+# and float32, in which a smaller `top_p` is 0 and a wilder penalty makes a logit infinite.
+_MAX_BIASES = 1024
+_MAX_STOPS = 64  # each is looked for at every token
+_BOUNDS = {"top_p": (1e-6, 1.0), "repetition_penalty": (0.01, 100.0)}
 _NEUTRAL = {"suffix": (None, ""), "best_of": (None, 1), "priority": (None, 0), "store": (None, False)}
 
 
@@ -136,22 +140,29 @@ def _check_numbers(values: Mapping[str, Any], limits: Limits) -> None:
             raise Refusal(400, f"`{field}` must be a whole number of at least 1", "invalid_value", field)
         if value > limit:
             raise Refusal(400, f"`{field}` is {value}: this service allows at most {limit}", "limit_exceeded", field)
-    for field in ("seed", "top_k"):
+    num_choices = values.get("n") or 1
+    for field, end in (("seed", 2**63 - num_choices + 1), ("top_k", 2**63)):  # answer i of a request has the seed + i
         number = values.get(field)
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
             raise Refusal(400, f"`{field}` must be a whole number", "invalid_value", field)
-        if number is not None and not -(2**63) <= number < 2**63:
-            raise Refusal(400, f"`{field}` must fit 64 bits", "invalid_value", field)
-    prompt, stop = values.get("prompt"), values.get("stop")
-    if isinstance(prompt, list) and len(prompt) > limits.max_prompts and not isinstance(prompt[0], int):
-        raise Refusal(
-            400,
-            f"`prompt` holds {len(prompt)}: this service allows at most {limits.max_prompts}",
-            "limit_exceeded",
-            "prompt",
-        )
-    if isinstance(stop, list) and len(stop) > _MAX_STOPS:
-        raise Refusal(400, f"`stop` holds {len(stop)}: at most {_MAX_STOPS} are looked for", "limit_exceeded", "stop")
+        if number is not None and not -(2**63) <= number < end:
+            raise Refusal(400, f"`{field}` must be at least -2**63 and below {end}", "invalid_value", field)
+    for field, (least, greatest) in _BOUNDS.items():
+        value = values.get(field)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= greatest:
+            raise Refusal(400, f"`{field}` must be a number from {least:g} to {greatest:g}", "invalid_value", field)
+    prompt = values.get("prompt")
+    held = {"stop": _MAX_STOPS, "stop_token_ids": _MAX_STOPS, "logit_bias": _MAX_BIASES}
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):  # else it is one, of tokens
+        held["prompt"] = limits.max_prompts
+    for field, limit in held.items():
+        value = values.get(field)
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise Refusal(
+                400, f"`{field}` holds {len(value)}: this service allows at most {limit}", "limit_exceeded", field
+            )
 
 
 def put_to_engine(asked: Asked, model: str, prefix: str = "") -> bytes:

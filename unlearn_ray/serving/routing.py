@@ -49,7 +49,9 @@ def choose(key: str, loads: Mapping[str, int]) -> str:
         loads: requests under way by replica; at least one replica.
     """
     room = math.ceil(_BALANCE * (sum(loads.values()) + 1) / len(loads)) + _SLACK
-    ranked = sorted(loads, key=lambda name: blake2b(f"{name} {key}".encode(), digest_size=8).digest())
+    # Half a surrogate pair is no text, but the gate says so.
+    marks = {name: blake2b(f"{name} {key}".encode(errors="surrogatepass"), digest_size=8).digest() for name in loads}
+    ranked = sorted(loads, key=marks.__getitem__)
     return next(name for name in ranked if loads[name] < room)  # one is below the mean, and so below `room`
 
 

@@ -1,4 +1,4 @@
-"""A service on this machine, or on the cluster that RAY_ADDRESS names: `unlearn-ray serve RUN`."""
+"""A service on this machine: `unlearn-ray serve RUN`."""
 
 import contextlib
 import ipaddress
@@ -17,18 +17,24 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig
-from unlearn_ray.errors import ClusterError, ConfigError, EngineError, UnlearnError
+from unlearn_ray.errors import ClusterError, ConfigError, UnlearnError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import read_keys
 from unlearn_ray.serving.registry import Registry
 from unlearn_ray.serving.requests import error_body
 from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings
 
+if TYPE_CHECKING:
+    from ray.serve import Application
+
 log = logging.getLogger(__name__)
 APP = "unlearn-ray"
+# HAProxy, and the apps of full fine-tunes, reach replicas at 127.0.0.1, and a replica listens where the service does.
+HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")
 # What Ray and Serve import while they start: all there before, so that never two threads import.
 STARTERS = (
     "ray.autoscaler.v2.utils",
@@ -53,8 +59,10 @@ def check_host(host: str, settings: ServiceSettings) -> ServiceSettings:
     """The settings for this host: without keys it must be loopback.
 
     Raises:
-        ConfigError: there are no keys, and others could reach the host.
+        ConfigError: a service can't listen there, or there are no keys and others could reach it.
     """
+    if host not in HOSTS:
+        raise ConfigError(f"--host {host}: give 127.0.0.1, or 0.0.0.0 for every address of this machine")
     keys = read_keys(settings.keys_file)
     if not keys and not is_loopback(host):
         raise ConfigError(f"--host {host} is open to others: give API keys (--keys FILE, or {KEYS_VARIABLE})")
@@ -70,18 +78,41 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def http_host() -> str | None:
+    """Where the Serve of this process's cluster listens; None where none runs."""
+    import ray
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+    return client.http_config.host if client else None
+
+
 def check_port(host: str, port: int) -> None:
     """Refuse a port that is taken.
 
     Raises:
-        ConfigError: something listens there, or the host is not this machine's.
+        ConfigError: something listens there, or it is no port.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(f"--host {host} --port {port}: {error.strerror}: choose another port") from error
+        except (OSError, OverflowError) as error:
+            gist = getattr(error, "strerror", None) or error
+            raise ConfigError(f"--port {port}: {gist}: choose another port") from error
+
+
+def check_ray() -> None:
+    """Refuse to join a cluster: its Serve may be another's, listens where that one said, and was started without our environment.
+
+    Raises:
+        ClusterError: RAY_ADDRESS names one.
+    """
+    if address := os.environ.get("RAY_ADDRESS"):
+        raise ClusterError(
+            f"RAY_ADDRESS is {address}, but unlearn-ray serve is for this machine alone: unset it, "
+            "or use serve deploy serve/config.yaml on that cluster"
+        )
 
 
 @contextmanager
@@ -92,6 +123,8 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
         ConfigError: the port is taken.
         ClusterError: it can't be started, or ends while starting.
     """
+    host = "127.0.0.1" if host == "localhost" else host  # which may be ::1, where nobody asks
+    check_ray()
     check_port(host, settings.port)
     claim = _claim(settings.port)
     home = Path(tempfile.mkdtemp(prefix="unlearn-ray-", dir="/tmp"))  # short, for the 107 bytes of a socket's path
@@ -112,8 +145,7 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
                 logging.getLogger("ray.serve").setLevel(logging.ERROR)
                 try:
                     serve.start(http_options=HTTPOptions(host=host, port=settings.port))
-                    build = app.result().build
-                    serve.run(build(settings.model_dump(mode="json")), name=APP, route_prefix="/", blocking=False)
+                    _deploy(app.result().build(settings.model_dump(mode="json")))
                     follow_full(settings)
                     address = f"http://{host}:{settings.port}"
                     _wait(address, _failure)
@@ -126,6 +158,20 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
     finally:
         claim.close()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _deploy(app: "Application") -> None:
+    """Start the base model's app; returns once it runs.
+
+    Raises:
+        ClusterError: it ends while starting.
+    """
+    from ray import serve
+
+    try:
+        serve.run(app, name=APP, route_prefix="/", blocking=False)
+    except RuntimeError as error:
+        raise ClusterError(f"the service can't start: {_end_of(error)}") from error
 
 
 def _drain(seconds: float) -> None:
@@ -180,7 +226,7 @@ def follow_full(
             serve.run(app, name=_app_name(name), route_prefix=full_route(name), blocking=False)
             started.add(name)
         except RuntimeError as error:  # the others go on
-            say(f"{name} can't be served: {' '.join(str(error).split())[-300:]}")
+            say(f"{name} can't be served: {_end_of(error)}")
             serve.delete(_app_name(name), _blocking=False)
     if started and running_apps - full:
         time.sleep(2 * settings.registry_seconds)  # till replicas have seen that the new one answers
@@ -278,7 +324,7 @@ def _wait(address: str, failure: Callable[[], str]) -> None:
     """Return once every model answers.
 
     Raises:
-        EngineError: the app failed, or does not answer in time.
+        ClusterError: the app failed, or does not answer in time.
     """
     deadline = time.monotonic() + _SECONDS_TO_START
     while time.monotonic() < deadline:
@@ -287,7 +333,9 @@ def _wait(address: str, failure: Callable[[], str]) -> None:
         if text := failure():
             raise ClusterError(f"the service can't start: {text}")
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    raise EngineError(f"the service does not answer at {address} after {_SECONDS_TO_START} s")
+    raise ClusterError(
+        f"the service is not ready at {address} after {_SECONDS_TO_START} s: start it again where less runs beside it"
+    )
 
 
 def is_ready(address: str) -> bool:
@@ -303,5 +351,10 @@ def _failure() -> str:
 
     for app in status().applications.values():
         if str(app.status) in ("ApplicationStatus.DEPLOY_FAILED", "DEPLOY_FAILED"):
-            return " ".join(app.message.split())[-300:]
+            return _end_of(app.message)
     return ""
+
+
+def _end_of(text: object) -> str:
+    """Where a traceback says what went wrong, as one line."""
+    return " ".join(str(text).split())[-300:]

@@ -18,8 +18,16 @@ from unlearn_ray.errors import ArtifactError, InputError
 from unlearn_ray.plan import MARKER
 from unlearn_ray.serving.names import parse_name
 from unlearn_ray.serving.registry import Registry, Release, State
-from unlearn_ray.serving.release import candidates, check_fits, publish, read_run, run_folder, service_record
-from unlearn_ray.serving.service import check_host, check_port
+from unlearn_ray.serving.release import (
+    candidates,
+    check_files,
+    check_fits,
+    publish,
+    read_run,
+    run_folder,
+    service_record,
+)
+from unlearn_ray.serving.service import check_host, check_port, check_ray
 from unlearn_ray.serving.settings import ServiceSettings, parse_settings
 
 REGISTRY = "runs/registry"
@@ -41,6 +49,7 @@ def prepare(
     Raises:
         UnlearnError: the run, a setting, the keys or the port can't be used; nothing was written.
     """
+    check_ray()
     folder = run_folder(run)
     if not folder.exists(MARKER):
         raise ArtifactError(f"{folder} is an adapter: serve a run, then unlearn-ray publish {folder}")
@@ -66,8 +75,11 @@ def prepare(
     found = candidates(folder)
     for candidate in found:
         check_fits(candidate, record)
+    replaced = {candidate.name for candidate in found}
     for release in target.read().current:
         check_fits(release, record)
+        if release.name not in replaced:
+            check_files(target, release, record)
     published = [publish(target, candidate) for candidate in found]
     target.record_service(record)
     return Prepared(settings, published)
@@ -131,12 +143,16 @@ def show_demo(endpoint: str, port: int) -> None:
     """Run the Streamlit page until it is stopped.
 
     Raises:
-        ArtifactError: this installation has no demo.
+        ArtifactError: this installation has no demo, or its page ended by itself.
+        ConfigError: the port is taken.
     """
+    check_port("127.0.0.1", port)
     package = Path(unlearn_ray.__file__).parent
     found = [page for page in (package / "_demo/app.py", package.parent / "demo/app.py") if page.is_file()]
     if not found:
         raise ArtifactError("this installation has no demo: install unlearn-ray with its wheel")
     quiet = ["--browser.gatherUsageStats=false", "--server.address=127.0.0.1", f"--server.port={port}"]
     command = [sys.executable, "-m", "streamlit", "run", str(found[0]), *quiet]
-    subprocess.run(command, env=os.environ | {"UNLEARN_RAY_ENDPOINT": endpoint}, check=False)
+    done = subprocess.run(command, env=os.environ | {"UNLEARN_RAY_ENDPOINT": endpoint}, check=False)
+    if done.returncode:
+        raise ArtifactError(f"the page ended with code {done.returncode}: Streamlit's own words above say why")
