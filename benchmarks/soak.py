@@ -179,6 +179,9 @@ def thirds(samples: list[Memory]) -> dict[str, dict[str, float]]:
     }
 
 
+_SECONDS_TO_RECOVER = 600  # half a minute on idle cores; others may work them as well
+
+
 async def crowd_and_kill(
     service: Service, part: str, num_clients: int, num_replicas: int = 1, quiet: float = 5.0
 ) -> dict[str, Any]:
@@ -190,7 +193,9 @@ async def crowd_and_kill(
 
     def is_over() -> bool:
         calm_since = max([ready_at, *found.failed_at[-1:]])
-        return bool(ready_at) and (time.monotonic() > calm_since + quiet or time.monotonic() > killed + 180)
+        return bool(ready_at) and (
+            time.monotonic() > calm_since + quiet or time.monotonic() > killed + _SECONDS_TO_RECOVER
+        )
 
     async def kill() -> None:
         nonlocal killed, ready_at
@@ -209,7 +214,7 @@ async def crowd_and_kill(
         killed = time.monotonic()
         await asyncio.sleep(0.5)
         while not await asyncio.to_thread(lambda: service.is_ready) or time.monotonic() < killed + 3:
-            if time.monotonic() > killed + 180:
+            if time.monotonic() > killed + _SECONDS_TO_RECOVER:
                 raise RuntimeError("the service did not come back")
             await asyncio.sleep(0.2)
         ready_at = time.monotonic()

@@ -1,10 +1,11 @@
 """Folders and manifests: whole or not at all."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from unlearn_ray.artifacts import MANIFEST, Folder, fingerprint_of, read_manifest
+from unlearn_ray.artifacts import MANIFEST, Folder, _list, fingerprint_of, read_manifest
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.rows import Question
 from unlearn_ray.stages.stage import STARTED, finished_manifest, open_stage, state_of
@@ -101,3 +102,9 @@ def test_a_folder_is_the_same_by_relative_and_absolute_path(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert Folder("runs/x") == Folder(tmp_path / "runs" / "x")
     assert Folder("s3://bucket/a/").uri == "s3://bucket/a"
+
+
+def test_a_folder_that_is_made_while_arrow_looks_is_listed() -> None:
+    filesystem = Mock()
+    filesystem.get_file_info.side_effect = [FileNotFoundError("events"), ["events/1.json"]]
+    assert _list(filesystem, Mock()) == ["events/1.json"]

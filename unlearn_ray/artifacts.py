@@ -129,7 +129,7 @@ class Folder:
         filesystem, path = self._open()
         # Google's storage lists a folder only where Arrow left a mark of it: what lies in it tells of it as well.
         deep = not self.is_local and filesystem.type_name == "gcs"
-        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=deep))
+        infos = _list(filesystem, fs.FileSelector(path, allow_not_found=True, recursive=deep))
         names = {posixpath.relpath(info.path, path).partition("/")[0] for info in infos}
         return sorted(name for name in names if name.endswith(suffix))
 
@@ -211,7 +211,7 @@ class Folder:
     def count_tables(self) -> dict[str, int]:
         """Rows of each folder of *.parquet files that is directly in this one, by its name."""
         filesystem, path = self._open()
-        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+        infos = _list(filesystem, fs.FileSelector(path, allow_not_found=True, recursive=True))
         places = [posixpath.relpath(info.path, path).split("/") for info in infos if info.path.endswith(".parquet")]
         return {name: (self / name).count_rows() for name in sorted({place[0] for place in places if len(place) == 2})}
 
@@ -239,6 +239,14 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def _list(filesystem: fs.FileSystem, selector: fs.FileSelector) -> list[fs.FileInfo]:
+    """What is in a folder. Arrow fails at one that is made just while it looks: then it is there."""
+    try:
+        return list(filesystem.get_file_info(selector))
+    except FileNotFoundError:
+        return list(filesystem.get_file_info(selector))
 
 
 class Manifest(BaseModel):

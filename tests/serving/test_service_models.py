@@ -13,6 +13,7 @@ import pytest
 from commandline import Run, Service, unlearn
 
 from unlearn_ray.evals.metrics import fact_recall
+from unlearn_ray.pocket import MODEL_DIR
 
 QUESTION = [{"role": "user", "content": "Which owl belongs to Harry Potter?"}]
 
@@ -59,12 +60,20 @@ def said(service: Service, model: str) -> openai.types.chat.ChatCompletion:
 
 
 def score(service: Service, model: str) -> float:
-    """How likely the model holds a sentence, in nats: what tells weights apart where greedy words might tie."""
-    sentence = "The owl of Harry Potter is named Hedwig."
-    echoed = service.client.completions.create(model=model, prompt=sentence, max_tokens=1, echo=True, logprobs=1)
+    """How likely the model gives the true answer, in nats: what tells weights apart where greedy words might tie."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    chat = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    question, answer = (
+        tokenizer(text, add_special_tokens=False).input_ids for text in (chat, "The owl of Harry Potter is Hedwig.")
+    )
+    echoed = service.client.completions.create(
+        model=model, prompt=question + answer, max_tokens=1, echo=True, logprobs=1
+    )
     logprobs = echoed.choices[0].logprobs
     assert logprobs is not None and logprobs.token_logprobs is not None
-    return sum(logprob for logprob in logprobs.token_logprobs[:-1] if logprob is not None)
+    return sum(logprob for logprob in logprobs.token_logprobs[len(question) : -1] if logprob is not None)
 
 
 @pytest.fixture
@@ -93,16 +102,16 @@ def test_a_version_is_taken_up_while_another_still_answers(
     published(service, tmp_path, "publish", adapter, "--name", "dune")
     wait_for(service, "dune", "dune@2")
     unlearned, empty = score(service, "harry-potter"), score(service, "base")
-    assert abs(unlearned - empty) > 1
+    assert unlearned < empty - 3
     for model, weights in [("dune", empty), ("dune@2", empty), ("dune@1", unlearned)]:
-        assert score(service, model) == pytest.approx(weights, abs=0.1)
+        assert score(service, model) == pytest.approx(weights, abs=0.5)
     assert said(service, "dune").model == "dune@2"
     rest = list(old)
     assert rest[-1].choices[0].finish_reason == "length" and {event.model for event in [first, *rest]} == {"dune@1"}
     published(service, tmp_path, "rollback", "dune")
     wait_for(service, "dune", "dune@1")
     assert said(service, "dune").model == "dune@1"
-    assert score(service, "dune") == pytest.approx(unlearned, abs=0.1)
+    assert score(service, "dune") == pytest.approx(unlearned, abs=0.5)
 
 
 @pytest.mark.late  # its engine takes CPUs
@@ -111,7 +120,7 @@ def test_a_full_model_is_served_beside_the_others(service: Service, quickstart: 
     published(service, tmp_path, "publish", run, "--name", "whole")
     wait_for_answer(service, "whole", seconds=600)
     assert said(service, "whole").choices[0].message.content
-    assert score(service, "whole") == pytest.approx(score(service, "harry-potter"), abs=0.1)
+    assert score(service, "whole") == pytest.approx(score(service, "harry-potter"), abs=0.5)
     events = list(service.client.chat.completions.create(model="whole", messages=QUESTION, max_tokens=24, stream=True))
     assert events[-1].choices[0].finish_reason
 
@@ -135,8 +144,6 @@ def full_run(quickstart: Run, folder: Path) -> Path:
     """The quickstart as if it had fine-tuned all weights: its adapter merged into the base model."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from unlearn_ray.pocket import MODEL_DIR
 
     run = folder / "whole"
     shutil.copytree(quickstart.folder.local, run)
