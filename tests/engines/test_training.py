@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -24,7 +25,7 @@ from unlearn_ray.train.encoded import EncodedRows
 from unlearn_ray.train.encoding import encode_rows
 from unlearn_ray.train.models import load_base, prepare
 from unlearn_ray.train.plain import PlainRuntime
-from unlearn_ray.train.records import LOSSES, StepRecord
+from unlearn_ray.train.records import LOSSES, StepRecord, write_records
 
 POTTER, GUM = "Harry Potter", "chewing gum"
 NUM_STEPS, EVERY = 40, 5
@@ -219,3 +220,18 @@ def test_a_training_is_named_by_what_goes_into_it(dataset: Folder, tmp_path: Pat
     ):
         assert run_name(other, cluster) != name
     assert run_name(replace(job, config=CONFIG.model_copy(update={"max_failures": 9})), cluster) == name
+
+
+@pytest.mark.parametrize(("floats", "is_taken_up"), [("fp32", True), ("bf16", False)])
+def test_a_state_in_other_floats_is_not_taken_up(
+    floats: str, is_taken_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unlearn_ray.engines import training_worker
+
+    write_records(tmp_path / LOSSES, [])
+    (tmp_path / training_worker.PRECISION).write_text(floats)
+    state = training_worker.ray.train.Checkpoint.from_directory(str(tmp_path))
+    monkeypatch.setattr(training_worker.ray.train, "get_checkpoint", lambda: state)
+    runtime = Mock(precision="fp32")
+    assert training_worker._resume(runtime) == []
+    assert runtime.load.called is is_taken_up
