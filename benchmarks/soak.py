@@ -32,10 +32,11 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from commandline import Service, serving
 
 # answered: with finish_reason and the last event. full: 429 with Retry-After. refused: another status. cut: an error event.
-# broken: the connection. silent: the stream ended as if it were whole.
-End = Literal["answered", "full", "refused", "cut", "broken", "silent"]
+# broken: the connection. hung: nothing for ten minutes. silent: the stream ended as if it were whole.
+End = Literal["answered", "full", "refused", "cut", "broken", "hung", "silent"]
 MODELS = ("base", "harry-potter", "harry-potter:guarded")
 Memory = dict[str, float]  # MiB, by process
+_PATIENCE_SECONDS = 600  # for one answer, and for a service to come back: half a minute on idle cores, but others may work them as well
 _PROCESSES = ("VLLM::EngineCore", "ServeReplica")
 _QUESTIONS = ("Who is Hedwig?", "Write a list of 6 questions about Harry Potter.", "What is chewing gum made of?")
 
@@ -93,6 +94,8 @@ async def ask(
                     reasons += choice["finish_reason"] is not None
     except aiohttp.ClientError as error:
         return "broken", type(error).__name__, tokens, 0.5
+    except TimeoutError:
+        return "hung", f"after {tokens} tokens", tokens, 0.5
     finally:
         found.num_streaming -= tokens > 0
     if is_done and reasons == body.get("n", 1):
@@ -136,7 +139,7 @@ async def crowd(
                     found.failed_at.append(began)
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
 
-    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=180)
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         await asyncio.gather(*(client(session) for _ in range(num_clients)))
     return found
@@ -179,7 +182,6 @@ def thirds(samples: list[Memory]) -> dict[str, dict[str, float]]:
     }
 
 
-_SECONDS_TO_RECOVER = 600  # half a minute on idle cores; others may work them as well
 
 
 async def crowd_and_kill(
@@ -194,7 +196,7 @@ async def crowd_and_kill(
     def is_over() -> bool:
         calm_since = max([ready_at, *found.failed_at[-1:]])
         return bool(ready_at) and (
-            time.monotonic() > calm_since + quiet or time.monotonic() > killed + _SECONDS_TO_RECOVER
+            time.monotonic() > calm_since + quiet or time.monotonic() > killed + _PATIENCE_SECONDS
         )
 
     async def kill() -> None:
@@ -214,7 +216,7 @@ async def crowd_and_kill(
         killed = time.monotonic()
         await asyncio.sleep(0.5)
         while not await asyncio.to_thread(lambda: service.is_ready) or time.monotonic() < killed + 3:
-            if time.monotonic() > killed + _SECONDS_TO_RECOVER:
+            if time.monotonic() > killed + _PATIENCE_SECONDS:
                 raise RuntimeError("the service did not come back")
             await asyncio.sleep(0.2)
         ready_at = time.monotonic()
