@@ -96,6 +96,7 @@ def bare_server(port: int, with_lora: bool = True) -> Iterator[str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "TORCHDYNAMO_DISABLE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
     options = "--enforce-eager --max-num-seqs 256 --max-model-len 1024 --no-enable-chunked-prefill --host 127.0.0.1"

@@ -36,7 +36,9 @@ from commandline import Service, serving
 End = Literal["answered", "full", "refused", "cut", "broken", "hung", "silent"]
 MODELS = ("base", "harry-potter", "harry-potter:guarded")
 Memory = dict[str, float]  # MiB, by process
-_PATIENCE_SECONDS = 600  # for one answer, and for a service to come back: half a minute on idle cores, but others may work them as well
+_PATIENCE_SECONDS = (
+    600  # for one answer, and for a service to come back: half a minute on idle cores, but others may work them as well
+)
 _PROCESSES = ("VLLM::EngineCore", "ServeReplica")
 _QUESTIONS = ("Who is Hedwig?", "Write a list of 6 questions about Harry Potter.", "What is chewing gum made of?")
 
@@ -180,8 +182,6 @@ def thirds(samples: list[Memory]) -> dict[str, dict[str, float]]:
         }
         for name in samples[0]
     }
-
-
 
 
 async def crowd_and_kill(

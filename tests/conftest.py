@@ -1,5 +1,6 @@
 """What tests share, once a test run: a Ray, a vLLM engine on the pocket model, a cluster, a whole run, a service on that run."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -52,6 +53,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: (item.get_closest_marker("late") is not None, groups[item] != "run", groups[item] == "engines")
     )
+
+
+@pytest.fixture(autouse=True)
+def one_long_test_at_a_time(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Two that take all cores would each take those of the other: an answer under way took three minutes then."""
+    if request.node.get_closest_marker("long") is None:
+        yield
+        return
+    with (tmp_path_factory.getbasetemp().parent / "long.lock").open(
+        "w"
+    ) as file:  # the test processes share that folder
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
