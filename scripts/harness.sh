@@ -11,5 +11,5 @@ if [ "$(cat "$stamp" 2>/dev/null)" = "$fingerprint" ]; then exit 0; fi
 ensure_uv
 say "installing locks/harness.txt: $(grep -c '^[a-z]' locks/harness.txt) packages"
 "$VENV/bin/uv" venv --quiet --clear --python "$VENV/bin/python" "$VENV/harness"
-VIRTUAL_ENV=$PWD/$VENV/harness "$VENV/bin/uv" pip sync --quiet locks/harness.txt
+VIRTUAL_ENV=$PWD/$VENV/harness "$VENV/bin/uv" pip sync --quiet --compile-bytecode locks/harness.txt
 echo "$fingerprint" >"$stamp"

@@ -58,7 +58,9 @@ def checkout(tmp_path: Path) -> Checkout:
 def test_a_machine_without_a_gpu_gets_its_lock_once(checkout: Checkout) -> None:
     first = checkout.setup()
     assert first.returncode == 0 and "ready for cpu" in first.stdout, first.stderr
-    assert "sync locks/cpu.txt locks/cpu-torch.txt" in checkout.told and "--editable ." in checkout.told
+    assert (
+        "sync --compile-bytecode locks/cpu.txt locks/cpu-torch.txt" in checkout.told and "--editable ." in checkout.told
+    )
     again = checkout.setup()
     assert (again.returncode, again.stdout, again.stderr, checkout.told) == (0, "", "", "")
 
@@ -66,12 +68,12 @@ def test_a_machine_without_a_gpu_gets_its_lock_once(checkout: Checkout) -> None:
 def test_a_machine_with_a_gpu_gets_the_lock_for_cuda(checkout: Checkout) -> None:
     checkout.program("bin/nvidia-smi", "#!/bin/sh\necho 'GPU 0: NVIDIA H100'\n")
     assert "ready for cuda" in checkout.setup().stdout
-    assert "sync locks/cuda.txt" in checkout.told and "cpu" not in checkout.told
+    assert "sync --compile-bytecode locks/cuda.txt" in checkout.told and "cpu" not in checkout.told
 
 
 def test_the_accelerator_may_be_named(checkout: Checkout) -> None:
     checkout.setup(ACCELERATOR="cuda")
-    assert "sync locks/cuda.txt" in checkout.told
+    assert "sync --compile-bytecode locks/cuda.txt" in checkout.told
     refused = checkout.setup(ACCELERATOR="tpu")
     assert refused.returncode != 0 and "take cpu or cuda" in refused.stderr and checkout.told == ""
 
