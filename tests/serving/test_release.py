@@ -1,15 +1,20 @@
 """Versions whose files no replica would load."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from commandline import Run
 from safetensors.torch import save_file
 
-from unlearn_ray.artifacts import Folder
+from unlearn_ray.artifacts import MANIFEST, Folder
 from unlearn_ray.errors import ModelError
 from unlearn_ray.serving.registry import WEIGHTS, Registry, Release, ServiceRecord, now
-from unlearn_ray.serving.release import Candidate, check_files, publish
+from unlearn_ray.serving.release import Candidate, candidates, check_files, publish
 
 LAYER = "model.layers.0.self_attn.q_proj"
 SERVICE = ServiceRecord(model="m", max_lora_rank=8, shapes={LAYER: (6, 4)})
@@ -67,3 +72,20 @@ def test_the_same_result_is_published_again_only_where_it_is_damaged(registry: R
     again, is_new = publish(registry, candidate(adapter))
     assert is_new and again.id == "dune@2" and registry.read().aliases == {"dune": 2}
     assert publish(registry, candidate(adapter, "another"))[0].id == "dune@3"
+
+
+def test_a_topic_called_joint_is_a_topic_like_others(quickstart: Run, tmp_path: Path) -> None:
+    """What the training wrote down says whether an export is of all topics, not the export's name."""
+    run = tmp_path / "run"
+    shutil.copytree(quickstart.folder.local, run, ignore=shutil.ignore_patterns("run.lock", "logs"))
+    shutil.copytree(run / "finetune/models/joint", run / "finetune/models/harry-potter")
+    rewrite(run / "run.json", lambda said: said["config"]["topics"].append({"name": "Joint"}))
+    rewrite(run / "finetune" / MANIFEST, lambda said: said["config"].update(adapters="per_topic"))
+    found = {candidate.name: [topic.name for topic in candidate.topics] for candidate in candidates(Folder(run))}
+    assert found == {"harry-potter": ["Harry Potter"], "joint": ["Joint"]}
+
+
+def rewrite(file: Path, change: Callable[[Any], object]) -> None:
+    said = json.loads(file.read_text())
+    change(said)
+    file.write_text(json.dumps(said))
