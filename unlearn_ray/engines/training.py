@@ -6,6 +6,7 @@ which holds a fingerprint of all that went into it, so that no other training is
 
 import hashlib
 import json
+import logging
 import os
 import queue
 import threading
@@ -29,6 +30,7 @@ from unlearn_ray.rows import digest
 
 OnProgress = Callable[[str, int, int], None]
 LABEL = "finetune"
+log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 
 
@@ -75,12 +77,14 @@ class RayDeepSpeedTrainer:
                 # Not a pool: a thread that waits for Ray must not keep an interrupted driver alive.
                 threading.Thread(target=launch.run, args=(ended,), name=f"train-{job.name}", daemon=True).start()
                 num_running += 1
+                log.info("%s: training begins", job.name)
             try:
                 job, failure = ended.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 self._tell(progress)
                 continue
             num_running -= 1
+            log.info("%s: training %s", job.name, "ended" if failure is None else "failed")
             self._tell(progress)
             if failure is not None:
                 failures.append(failure)
