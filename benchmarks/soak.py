@@ -36,9 +36,8 @@ from commandline import Service, serving
 End = Literal["answered", "full", "refused", "cut", "broken", "hung", "silent"]
 MODELS = ("base", "harry-potter", "harry-potter:guarded")
 Memory = dict[str, float]  # MiB, by process
-_PATIENCE_SECONDS = (
-    600  # for one answer, and for a service to come back: half a minute on idle cores, but others may work them as well
-)
+# For one answer, and for a service to come back: half a minute on idle cores, but others may work them as well.
+_PATIENCE_SECONDS = 600
 _PROCESSES = ("VLLM::EngineCore", "ServeReplica")
 _QUESTIONS = ("Who is Hedwig?", "Write a list of 6 questions about Harry Potter.", "What is chewing gum made of?")
 

@@ -61,9 +61,8 @@ def one_long_test_at_a_time(request: pytest.FixtureRequest, tmp_path_factory: py
     if request.node.get_closest_marker("long") is None:
         yield
         return
-    with (tmp_path_factory.getbasetemp().parent / "long.lock").open(
-        "w"
-    ) as file:  # the test processes share that folder
+    shared = tmp_path_factory.getbasetemp().parent  # by the test processes
+    with (shared / "long.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
