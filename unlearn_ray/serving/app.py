@@ -83,6 +83,9 @@ def llm_config(settings: ServiceSettings, keys: Keys) -> LLMConfig:
     variables.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     if is_remote:
         variables["HF_HUB_OFFLINE"] = "1"  # the folder that will be there needs no hub
+    variables["FORWARDED_ALLOW_IPS"] = (
+        "none"  # the watchdog looks for the connection by its own client, not one that a header tells of
+    )
     variables[SETTINGS_VARIABLE] = settings.model_dump_json()
     variables[KEYS_VARIABLE] = str(keys)  # hashed: the replica's machine needs no file of them
     kwargs: dict[str, Any] = {

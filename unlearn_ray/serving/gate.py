@@ -24,6 +24,7 @@ from unlearn_ray.serving.requests import (
     read_request,
 )
 from unlearn_ray.serving.settings import ServiceSettings
+from unlearn_ray.serving.watchdog import Watchdog
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -38,6 +39,7 @@ _ERROR = b'data: {"error"'  # begins vLLM's event, a body of its own, where it r
 _LOST = b"EngineCore encountered an issue"  # vLLM's answer to what came just as the engine died: asking again is right
 _RESTARTING = error_body(503, "the engine is being started again: try in some seconds", "engine_restarting")
 _CUT = error_body(503, "the engine was lost before the answer was complete: ask again", "stream_cut")
+_KILLED = error_body(503, "the replica was lost before the answer was complete: ask again", "stream_cut")
 
 
 class Models(Protocol):
@@ -74,6 +76,7 @@ class Gate:
     ) -> None:
         self._settings, self._keys, self._models, self._metrics = settings, keys, models, metrics
         self._engine, self._desk, self._forward = engine, desk, forward
+        self._watchdog = Watchdog(_event(_KILLED))
         self._num_ongoing = 0
         scaling = settings.scaling
         self._capacity = scaling.max_ongoing_requests + scaling.max_queued_requests
@@ -102,7 +105,7 @@ class Gate:
             return
         self._num_ongoing += 1
         self._metrics.ongoing.set(self._num_ongoing)
-        watch = Watch(send, self._later)
+        watch = Watch(send, self._later, lambda: self._watchdog.watch(scope.get("client")))
         is_ours = True
         try:
             body = await read_body(receive, _header(scope, b"content-length"), self._settings.limits.max_body_bytes)
@@ -139,6 +142,7 @@ class Gate:
             else:
                 await _answer(watch, 500, error_body(500, "the service failed at this request", "internal_error"))
         finally:
+            self._watchdog.unwatch(watch.number)
             self._num_ongoing -= 1
             self._metrics.ongoing.set(self._num_ongoing)
             if is_ours:
@@ -165,9 +169,10 @@ class Gate:
 class Watch:
     """Passes a response on to the client, and notes what the metrics want."""
 
-    def __init__(self, send: Send, later: dict[str, str]) -> None:
-        """`later`: the header that says when to come back."""
-        self._send, self._later = send, later
+    def __init__(self, send: Send, later: dict[str, str], began: Callable[[], int | None]) -> None:
+        """`later`: the header that says when to come back. `began`: called once a stream has; its result is kept as `number`."""
+        self._send, self._later, self._began = send, later, began
+        self.number: int | None = None
         self.asked_at = 0.0  # when the request's last byte was read
         self.status = 0
         self.is_stream = False
@@ -202,6 +207,8 @@ class Watch:
                 return
             self.is_sent = True
             await self._send(self._start)
+            if self.is_stream:
+                self.number = self._began()
         elif is_error:
             await self.cut()
             return
@@ -231,7 +238,7 @@ class Watch:
             await _answer(self, 503, _CUT, self._later)
             return
         self.is_finished = True
-        last = f"data: {json.dumps(_CUT)}\n\n".encode() if self.is_stream else b""
+        last = _event(_CUT) if self.is_stream else b""
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     def usage(self) -> tuple[int, int]:
@@ -244,6 +251,10 @@ class Watch:
                     continue
                 return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         return 0, 0
+
+
+def _event(body: Any) -> bytes:
+    return f"data: {json.dumps(body)}\n\n".encode()
 
 
 def _without_usage(body: bytes) -> bytes:
