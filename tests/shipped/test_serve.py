@@ -16,7 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.metrics import Metrics
-from unlearn_ray.serving.server import full_route
+from unlearn_ray.serving.names import full_route
 from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings, parse_settings
 
 ROOT = Path(__file__).parents[2]

@@ -25,6 +25,11 @@ def versioned(name: str, version: int | None) -> str:
     return name if version is None else f"{name}@{version}"
 
 
+def full_route(release_id: str) -> str:
+    """The path below which the app of a full fine-tune answers."""
+    return f"/full/{release_id}"
+
+
 def parse_name(text: str) -> ModelName | None:
     """None where `text` can be no model's name."""
     match = _NAME.fullmatch(text)

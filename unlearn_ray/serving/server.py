@@ -29,6 +29,7 @@ from unlearn_ray.serving.desk import make_desk
 from unlearn_ray.serving.gate import App, Event, Gate, Receive, Scope, Send
 from unlearn_ray.serving.keys import read_keys
 from unlearn_ray.serving.metrics import Metrics
+from unlearn_ray.serving.names import full_route
 from unlearn_ray.serving.peers import peers
 from unlearn_ray.serving.registry import Registry
 from unlearn_ray.serving.release import service_record
@@ -159,8 +160,3 @@ async def _left(receive: Receive) -> Event:
     while (event := await receive())["type"] != "http.disconnect":
         pass
     return event
-
-
-def full_route(release_id: str) -> str:
-    """The path below which the app of a full fine-tune answers."""
-    return f"/full/{release_id}"

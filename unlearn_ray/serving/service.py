@@ -24,6 +24,7 @@ from unlearn_ray.config import ClusterConfig
 from unlearn_ray.errors import ClusterError, ConfigError, UnlearnError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import read_keys
+from unlearn_ray.serving.names import full_route
 from unlearn_ray.serving.registry import Registry
 from unlearn_ray.serving.requests import error_body
 from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings
@@ -217,7 +218,6 @@ def follow_full(
     from ray import serve
 
     from unlearn_ray.serving.app import build
-    from unlearn_ray.serving.server import full_route
 
     started = set()
     for name in sorted(full - running_apps):
