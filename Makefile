@@ -20,9 +20,9 @@ quickstart: setup ## Make the pocket model forget a topic, on this machine, in m
 	$(BIN)/unlearn-ray run jobs/configs/pocket.yaml
 	@TERM= $(BIN)/unlearn-ray report jobs/configs/pocket.yaml >/dev/null
 
-test: setup ## Run the tests that need no GPU; with ALL=1 those too that take minutes each: clusters, killed processes
-	@scripts/harness.sh
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu$(if $(ALL),, and not long)" $(ARGS)
+test: setup ## Run the tests that need no GPU; with ALL=1 the long ones as well: clusters, killed processes, harnesses of others
+	@$(if $(ALL),scripts/harness.sh)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not gpu$(if $(ALL),, and not long)" $(ARGS)
 
 test-fast: setup ## Run the tests that do without the shared run of the real pipeline
 	$(BIN)/python -m pytest -m "not gpu and not real" $(ARGS)

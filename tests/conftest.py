@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 # Tests that share something big run in one process, so that it is there once; two processes share the rest, module by module.
-_SHARED = {"quickstart": "run", "service": "run", "head": "head", "ray_session": "engines", "generator": "engines"}
+_SHARED = {"service": "service", "head": "head", "ray_session": "engines", "generator": "engines"}
+_REAL = {"quickstart", *_SHARED}
 _LONG = {"head", "broken"}  # fixtures that take minutes
 # A service with room for what tests ask at once, and no more: a crowd finds it full.
 LIMITS = ("scaling.max_ongoing_requests=32", "scaling.max_queued_requests=8", "scaling.target_ongoing_requests=32")
@@ -43,16 +45,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         shared = [_SHARED[name] for name in fixtures if name in _SHARED]
-        if shared:
+        if _REAL.intersection(fixtures):
             item.add_marker(pytest.mark.real)
         if _LONG.intersection(fixtures):
             item.add_marker(pytest.mark.long)
         groups[item] = shared[0] if shared else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(groups[item]))
-    # The longest first; last what has a Ray in this process, which takes a tenth of a core from its first test to the end of the run.
-    items.sort(
-        key=lambda item: (item.get_closest_marker("late") is not None, groups[item] != "run", groups[item] == "engines")
-    )
+    items.sort(key=lambda item: (item.get_closest_marker("late") is not None, _turn(groups[item], item)))
+
+
+def _turn(group: str, item: pytest.Item) -> int:
+    """The longest first, which makes the quickstart's run. What reads that run comes last, when it is there; and just before it what
+    has a Ray in this process, which takes a tenth of a core from then on."""
+    if group in ("service", "engines"):
+        return ("service", "", "engines").index(group)
+    return 3 if "quickstart" in getattr(item, "fixturenames", ()) else 1
+
+
+@contextmanager
+def alone(tmp_path_factory: pytest.TempPathFactory, what: str) -> Iterator[Path]:
+    """One test process at a time; yields a folder that all of them have."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / f"{what}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield shared
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +79,7 @@ def one_long_test_at_a_time(request: pytest.FixtureRequest, tmp_path_factory: py
     if request.node.get_closest_marker("long") is None:
         yield
         return
-    shared = tmp_path_factory.getbasetemp().parent  # by the test processes
-    with (shared / "long.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with alone(tmp_path_factory, "long"):
         yield
 
 
@@ -106,13 +122,18 @@ def head(s3_storage: "Storage") -> Iterator[Head]:
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """`make quickstart`, in an empty folder; or in a copy of UNLEARN_RAY_TEST_RUN, whose finished stages are skipped."""
+    """`make quickstart`, in an empty folder. The first test process does it; another has a copy, whose finished stages are skipped, as
+    has each of UNLEARN_RAY_TEST_RUN, where that is set."""
     cwd = tmp_path_factory.mktemp("quickstart")
-    if finished := os.environ.get("UNLEARN_RAY_TEST_RUN"):
-        shutil.copytree(finished, cwd / "runs" / "pocket")
     arguments: list[str | Path] = ["run", QUICKSTART]
-    done = unlearn(*arguments, cwd=cwd)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    with alone(tmp_path_factory, "quickstart") as shared:
+        made = shared / "quickstart-made"  # a link to the first's
+        if finished := os.environ.get("UNLEARN_RAY_TEST_RUN") or (made.exists() and made):
+            shutil.copytree(finished, cwd / "runs" / "pocket", ignore=shutil.ignore_patterns("logs"))
+        done = unlearn(*arguments, cwd=cwd)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        if not made.exists():
+            made.symlink_to(cwd / "runs" / "pocket")
     return Run(cwd, Folder(cwd / "runs" / "pocket"), arguments, done.stdout)
 
 

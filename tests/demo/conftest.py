@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, BrowserContext, Page
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1] / "demo"), str(HERE)]  # `streamlit run` puts the script's folder there
@@ -30,6 +30,15 @@ def chromium() -> Iterator[Browser]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def reader(chromium: Browser, shown: tuple[str, ScriptedService]) -> Iterator[BrowserContext]:
+    """A browser's window. Its pages are each a session of Streamlit's own, and share what was loaded."""
+    context = chromium.new_context(base_url=shown[0])
+    context.set_default_timeout(20_000)
+    yield context
+    context.close()
+
+
 @pytest.fixture(scope="session")
 def shown() -> Iterator[tuple[str, ScriptedService]]:
     """The demo's address, and the scripted service behind it."""
@@ -48,12 +57,12 @@ def behind(shown: tuple[str, ScriptedService]) -> ScriptedService:
 
 
 @pytest.fixture
-def page(chromium: Browser, shown: tuple[str, ScriptedService]) -> Iterator[Page]:
+def page(reader: BrowserContext) -> Iterator[Page]:
     """The demo, just opened by a new reader."""
-    context = chromium.new_context(base_url=shown[0], viewport={"width": 1400, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(20_000)
+    page = reader.new_page()
+    page.set_viewport_size({"width": 1400, "height": 900})
     page.goto("/")
     page.get_by_test_id("stChatInputTextArea").wait_for()  # the last that is drawn
     yield page
-    context.close()
+    for page in reader.pages:
+        page.close()

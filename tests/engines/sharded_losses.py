@@ -1,4 +1,4 @@
-"""Run by test_deepspeed_runtime.py, once a rank: a few steps under every way to share a model out, and one plain process beside them."""
+"""Run by test_deepspeed_runtime.py: two ranks take a few steps under every way to share a model out, and under none, each by itself."""
 
 import json
 import os
@@ -47,7 +47,9 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
     forget, retain = rows_of(folder, "forget", 11), rows_of(folder, "retain", 7)
     found: dict[str, object] = {}
     for name, case in cases.items():
-        print(name, round(time.monotonic(), 1), flush=True)  # in the log of a rank that failed or hung
+        print(
+            os.environ["RANK"], name, round(time.monotonic(), 1), flush=True
+        )  # to the log, where a rank failed or hung
         config = FinetuneConfig.model_validate(
             {"num_steps": 3, "warmup_steps": 1, "forget_batch": 5, "retain_batch": 4} | case["config"]
         )
@@ -95,5 +97,12 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    result = main(Path(sys.argv[1]), json.loads(sys.argv[2]))
-    Path(sys.argv[1], "found.json").write_text(json.dumps(result))
+    folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+    other = os.fork()  # after what both import
+    rank = 0 if other else 1
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    (folder / str(rank)).mkdir()
+    result = main(folder / str(rank), cases)
+    if other:
+        (folder / "found.json").write_text(json.dumps(result))
+        sys.exit(os.waitpid(other, 0)[1])

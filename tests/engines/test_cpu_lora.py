@@ -1,11 +1,10 @@
-"""Adapters without a GPU: every token passes through its own adapter, and through none where it has none."""
+"""Adapters without a GPU: every token passes through its own adapter, and through none where it has none.
+
+vLLM is imported in the tests: every test process collects this file, and one runs it.
+"""
 
 import pytest
 import torch
-from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
-
-from unlearn_ray.engines.cpu_lora import GroupedLora
-from unlearn_ray.engines.vllm_plugin import register
 
 SLOTS, RANK, IN, OUT = 3, 2, 5, (4, 6)
 SCALE = 0.5
@@ -27,6 +26,8 @@ def weights() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
 def test_each_token_passes_through_its_own_adapter(
     slots: list[int], weights: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 ) -> None:
+    from unlearn_ray.engines.cpu_lora import GroupedLora
+
     lora_a, lora_b = weights
     wrapper = GroupedLora(max_num_batched_tokens=32, max_batches=8, device="cpu")
     wrapper._update_prefill_metadata(torch.tensor(slots))
@@ -41,6 +42,11 @@ def test_each_token_passes_through_its_own_adapter(
 
 
 def test_vllm_takes_it_where_there_is_no_gpu() -> None:
+    from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
+
+    from unlearn_ray.engines.cpu_lora import GroupedLora
+    from unlearn_ray.engines.vllm_plugin import register
+
     register()
     wrapper = get_punica_wrapper(max_num_batched_tokens=8, max_batches=8, device="cpu")
     assert type(wrapper) is GroupedLora

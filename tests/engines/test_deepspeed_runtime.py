@@ -1,7 +1,9 @@
 """Two ranks under every ZeRO stage, held to one plain process on the same rows."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +20,10 @@ from unlearn_ray.errors import ConfigError
 SCRIPT = Path(__file__).with_name("sharded_losses.py")
 FULL = {"weights": {"kind": "full"}, "precision": "fp32", "learning_rate": 3e-4, "max_grad_norm": 0.5}
 LORA = {"weights": {"kind": "lora", "rank": 4, "alpha": 8}, "precision": "fp32", "learning_rate": 2e-3}
-AUTO = {"config": LORA | {"precision": "auto"}, "workers": {"num_workers": 2, "zero_stage": 2, "micro_batch": 2}}
+AUTO = {
+    "config": LORA | {"precision": "auto", "num_steps": 1},
+    "workers": {"num_workers": 2, "zero_stage": 2, "micro_batch": 2},
+}
 KL = {"retain": {"kind": "kl", "weight": 1.0}}
 
 
@@ -54,28 +59,28 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folders = [tmp_path_factory.mktemp(f"rank{rank}") for rank in range(2)]
-    common = os.environ | {
+    folder = tmp_path_factory.mktemp("ranks")
+    variables = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
     }
-    ranks = [
-        subprocess.Popen(
+    with (folder / "log").open("w") as log:
+        ranks = subprocess.Popen(
             [sys.executable, str(SCRIPT), str(folder), json.dumps(CASES)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=(folder / "log").open("w"),
+            env=os.environ | variables,
+            stdout=log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-        for rank, folder in enumerate(folders)
-    ]
-    for rank in ranks:
-        rank.wait(timeout=500)
-    log = (folders[0] / "log").read_text()
-    assert all(rank.returncode == 0 for rank in ranks), log[-3000:]
-    result: dict[str, Any] = json.loads((folders[0] / "found.json").read_text())
+    try:
+        assert ranks.wait(timeout=500) == 0, (folder / "log").read_text()[-3000:]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(ranks.pid, signal.SIGKILL)  # one that waits for the other
+    result: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return result
 
 
@@ -97,12 +102,12 @@ def test_bf16_stays_near_fp32(found: dict[str, Any]) -> None:
 
 
 def test_ranks_compute_in_bf16_where_all_of_them_can(found: dict[str, Any]) -> None:
-    assert found["lora, auto, all have bf16"]["losses"] == found["lora, bf16"]["losses"]
-    assert found["lora, auto, one has none"]["losses"] == found["lora, stage 2"]["losses"]
+    assert found["lora, auto, all have bf16"]["losses"] == found["lora, bf16"]["losses"][:1]
+    assert found["lora, auto, one has none"]["losses"] == found["lora, stage 2"]["losses"][:1]
 
 
 def test_training_learns(found: dict[str, Any]) -> None:
-    assert all(case["losses"][-1] < case["losses"][0] for case in found.values())
+    assert all(case["losses"][-1] < case["losses"][0] for name, case in found.items() if "auto" not in name)
 
 
 def test_divergence_from_the_base_model_starts_at_zero_and_grows(found: dict[str, Any]) -> None:

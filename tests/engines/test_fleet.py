@@ -77,6 +77,7 @@ def test_replies_come_in_the_order_of_requests_from_several_engines(ray_session:
         assert len(set(fleet.process_ids())) == 2
 
 
+@pytest.mark.long
 def test_a_request_that_kills_engines_is_found_and_its_neighbours_are_answered(ray_session: ClusterConfig) -> None:
     words = [f"word {i}" for i in range(4)]
     words[2] = "poison"
@@ -89,6 +90,7 @@ def test_a_request_that_kills_engines_is_found_and_its_neighbours_are_answered(r
     assert [[reply.texts[0] for reply in batch] for batch in found[1:]] == beside
 
 
+@pytest.mark.long
 def test_engines_that_die_of_everything_end_the_call(ray_session: ClusterConfig) -> None:
     with fleet_of(AlwaysDies, max_deaths=4) as fleet, pytest.raises(EngineError, match="died 4 times in a row"):
         fleet.client.generate(requests(*(f"word {i}" for i in range(8))))

@@ -59,6 +59,7 @@ def processes_of(home: str) -> list[str]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_a_run_that_is_ended_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     """By SIGTERM; Ctrl-C: run/test_interruptions.py."""

@@ -1,4 +1,4 @@
-"""What vLLM makes of our plugin."""
+"""What vLLM makes of our plugin. (Imported in the tests: every test process collects this file, and one runs it.)"""
 
 import subprocess
 import sys
@@ -7,16 +7,17 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from vllm import EngineArgs
-from vllm.config import ModelConfig
-from vllm.v1.executor import Executor
 
-from unlearn_ray.engines.vllm_plugin import register
 from unlearn_ray.pocket import MODEL_DIR
 
 
 @pytest.mark.parametrize(("num_workers", "executor"), [(1, "UniProcExecutor"), (3, "MultiprocExecutor")])
 def test_a_worker_without_peers_needs_no_process_of_its_own(num_workers: int, executor: str) -> None:
+    from vllm import EngineArgs
+    from vllm.v1.executor import Executor
+
+    from unlearn_ray.engines.vllm_plugin import register
+
     register()
     engine = EngineArgs(
         model=str(MODEL_DIR),
@@ -31,6 +32,10 @@ def test_a_worker_without_peers_needs_no_process_of_its_own(num_workers: int, ex
 def test_a_model_in_bf16_stays_so_where_the_cpu_computes_it(
     able: list[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from vllm.config import ModelConfig
+
+    from unlearn_ray.engines.vllm_plugin import register
+
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(able, True))
     register()
     assert ModelConfig(str(MODEL_DIR)).dtype == dtype
@@ -50,6 +55,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_an_engine_does_not_outlive_a_parent_that_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)

@@ -1,4 +1,7 @@
-"""What the builder of the Serve application refuses, and what it tells ray.serve.llm and vLLM."""
+"""What the builder of the Serve application refuses, and what it tells ray.serve.llm and vLLM.
+
+It is imported in the tests: it imports vLLM, every test process collects this file, and one runs it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,6 @@ import pytest
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ConfigError
-from unlearn_ray.serving.app import build, llm_config
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import read_keys
 from unlearn_ray.serving.registry import Registry, Release, now
@@ -24,6 +26,8 @@ def _started_for_serving(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusal(**args: Any) -> str:
+    from unlearn_ray.serving.app import build
+
     with pytest.raises(ConfigError) as refused:
         build(args)
     return str(refused.value)
@@ -65,6 +69,8 @@ def test_a_release_that_is_no_full_fine_tune(tmp_path: Path) -> None:
 
 
 def test_ray_is_told_hashes_of_the_keys_for_it_writes_them_into_its_logs(tmp_path: Path) -> None:
+    from unlearn_ray.serving.app import llm_config
+
     file = tmp_path / "keys"
     file.write_text("sk-fedcba9876543210\n")
     for keys, key in ((read_keys(None), KEY), (read_keys(str(file)), "sk-fedcba9876543210")):
@@ -78,6 +84,8 @@ def test_ray_is_told_hashes_of_the_keys_for_it_writes_them_into_its_logs(tmp_pat
 def test_the_model_of_a_full_fine_tune_in_remote_storage_is_brought_to_the_replicas_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from unlearn_ray.serving.app import llm_config
+
     monkeypatch.setattr("unlearn_ray.serving.app.place_of", lambda uri: Path("/there") / uri[5:])
     settings = ServiceSettings(registry="s3://bucket", release="dune@1")
     config = llm_config(settings, read_keys(None))

@@ -14,7 +14,8 @@ from commandline import ROOT, Run, Service
 from unlearn_ray.evals.probes import read_probes
 from unlearn_ray.pocket import MODEL_DIR, PROBES
 
-HARNESS = Path(sys.prefix) / "harness" / "bin" / "python"  # `make test` makes it
+pytestmark = pytest.mark.long
+HARNESS = Path(sys.prefix) / "harness" / "bin" / "python"  # `make test ALL=1` makes it
 NUM_PROBES = 40
 MODELS = {"base": "base", "unlearned": "harry-potter"}  # as the run's evaluation calls them: as the service does
 
@@ -86,7 +87,7 @@ def probes(run: Run, service: Service, model: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("model", [pytest.param("base", marks=pytest.mark.long), "unlearned"])
+@pytest.mark.parametrize("model", ["base", "unlearned"])
 def test_lm_eval_gives_the_scores_of_our_evaluation(
     service: Service, quickstart: Run, tmp_path: Path, model: str
 ) -> None:

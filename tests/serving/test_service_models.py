@@ -114,6 +114,7 @@ def test_a_version_is_taken_up_while_another_still_answers(
     assert score(service, "dune") == pytest.approx(unlearned, abs=0.5)
 
 
+@pytest.mark.long
 @pytest.mark.late  # its engine takes CPUs
 def test_a_full_model_is_served_beside_the_others(service: Service, quickstart: Run, tmp_path: Path) -> None:
     run = full_run(quickstart, tmp_path)

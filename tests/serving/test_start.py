@@ -39,6 +39,7 @@ print(json.dumps([new, heard]))
 """
 
 
+@pytest.mark.long
 def test_ray_and_serve_import_nothing_while_they_start_and_a_task_hears_where_serve_listens(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", START, str(tmp_path)],
