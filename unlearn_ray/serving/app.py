@@ -16,9 +16,9 @@ from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import Keys, read_keys
 from unlearn_ray.serving.names import BASE
 from unlearn_ray.serving.registry import WEIGHTS, Registry
-from unlearn_ray.serving.server import SETTINGS_VARIABLE, UnlearnServer, Weights
+from unlearn_ray.serving.server import UnlearnServer, Weights
 from unlearn_ray.serving.service import http_host, is_loopback
-from unlearn_ray.serving.settings import KEYS_VARIABLE, ServiceSettings, parse_settings
+from unlearn_ray.serving.settings import KEYS_VARIABLE, SETTINGS_VARIABLE, ServiceSettings, parse_settings
 from unlearn_ray.serving.weights import LORA_TARGETS
 
 _ROUTER = "unlearn_ray.serving.routing:ConversationRouter"

@@ -20,6 +20,8 @@ SERVE_ENVIRONMENT = {
     # HAProxy is started anew for each replica that comes or goes, and the old one carries its answers on: at 120 s, the default, it cut them.
     # Ray leaves a port alone 30 s longer before another replica gets it, and a node has a thousand.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "900",
+    # Its proxy, which HAProxy falls back to, ends the streams of a killed replica with an error.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "unlearn_ray.serving.fallback:middlewares",
     # A request that a killed replica had not begun to answer is put to another one: asking twice changes nothing.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
 }

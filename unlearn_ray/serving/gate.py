@@ -39,7 +39,13 @@ _ERROR = b'data: {"error"'  # begins vLLM's event, a body of its own, where it r
 _LOST = b"EngineCore encountered an issue"  # vLLM's answer to what came just as the engine died: asking again is right
 _RESTARTING = error_body(503, "the engine is being started again: try in some seconds", "engine_restarting")
 _CUT = error_body(503, "the engine was lost before the answer was complete: ask again", "stream_cut")
-_KILLED = error_body(503, "the replica was lost before the answer was complete: ask again", "stream_cut")
+
+
+def _event(body: Any) -> bytes:
+    return f"data: {json.dumps(body)}\n\n".encode()
+
+
+KILLED = _event(error_body(503, "the replica was lost before the answer was complete: ask again", "stream_cut"))
 
 
 class Models(Protocol):
@@ -76,7 +82,7 @@ class Gate:
     ) -> None:
         self._settings, self._keys, self._models, self._metrics = settings, keys, models, metrics
         self._engine, self._desk, self._forward = engine, desk, forward
-        self._watchdog = Watchdog(_event(_KILLED))
+        self._watchdog = Watchdog(KILLED)
         self._num_ongoing = 0
         scaling = settings.scaling
         self._capacity = scaling.max_ongoing_requests + scaling.max_queued_requests
@@ -251,10 +257,6 @@ class Watch:
                     continue
                 return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         return 0, 0
-
-
-def _event(body: Any) -> bytes:
-    return f"data: {json.dumps(body)}\n\n".encode()
 
 
 def _without_usage(body: bytes) -> bytes:

@@ -34,13 +34,12 @@ from unlearn_ray.serving.peers import peers
 from unlearn_ray.serving.registry import Registry
 from unlearn_ray.serving.release import service_record
 from unlearn_ray.serving.requests import Refusal
-from unlearn_ray.serving.settings import ServiceSettings
+from unlearn_ray.serving.settings import SETTINGS_VARIABLE, ServiceSettings
 
 log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_TO_KNOCK = 3.0
 _SECONDS_TO_SAY_IT = 1.0  # to the clients whose answers are cut
-SETTINGS_VARIABLE = "UNLEARN_RAY_SERVICE"  # a replica's settings, as JSON
 
 
 class UnlearnServer(LLMServer):

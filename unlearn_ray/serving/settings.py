@@ -19,6 +19,7 @@ from unlearn_ray.engines.vllm_engine import LoraRank
 from unlearn_ray.errors import ConfigError
 
 KEYS_VARIABLE = "UNLEARN_RAY_API_KEYS"
+SETTINGS_VARIABLE = "UNLEARN_RAY_SERVICE"  # a replica's settings, as JSON
 
 
 class EngineSettings(Strict):
