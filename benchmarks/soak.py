@@ -4,7 +4,7 @@
 
 Each scenario has a service of its own, started by `unlearn-ray serve` on a finished run (default: runs/pocket). Streaming clients ask
 again as soon as they are answered. Printed: how requests ended, memory, and how long the service took to start or to come back.
-A stream that ends without a finish_reason and without an error is *silent*: there must be none.
+A stream that ends without a finish_reason and without an error is *silent*, one whose connection breaks off is *broken*: there must be none.
 """
 
 import argparse
@@ -32,8 +32,9 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from commandline import Service, serving
 
 # answered: with finish_reason and the last event. full: 429 with Retry-After. refused: another status. cut: an error event.
-# broken: the connection. hung: nothing for ten minutes. silent: the stream ended as if it were whole.
-End = Literal["answered", "full", "refused", "cut", "broken", "hung", "silent"]
+# unanswered: the connection was closed before an answer began; broken: after it. hung: nothing for ten minutes.
+# silent: the stream ended as if it were whole.
+End = Literal["answered", "full", "refused", "cut", "unanswered", "broken", "hung", "silent"]
 MODELS = ("base", "harry-potter", "harry-potter:guarded")
 Memory = dict[str, float]  # MiB, by process
 # For one answer, and for a service to come back: half a minute on idle cores, but others may work them as well.
@@ -71,7 +72,7 @@ async def ask(
     session: aiohttp.ClientSession, service: Service, body: dict[str, Any], found: Crowd
 ) -> tuple[End, str, int, float]:
     """Ask once, streaming; returns how it ended, what was said of it, the tokens, and for how long to stay away."""
-    is_done, reasons, tokens = False, 0, 0
+    has_begun, is_done, reasons, tokens = False, False, 0, 0
     try:
         async with session.post(
             f"{service.url}/v1/chat/completions", json=body | {"stream": True}, headers=service.headers
@@ -80,6 +81,7 @@ async def ask(
                 return "full", "", 0, float(answer.headers["retry-after"])
             if answer.status != 200:
                 return "refused", f"{answer.status} {(await answer.text())[:120]}", 0, 0.5
+            has_begun = True
             async for line in answer.content:
                 if not line.startswith(b"data: "):
                     continue
@@ -94,7 +96,7 @@ async def ask(
                     tokens += 1
                     reasons += choice["finish_reason"] is not None
     except aiohttp.ClientError as error:
-        return "broken", type(error).__name__, tokens, 0.5
+        return "broken" if has_begun else "unanswered", type(error).__name__, tokens, 0.5
     except TimeoutError:
         return "hung", f"after {tokens} tokens", tokens, 0.5
     finally:
