@@ -198,6 +198,7 @@ def test_more_workers_than_the_cluster_holds_are_refused(
         train(ray_session, WorkerResources(num_workers=100), job_of(dataset, tmp_path))
 
 
+@pytest.mark.long
 def test_a_limit_that_leaves_no_row_is_refused_before_a_step(
     ray_session: ClusterConfig, dataset: Folder, tmp_path: Path
 ) -> None:
