@@ -5,11 +5,10 @@ the replica is gone.
 """
 
 import os
-from typing import Any
 
 from starlette.middleware import Middleware
 
-from unlearn_ray.serving.gate import KILLED, App, Event, Receive, Scope, Send
+from unlearn_ray.serving.gate import KILLED, App, Event, Receive, Scope, Send, begins_stream
 from unlearn_ray.serving.settings import SETTINGS_VARIABLE
 
 
@@ -30,8 +29,7 @@ class EndsStreams:
         async def noted(event: Event) -> None:
             nonlocal is_stream, is_finished
             if event["type"] == "http.response.start":
-                headers: Any = event.get("headers", ())
-                is_stream = any(key.lower() == b"content-type" and b"event-stream" in value for key, value in headers)
+                is_stream = begins_stream(event)
             elif event["type"] == "http.response.body":
                 is_finished = not event.get("more_body", False)
             await send(event)

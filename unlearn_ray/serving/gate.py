@@ -194,10 +194,7 @@ class Watch:
     async def __call__(self, event: Event) -> None:
         if event["type"] == "http.response.start":
             self.status, self._start = event["status"], event
-            self.is_stream = any(
-                key.lower() == b"content-type" and value.startswith(b"text/event-stream")
-                for key, value in event["headers"]
-            )
+            self.is_stream = begins_stream(event)
             return  # sent with the first event: till then it may turn out to be an error
         if event["type"] != "http.response.body" or self.is_finished:
             return
@@ -257,6 +254,14 @@ class Watch:
                     continue
                 return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         return 0, 0
+
+
+def begins_stream(start: Event) -> bool:
+    """Whether this http.response.start is that of server-sent events."""
+    return any(
+        key.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for key, value in start.get("headers", ())
+    )
 
 
 def _without_usage(body: bytes) -> bytes:

@@ -117,8 +117,9 @@ def stand_by(replica: socket.socket) -> None:
     watched: dict[bytes, int] = {}
     poll = select.poll()
     poll.register(replica, select.POLLIN)
-    # A child that the replica forked would keep its end of the socket open. Linux before 5.3 has no descriptors of processes.
-    with contextlib.suppress(OSError):
+    # A child that the replica forked would keep its end of the socket open. Linux before 5.3, and a Python
+    # that was built there, know no descriptors of processes.
+    with contextlib.suppress(OSError, AttributeError):
         poll.register(os.pidfd_open(os.getppid()), select.POLLIN)
     is_there = True
     while is_there:
