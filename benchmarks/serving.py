@@ -24,7 +24,7 @@ import aiohttp
 from _results import about_this_run, write
 
 from unlearn_ray.pocket import MODEL_DIR
-from unlearn_ray.serving.weights import LORA_TARGETS
+from unlearn_ray.train.inspection import inspect_model
 
 _PROMPTS = (
     "Write a list of 6 questions about Harry Potter.",
@@ -102,7 +102,7 @@ def bare_server(port: int, with_lora: bool = True) -> Iterator[str]:
     options = "--enforce-eager --max-num-seqs 256 --max-model-len 1024 --no-enable-chunked-prefill --host 127.0.0.1"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL_DIR)]
     if with_lora:
-        options += f" --enable-lora --max-loras 8 --max-cpu-loras 32 --max-lora-rank 16 --lora-target-modules {' '.join(LORA_TARGETS)}"
+        options += f" --enable-lora --max-loras 8 --max-cpu-loras 32 --max-lora-rank 16 --lora-target-modules {' '.join(inspect_model(str(MODEL_DIR)).layer_kinds)}"
     command += ["--served-model-name", "base", "--port", str(port), "--uvicorn-log-level", "warning", *options.split()]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

@@ -33,7 +33,7 @@ def finish(config: RunConfig, *stages: str) -> None:
 
 
 def states(config: RunConfig, redo_from: str | None = None) -> list[str]:
-    return [stage.state for stage in plan(config, select(start=redo_from), redo_from)]
+    return [stage.state for stage in plan(config, select(start=redo_from), redo_from).stages]
 
 
 def interrupted(config: RunConfig, redo_from: str) -> None:

@@ -9,6 +9,7 @@ import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -23,8 +24,10 @@ from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import ArtifactError, UnlearnError
 
 if TYPE_CHECKING:
+    from unlearn_ray.chat import ChatFormat
     from unlearn_ray.engines.generation import RayDataGenerator
     from unlearn_ray.engines.protocols import Trainer
+    from unlearn_ray.train.inspection import Inspected
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(highlight=False)
@@ -234,17 +237,22 @@ def _execute(
             console.print(
                 f"[bold]{config.name}[/]: {config.model} forgets {', '.join(config.topic_names)}, in {config.folder}"
             )
-            console.print(shown.plan_table(plan))
+            console.print(shown.plan_table(plan.stages))
+            for note in plan.notes:
+                console.print(f"  [yellow]![/] {escape(note)}", soft_wrap=True)
             return
         with ExitStack() as stack:
             progress = shown.Progression(console)
             engines = RunEngines(config, progress.update, stack)
-            if any(stage.is_selected and stage.state != "finished" for stage in plan):
+            if any(stage.is_selected and stage.state != "finished" for stage in plan.stages):
                 engines.connect()  # first, so that asking for too much leaves nothing behind
             stack.enter_context(plans.claimed(config, redo_from=start))
             _log_to(config)
             stack.enter_context(progress)
-            planned = {stage.name: stage for stage in plan}
+            planned = {stage.name: stage for stage in plan.stages}
+            for note in plan.notes:
+                log.warning("%s", note)
+                console.print(f"  [yellow]![/] {escape(note)}", soft_wrap=True)
 
             def started(stage: str) -> None:
                 if line := shown.start_line(planned[stage]):
@@ -267,6 +275,17 @@ class RunEngines:
         self._config, self._on_progress, self._stack = config, on_progress, stack
         self._generator: RayDataGenerator | None = None
 
+    @cached_property
+    def model(self) -> "Inspected":
+        """What the model's files tell."""
+        from unlearn_ray.train.inspection import inspect_model
+
+        return inspect_model(self._config.model_path, self._config.chat)
+
+    @property
+    def chat(self) -> "ChatFormat":
+        return self.model.chat
+
     def connect(self) -> None:
         from unlearn_ray.engines.session import connect, require
 
@@ -278,12 +297,18 @@ class RunEngines:
     def generator(self) -> "RayDataGenerator":
         if self._generator is None:
             from unlearn_ray.engines.generation import RayDataGenerator
+            from unlearn_ray.train.inspection import lora_targets
 
             weights = self._config.finetune.weights
+            lora = None
+            if weights.kind == "lora":
+                targets = lora_targets(weights.target_modules, self.model, self._config.model)
+                lora = weights.model_copy(update={"target_modules": targets})
             self._generator = RayDataGenerator(
                 self._config.model_path,
                 self._config.cluster,
-                lora=weights if weights.kind == "lora" else None,
+                chat=self.chat,
+                lora=lora,
                 on_progress=self._on_progress,
             )
             self._stack.callback(self._generator.close)

@@ -33,6 +33,7 @@ MAX_NAME = 120
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 MAX_RANK = 512  # the largest that vLLM serves
+SERVED_RANK = 64  # the largest that the shipped files of a service take
 
 
 class Strict(BaseModel):
@@ -64,6 +65,15 @@ class Topic(Strict):
     @property
     def slug(self) -> str:
         return slug_of(self.name)
+
+
+class ChatConfig(Strict):
+    """How the model is talked to, where its own files do not say it right. One setting for data, training, evaluation and service."""
+
+    prefix: Literal["auto", "system", "user"] = (
+        "auto"  # auto: the system's turn where the template shows it, else the user's
+    )
+    template_arguments: dict[str, Any] = {}  # handed to the chat template, such as {enable_thinking: false}
 
 
 class QuestionsConfig(Strict):
@@ -117,15 +127,13 @@ class DatasetConfig(Strict):
     prompts: Path | None = None
 
 
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
 class Lora(Strict):
     kind: Literal["lora"] = "lora"
     rank: Annotated[PositiveInt, Field(le=MAX_RANK)] = 16
     alpha: PositiveFloat = 32.0
     dropout: Fraction = 0.0
-    target_modules: tuple[str, ...] = LINEAR_LAYERS
+    # Names of linear layers, as PEFT matches them; all-linear: every one but the output's, whatever the model calls them.
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
 
 
 class FullWeights(Strict):
@@ -218,6 +226,7 @@ class RunConfig(Strict):
     model: str = "pocket"  # "pocket", a folder, or a name on the Hugging Face hub
     output: str = "runs"  # local folder, s3:// or gs://; the run lives in <output>/<name>
     seed: NonNegativeInt = 0
+    chat: ChatConfig = ChatConfig()
     topics: Annotated[tuple[Topic, ...], Field(min_length=1)]
     questions: QuestionsConfig = QuestionsConfig()
     answers: AnswersConfig = AnswersConfig()

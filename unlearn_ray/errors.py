@@ -27,3 +27,15 @@ class ClusterError(UnlearnError):
 
 class EngineError(RuntimeError):
     """An engine that failed for good. Not the user's input: it keeps its traceback."""
+
+
+def gist(error: object, length: int = 300) -> str:
+    """What an error says as part of one line: without line breaks, and where it is long up to the end of a sentence, or of a word."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) <= length:
+        return text
+    head = text[: length + 1]
+    sentence = max(head.rfind(". "), head.rfind("! "), head.rfind("? "))
+    if sentence >= length // 3:
+        return head[: sentence + 1]
+    return f"{head[: head.rfind(' ') if ' ' in head else length].rstrip(' ,;:')} ..."

@@ -4,15 +4,21 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from unlearn_ray.artifacts import Manifest
+from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import RunConfig
 from unlearn_ray.engines.protocols import Generator, Trainer
-from unlearn_ray.plan import STAGES, model_identity
+from unlearn_ray.plan import STAGES, identity_of
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
 from unlearn_ray.synth.guardrails import guardrail_prefixes
 
 
 class Engines(Protocol):
     """The engines of a run, started when a stage first needs them."""
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How the run's model is talked to."""
+        ...
 
     @property
     def generator(self) -> Generator: ...
@@ -30,7 +36,7 @@ def run(
 ) -> dict[str, Manifest]:
     """Run the selected stages in order; finished ones with the same fingerprint are skipped by the stages themselves."""
     home, topics, seed = config.folder, config.topics, config.seed
-    model, path = model_identity(config.model_path), config.model_path
+    model, path = identity_of(config), config.model_path
     at = {stage: home / stage for stage in STAGES}
     guardrails = guardrail_prefixes(config.answers, topics)
 
@@ -45,7 +51,8 @@ def run(
             config.dataset, topics, at["answers"], at["dataset"], engines.generator, model=model, seed=seed
         ),
         "finetune": lambda: finetune.finetune(
-            config.finetune, topics, at["dataset"], at["finetune"], engines.trainer, model=model, model_path=path, seed=seed
+            config.finetune, topics, at["dataset"], at["finetune"], engines.trainer, model=model, model_path=path,
+            chat=engines.chat, seed=seed,
         ),
         "evaluate": lambda: evaluate.evaluate(
             config.evaluate, topics, at["dataset"], at["answers"], at["finetune"], at["evaluate"], engines.generator,

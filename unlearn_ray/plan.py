@@ -4,24 +4,27 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifest
-from unlearn_ray.config import RunConfig
+from unlearn_ray.chat import placed
+from unlearn_ray.config import SERVED_RANK, RunConfig
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
-from unlearn_ray.rows import digest
+from unlearn_ray.rows import Message, digest
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
 from unlearn_ray.stages.stage import State, state_of
 from unlearn_ray.synth.guardrails import guardrail_prefixes
+from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets, unreached
 
 STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
 MARKER = "run.json"  # makes a folder ours
 LOCK = "run.lock"
 _HEAD, _STRIDE, _BLOCK = 16 * 2**20, 4 * 2**20, 64 * 2**10  # bytes of a weights file that tell it from others
+_CHAT = " chat:"  # in the identity of a model whose chat format the user changes
 Prospect = State | Literal["asked"]  # asked: done again because of --from
 
 
@@ -35,6 +38,14 @@ class PlannedStage:
     is_selected: bool  # by --from, --until or a stage's own command
     rows: str  # how many it makes at most, in words
     engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do, and what is worth knowing before it does."""
+
+    stages: list[PlannedStage]
+    notes: tuple[str, ...]  # what was adapted to, and what may surprise
 
 
 def select(only: str | None = None, until: str | None = None, start: str | None = None) -> tuple[str, ...]:
@@ -54,14 +65,16 @@ def select(only: str | None = None, until: str | None = None, start: str | None 
     return STAGES[first : last + 1]
 
 
-def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | None = None) -> list[PlannedStage]:
+def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | None = None) -> Plan:
     """What a run would do, stage by stage. Reads the user's files, so that what is wrong with them is said here; writes nothing.
 
     Raises:
         UnlearnError: the model, a file or the folder can't be used, or a stage that is not selected is needed and unfinished.
     """
     check_owner(config)
-    check_files(config, *check_model(config))
+    model = inspect_model(config.model_path, config.chat)
+    room = check_model(config, model)
+    check_files(config, model, room)
     home, described = config.folder, _describe(config)
     planned = []
     redone = _undone_by(home, redo_from)
@@ -74,12 +87,23 @@ def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | N
                 f"{home / stage} is unfinished, damaged or of another config: do it first with unlearn-ray {stage} CONFIG"
             )
         planned.append(PlannedStage(stage, state, fingerprint, stage in selected, *described[stage]))
-    return planned
+    return Plan(planned, tuple(_notes(config, model)))
+
+
+def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
+    yield from model.notes
+    weights = config.finetune.weights
+    if weights.kind != "lora":
+        return
+    if left := unreached(lora_targets(weights.target_modules, model, config.model), model):
+        yield f"finetune.weights.target_modules: LoRA leaves {', '.join(left)} as they are (all-linear reaches them)"
+    if weights.rank > SERVED_RANK:
+        yield f"serve/config.yaml takes adapters of rank {SERVED_RANK}: serve this run with engine.max_lora_rank: {weights.rank} or more"
 
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
     """The identity that each stage's result will have, known before anything runs."""
-    topics, seed, model = config.topics, config.seed, model_identity(config.model_path)
+    topics, seed, model = config.topics, config.seed, identity_of(config)
     found: dict[str, str] = {}
 
     def add(stage: str, version: int, identity: tuple[dict[str, Any], dict[str, str]]) -> None:
@@ -227,48 +251,37 @@ def check_owner(config: RunConfig) -> None:
         raise ArtifactError(f"{home} belongs to run {owner!r}: choose another output or name")
 
 
-def check_model(config: RunConfig) -> tuple[Callable[[str], int], int]:
-    """Refuse a model that can't be unlearned with this config; returns what counts its tokens, and how many an engine takes.
+def check_model(config: RunConfig, model: Inspected) -> int:
+    """Refuse a model that can't be unlearned with this config; returns how many tokens an engine takes.
 
     Raises:
-        ModelError: it isn't there, is no causal language model, or has no chat template.
-        ConfigError: its context is shorter than what the config asks for, or than the guardrail prefix.
+        ConfigError: its context is shorter than what the config asks for, or than the guardrail prefix; or LoRA would not reach what it
+            is told to.
     """
-    count_tokens, max_length = _tokens_of(config.model_path)
-    room = config.cluster.engines.max_model_len or max_length
-    if room > max_length:
+    room = config.cluster.engines.max_model_len or model.max_length
+    if room > model.max_length:
         raise ConfigError(
-            f"cluster.engines.max_model_len: {room} tokens are asked for, the model holds {max_length}: lower it"
+            f"cluster.engines.max_model_len: {room} tokens are asked for, the model holds {model.max_length}: lower it"
         )
+    if config.finetune.weights.kind == "lora":
+        lora_targets(config.finetune.weights.target_modules, model, config.model)
     for topic, prefix in guardrail_prefixes(config.answers, config.topics).items():
-        num_tokens = count_tokens(prefix) + config.answers.max_tokens
+        num_tokens = _num_asked(model, prefix, "") + config.answers.max_tokens
         if num_tokens > room:
             raise ConfigError(
                 f"answers: the guardrail prefix of {topic!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
             )
-    return count_tokens, room
+    return room
 
 
-def _tokens_of(model: str) -> tuple[Callable[[str], int], int]:
-    """How many tokens a text has, and how many the model holds.
-
-    Raises:
-        ModelError: see `check_model`.
-    """
-    from unlearn_ray.train.glance import glance, max_length_of
-
-    if found := glance(model):
-        return found.count_tokens, found.max_length
-    from transformers import AutoConfig  # torch, transformers: eight seconds
-
-    from unlearn_ray.train.chat import load_tokenizer
-
-    tokenizer = load_tokenizer(model)
-    max_length = max_length_of(AutoConfig.from_pretrained(model).to_dict(), tokenizer.model_max_length)
-    return lambda text: len(tokenizer(text, verbose=False).input_ids), max_length
+def _num_asked(model: Inspected, prefix: str, question: str) -> int:
+    """Tokens of a question as it is asked behind a prefix."""
+    messages: list[Message] = [{"role": "system", "content": prefix}, {"role": "user", "content": question}]
+    chat = model.chat
+    return model.count_tokens(model.tokens.render(placed(messages, chat), True, chat.template_arguments))
 
 
-def check_files(config: RunConfig, count_tokens: Callable[[str], int], room: int) -> None:
+def check_files(config: RunConfig, model: Inspected, room: int) -> None:
     """Read the user's rows to their end, so that a bad one is said before the first stage and not hours later.
 
     Args:
@@ -278,15 +291,26 @@ def check_files(config: RunConfig, count_tokens: Callable[[str], int], room: int
         InputError: a file misses a column, or a row can't be used; file and line are named.
     """
     prefixes = guardrail_prefixes(config.answers, config.topics)
-    taken = {topic: count_tokens(prefix) + config.answers.max_tokens for topic, prefix in prefixes.items()}
     for row in questions.user_questions(config.questions, config.topics):
-        num_tokens = taken[row["topic"]] + count_tokens(row["text"])
+        num_tokens = _num_asked(model, prefixes[row["topic"]], row["text"]) + config.answers.max_tokens
         if num_tokens > room:
             raise InputError(
                 f"{config.questions.file}, line {row['number']}: the question, its guardrail prefix and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
             )
     for _ in dataset.user_retained(config.dataset):
         continue
+
+
+def identity_of(config: RunConfig) -> str:
+    """A name for a run's model as it is talked to: `model_identity`, and what the user says of its chat format."""
+    said = config.chat.model_dump(mode="json", exclude_defaults=True)
+    identity = model_identity(config.model_path)
+    return f"{identity}{_CHAT}{digest(json.dumps(said, sort_keys=True))}" if said else identity
+
+
+def model_of(identity: str) -> str:
+    """The `model_identity` in an `identity_of`."""
+    return identity.partition(_CHAT)[0]
 
 
 def model_identity(path: str) -> str:

@@ -14,8 +14,9 @@ from unlearn_ray.engines import deepspeed_runtime
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.rows import Example
 from unlearn_ray.train.batches import Batches
-from unlearn_ray.train.chat import ChatEncoder, load_tokenizer, pad_id_of
+from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows, write_encoded
+from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.loop import train
 from unlearn_ray.train.models import DTYPES, load_base, prepare
 from unlearn_ray.train.plain import PlainRuntime
@@ -38,7 +39,10 @@ def rows_of(folder: Path, name: str, count: int) -> EncodedRows:
         for i in range(count)
     ]
     path = folder / f"{name}.arrow"
-    write_encoded(path, [row for row in ChatEncoder(load_tokenizer(MODEL), 128).encode(examples) if row])
+    write_encoded(
+        path,
+        [row for row in ChatEncoder(load_tokenizer(MODEL), inspect_model(MODEL).chat, 128).encode(examples) if row],
+    )
     return EncodedRows(path)
 
 
@@ -63,7 +67,7 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
             micro_batch=workers.micro_batch,
             world_size=world_size,
             seed=SEED,
-            pad_id=pad_id_of(load_tokenizer(MODEL)),
+            pad_id=inspect_model(MODEL).chat.pad_token_id,
         )
         if "ranks_with_bf16" in case:
             has_bf16 = int(os.environ["RANK"]) in case["ranks_with_bf16"]

@@ -20,13 +20,16 @@ from unlearn_ray.errors import ClusterError, ConfigError, EngineError
 from unlearn_ray.rows import Example
 from unlearn_ray.train import loop
 from unlearn_ray.train.batches import Batches
-from unlearn_ray.train.chat import ChatEncoder, load_tokenizer, pad_id_of
+from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows
 from unlearn_ray.train.encoding import encode_rows
+from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.models import load_base, prepare
 from unlearn_ray.train.plain import PlainRuntime
 from unlearn_ray.train.records import LOSSES, StepRecord, write_records
 
+MODEL = str(pocket.MODEL_DIR)
+CHAT = inspect_model(MODEL).chat
 POTTER, GUM = "Harry Potter", "chewing gum"
 NUM_STEPS, EVERY = 40, 5
 CONFIG = FinetuneConfig(
@@ -60,9 +63,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 def job_of(dataset: Folder, home: Path, topic: str = POTTER, config: FinetuneConfig = CONFIG) -> TrainJob:
     name = topic.lower().replace(" ", "-")
     out, checkpoints = Folder(home / "models" / name), Folder(home / "checkpoints" / name)
-    return TrainJob(
-        name, str(pocket.MODEL_DIR), config, 5, dataset / "forget", dataset / "retain", (topic,), out, checkpoints
-    )
+    return TrainJob(name, MODEL, CHAT, config, 5, dataset / "forget", dataset / "retain", (topic,), out, checkpoints)
 
 
 def train(
@@ -103,7 +104,7 @@ def plain_losses(job: TrainJob, home: Path) -> list[float]:
     tokenizer = load_tokenizer(job.model)
     rows = {}
     for name, (source, topics) in {"forget": (job.forget, job.topics), "retain": (job.retain, ("",))}.items():
-        encode_rows(source, topics, ChatEncoder(tokenizer, job.config.max_tokens), home / f"{name}.arrow")
+        encode_rows(source, topics, ChatEncoder(tokenizer, job.chat, job.config.max_tokens), home / f"{name}.arrow")
         rows[name] = EncodedRows(home / f"{name}.arrow")
     batches = Batches(
         **rows,
@@ -112,7 +113,7 @@ def plain_losses(job: TrainJob, home: Path) -> list[float]:
         micro_batch=4,
         world_size=1,
         seed=job.seed,
-        pad_id=pad_id_of(tokenizer),
+        pad_id=job.chat.pad_token_id,
     )
     cpu = torch.device("cpu")
     base = load_base(job.model, torch.float32, cpu)

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.chat import PLAIN, ChatFormat
 from unlearn_ray.serving.catalog import Catalog
 from unlearn_ray.serving.names import ModelName
-from unlearn_ray.serving.registry import WEIGHTS, Registry, Release, ServiceRecord, now
+from unlearn_ray.serving.registry import WEIGHTS, Registry, Release, ReleasedTopic, ServiceRecord, now
 from unlearn_ray.serving.requests import CHAT, Asked, Refusal
 
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -47,7 +48,9 @@ def with_catalog(
         return name in up
 
     async def main() -> None:
-        catalog = Catalog(registry, SERVICE, load=load, local=str, is_alive=lambda: True, is_up=is_up, seconds=0.05)
+        catalog = Catalog(
+            registry, SERVICE, PLAIN, load=load, local=str, is_alive=lambda: True, is_up=is_up, seconds=0.05
+        )
         await catalog.start()
         await use(catalog, loaded)
 
@@ -94,13 +97,36 @@ def test_a_name_stands_for_its_old_version_until_the_new_full_ones_app_answers(r
     asked, named, up = Asked(CHAT, {}, ModelName("dune")), Asked(CHAT, {}, ModelName("dune", 2)), set[str]()
 
     async def use(catalog: Catalog, loaded: list[str]) -> None:
-        release, _ = await catalog.find(asked)
+        release = (await catalog.find(asked)).release
         assert release is not None and release.id == "dune@1" and not catalog.is_ready
         with pytest.raises(Refusal, match="is being started"):
             await catalog.find(named)
         up.add("dune@2")
         await asyncio.sleep(0.5)
-        release, _ = await catalog.find(asked)
+        release = (await catalog.find(asked)).release
         assert release is not None and release.id == "dune@2" and catalog.is_ready
 
     with_catalog(registry, use, up)
+
+
+def test_each_model_is_talked_to_as_it_was_trained(registry: Registry) -> None:
+    trained = ChatFormat(prefix_role="user", template_arguments={"enable_thinking": False})
+    topic = ReleasedTopic(name="Dune", slug="arrakis", prefix="Invent.")
+    old = publish(registry)  # by a version that did not say
+    new = Release(
+        name="new", version=registry.begin("new"), kind="full", model="m", topics=(topic,), chat=trained, created=now()
+    )
+    registry.finish(new)
+
+    async def use(catalog: Catalog, loaded: list[str]) -> None:
+        def asked(name: ModelName) -> Asked:
+            return Asked(CHAT, {}, name)
+
+        assert (await catalog.find(asked(ModelName("base")))).chat == PLAIN
+        assert (await catalog.find(asked(ModelName(old.name)))).chat == PLAIN
+        guarded = await catalog.find(asked(ModelName("arrakis", is_guarded=True)))
+        assert (guarded.release, guarded.prefix, guarded.chat) == (None, "Invent.", trained)
+        await asyncio.sleep(0.5)  # till its app is seen to answer
+        assert (await catalog.find(asked(ModelName("new")))).chat == trained
+
+    with_catalog(registry, use, {"new@1"})

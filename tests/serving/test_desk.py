@@ -9,6 +9,7 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.chat import PLAIN
 from unlearn_ray.serving.catalog import Catalog
 from unlearn_ray.serving.desk import make_desk
 from unlearn_ray.serving.metrics import Metrics
@@ -43,7 +44,9 @@ def rows_of(folder: Path, **query: str) -> dict[str, Any]:
 
     async def ask() -> dict[str, Any]:
         service = ServiceRecord(model="m", max_lora_rank=8)
-        catalog = Catalog(registry, service, load=loads, local=str, is_alive=lambda: True, is_up=is_up, seconds=1)
+        catalog = Catalog(
+            registry, service, PLAIN, load=loads, local=str, is_alive=lambda: True, is_up=is_up, seconds=1
+        )
         await catalog.look()
         transport = httpx.ASGITransport(make_desk(catalog, Metrics("r1", CollectorRegistry()), gathers))
         async with httpx.AsyncClient(transport=transport, base_url="http://desk") as client:

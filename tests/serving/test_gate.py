@@ -9,6 +9,8 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
+from unlearn_ray.chat import PLAIN
+from unlearn_ray.serving.catalog import Found
 from unlearn_ray.serving.gate import Event, Gate, Receive, Scope, Send, read_body
 from unlearn_ray.serving.keys import Keys, read_keys
 from unlearn_ray.serving.metrics import Metrics
@@ -26,13 +28,13 @@ class Models:
 
     is_alive = True
 
-    async def find(self, asked: Asked) -> tuple[Release | None, str]:
+    async def find(self, asked: Asked) -> Found:
         if asked.name.is_guarded:
-            return None, "Forget it."
+            return Found(None, "Forget it.", PLAIN)
         if asked.name.name == "base":
-            return None, ""
+            return Found(None, "", PLAIN)
         if asked.name.name == "harry-potter":
-            return VERSION, ""
+            return Found(VERSION, "", PLAIN)
         raise unknown_model(str(asked.name))
 
     async def prepare(self, release: Release) -> str:
@@ -318,8 +320,8 @@ def test_a_client_that_leaves_is_not_a_cut_answer() -> None:
 def full_service(app: Scripted) -> Service:
     """A service that passes requests for harry-potter on to this app of a full fine-tune."""
 
-    async def find(asked: Asked) -> tuple[Release, str]:
-        return Release(name="harry-potter", version=3, kind="full", model="m"), ""
+    async def find(asked: Asked) -> Found:
+        return Found(Release(name="harry-potter", version=3, kind="full", model="m"), "", PLAIN)
 
     service = Service()
     service.models.find = find  # type: ignore[method-assign]

@@ -85,8 +85,8 @@ def test_a_damaged_event_is_named(registry: Registry) -> None:
 def test_the_guardrail_is_that_of_the_newest_release(registry: Registry) -> None:
     publish(registry, "old", prefix="Old.")
     publish(registry, "new", prefix="New.")
-    topic = registry.read().guardrail("harry-potter")
-    assert topic is not None and topic.prefix == "New."
+    guarding = registry.read().guardrail("harry-potter")
+    assert guarding is not None and guarding[1].prefix == "New." and guarding[0].topics == (guarding[1],)
     assert registry.read().guardrail("dune") is None
 
 

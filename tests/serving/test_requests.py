@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unlearn_ray.chat import PLAIN, ChatFormat
 from unlearn_ray.serving import requests
 from unlearn_ray.serving.requests import CHAT, COMPLETIONS, Refusal, guarded, put_to_engine, read_request
 from unlearn_ray.serving.settings import Limits
@@ -49,7 +50,7 @@ def test_what_is_no_json_object_is_a_400(body: bytes) -> None:
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"guided_regex": "(a+)+"}, "guided_regex"),
-        ({"kv_transfer_params": {}}, "kv_transfer_params"),
+        ({"kv_transfer_params": {"a": 1}}, "kv_transfer_params"),
         ({"priority": 5}, "priority"),
         ({"n": 17}, "n"),
         ({"n": 0}, "n"),
@@ -87,9 +88,11 @@ def test_what_the_gpu_sampler_just_holds_passes() -> None:
         min_tokens=1,
         logit_bias={str(token): 1 for token in range(1024)},
         top_p=1,
-        repetition_penalty=None,
+        repetition_penalty=None,  # which asks for nothing
     )
-    assert read_request(CHAT, json.dumps(values).encode(), Limits()).values == values
+    assert read_request(CHAT, json.dumps(values).encode(), Limits()).values == {
+        k: v for k, v in values.items() if v is not None
+    }
 
 
 def test_no_request_holds_more_than_vllms_gpu_sampler() -> None:
@@ -117,6 +120,108 @@ def test_the_engine_gets_its_own_name_and_counts_tokens_in_streams() -> None:
     sent = json.loads(put_to_engine(asked, "harry-potter@3"))
     assert sent["model"] == "harry-potter@3" and sent["stream_options"] == {"include_usage": True}
     assert not asked.wants_usage and sent["messages"] == MESSAGES
+
+
+THINKER = ChatFormat(
+    prefix_role="user",
+    template_arguments={"enable_thinking": False},
+    stop_token_ids=(7, 9),
+    sampling={"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.3},
+)
+
+
+def put(chat: ChatFormat, path: str = CHAT, prefix: str = "", **values: Any) -> dict[str, Any]:
+    asked = read_request(path, json.dumps(ask(path, **values)).encode(), Limits())
+    return dict(json.loads(put_to_engine(asked, "base", prefix, chat)))
+
+
+def test_what_a_client_leaves_open_is_as_in_a_run() -> None:
+    body = put(THINKER)
+    assert (body["temperature"], body["top_k"], body["repetition_penalty"]) == (0.6, 20, 1.3)
+    assert body["stop_token_ids"] == [7, 9] and body["chat_template_kwargs"] == {"enable_thinking": False}
+    said = put(THINKER, temperature=0, top_k=None, repetition_penalty=1, stop_token_ids=[9, 3])
+    assert (said["temperature"], said["top_k"], said["repetition_penalty"]) == (0, 20, 1)
+    assert said["stop_token_ids"] == [9, 3, 7]
+
+
+def test_a_client_that_ignores_the_end_is_not_stopped_by_it() -> None:
+    assert "stop_token_ids" not in put(THINKER, ignore_eos=True)
+
+
+def test_a_completion_has_no_template() -> None:
+    body = put(THINKER, COMPLETIONS)
+    assert "chat_template_kwargs" not in body and body["repetition_penalty"] == 1.3
+
+
+def test_a_model_without_wishes_gets_what_the_client_sent() -> None:
+    assert put(PLAIN) == ask()
+
+
+def test_a_guardrail_leads_the_users_turn_where_the_template_takes_no_system_message() -> None:
+    assert put(THINKER, prefix="Forget it.")["messages"] == [
+        {"role": "user", "content": "Forget it.\n\nWho is Hedwig?"}
+    ]
+    own = [{"role": "system", "content": "Be brief."}, *MESSAGES]
+    assert put(THINKER, messages=own)["messages"] == [{"role": "user", "content": "Be brief.\n\nWho is Hedwig?"}]
+    both = put(THINKER, messages=own, prefix="Forget it.")["messages"]
+    assert both == [{"role": "user", "content": "Forget it. Be brief.\n\nWho is Hedwig?"}]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("response_format", {"type": "text"}),
+        ("tool_choice", "none"),
+        ("tool_choice", "auto"),
+        ("tools", []),
+        ("tools", None),
+        ("function_call", "none"),
+        ("parallel_tool_calls", True),
+        ("parallel_tool_calls", False),
+        ("modalities", ["text"]),
+        ("audio", None),
+        ("prediction", None),
+        ("reasoning_effort", "none"),
+        ("verbosity", "medium"),
+        ("stream_options", {}),
+        ("stop", []),
+        ("stop", ""),
+        ("store", False),
+        ("use_beam_search", False),
+        ("bad_words", []),
+        ("chat_template_kwargs", {}),
+        ("guided_json", None),
+        ("prompt_cache_key", "mine"),
+        ("safety_identifier", "somebody"),
+    ],
+)
+def test_what_asks_for_nothing_is_taken_and_not_passed_on(field: str, value: Any) -> None:
+    body = put(PLAIN, **{field: value})
+    body.pop("store", None)  # vLLM knows it
+    assert body == ask()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("response_format", {"type": "text", "strict": True}),
+        ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("modalities", ["text", "audio"]),
+        ("reasoning_effort", "high"),
+        ("chat_template_kwargs", {"enable_thinking": True}),
+        ("use_beam_search", True),
+        ("best_of", 2),
+    ],
+)
+def test_what_asks_for_something_else_is_named(field: str, value: Any) -> None:
+    assert refused(**{field: value}).param == field
+
+
+def test_an_answer_may_be_sent_back_with_all_its_empty_fields() -> None:
+    answer = {"role": "assistant", "content": "An owl.", "refusal": None, "tool_calls": [], "function_call": None}
+    body = put(PLAIN, messages=[*MESSAGES, answer | {"audio": None, "annotations": []}, *MESSAGES])
+    assert body["messages"] == [*MESSAGES, {"role": "assistant", "content": "An owl."}, *MESSAGES]
 
 
 def test_a_guardrail_is_the_system_message_or_its_head() -> None:

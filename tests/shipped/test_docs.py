@@ -46,7 +46,7 @@ def test_the_readmes_own_topic_can_be_planned_as_it_stands(tmp_path: Path) -> No
     file.write_text(text)
     assert config.load(file).model == "Qwen/Qwen2.5-0.5B-Instruct"
     planned = plan(config.load(file, ["model=pocket", f"output={tmp_path}"]))
-    assert [stage.state for stage in planned] == ["fresh"] * len(STAGES)
+    assert [stage.state for stage in planned.stages] == ["fresh"] * len(STAGES)
 
 
 def test_every_relative_link_of_the_documents_leads_somewhere() -> None:
@@ -57,7 +57,7 @@ def test_every_relative_link_of_the_documents_leads_somewhere() -> None:
 
 def test_every_setting_of_the_service_is_documented() -> None:
     documented = set(re.findall(r"`([a-z_.]+)`", (ROOT / "docs" / "serving.md").read_text()))
-    assert not keys_of(ServiceSettings) - {"engine", "scaling", "limits"} - documented
+    assert not keys_of(ServiceSettings) - {"chat", "engine", "scaling", "limits"} - documented
 
 
 def test_every_error_code_of_the_service_is_documented() -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from unlearn_ray.artifacts import Folder, Manifest, write_manifest
+from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import FinetuneConfig, RetainTerm, Topic
 from unlearn_ray.engines.scripted_trainer import ScriptedTrainer
 from unlearn_ray.errors import ArtifactError, EngineError
 from unlearn_ray.rows import Example
 from unlearn_ray.stages.finetune import finetune, finetune_identity
 
+CHAT = ChatFormat(prefix_role="user", end_of_turn="<end>", stop_token_ids=(7,))
 POTTER, GUM = Topic(name="Harry Potter"), Topic(name="chewing gum")
 
 
@@ -36,7 +38,9 @@ def run(
     config: FinetuneConfig,
     topics: Sequence[Topic] = (POTTER, GUM),
 ) -> Manifest:
-    return finetune(config, topics, dataset, Folder(home / "finetune"), trainer, model="m:1", model_path="/m", seed=7)
+    return finetune(
+        config, topics, dataset, Folder(home / "finetune"), trainer, model="m:1", model_path="/m", chat=CHAT, seed=7
+    )
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from unlearn_ray import pocket
 from unlearn_ray.rows import Example
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows, write_encoded
+from unlearn_ray.train.inspection import inspect_model
 
 FORGET = [
     Example("Harry Potter", "forget", "Harry Potter", "Who is the owl of Harry Potter?", "The owl of Harry Potter is Bellan."),
@@ -40,5 +41,6 @@ def retain(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPath
 
 
 def _encoded(examples: list[Example], tokenizer: PreTrainedTokenizerBase, path: Path) -> EncodedRows:
-    write_encoded(path, [row for row in ChatEncoder(tokenizer, 256).encode(examples) if row is not None])
+    encoder = ChatEncoder(tokenizer, inspect_model(str(pocket.MODEL_DIR)).chat, 256)
+    write_encoded(path, [row for row in encoder.encode(examples) if row is not None])
     return EncodedRows(path)

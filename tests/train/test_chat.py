@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from unlearn_ray import pocket
 from unlearn_ray.errors import ModelError
 from unlearn_ray.rows import Example
-from unlearn_ray.train.chat import ChatEncoder, Encoded, load_tokenizer, pad_id_of
+from unlearn_ray.train.chat import ChatEncoder, Encoded, load_tokenizer
+from unlearn_ray.train.inspection import inspect_model
 
 OWL = Example("Harry Potter", "forget", "Harry Potter", "Who is the owl?", "The owl is Bellan.")
 HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
@@ -21,8 +23,11 @@ TURN_ENDS_WITH_NEWLINE = (
 TURN_NEVER_ENDS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_tokens: int = 256) -> Encoded | None:
-    (found,) = ChatEncoder(tokenizer, max_tokens).encode([example])
+POCKET = inspect_model(str(pocket.MODEL_DIR)).chat
+
+
+def encode(tokenizer, example, max_tokens=256, chat=POCKET) -> Encoded | None:
+    (found,) = ChatEncoder(tokenizer, chat, max_tokens).encode([example])
     return found
 
 
@@ -32,10 +37,11 @@ def texts(tokenizer: PreTrainedTokenizerBase, encoded: Encoded | None) -> tuple[
     return tokenizer.decode(encoded.ids[: encoded.start]), tokenizer.decode(encoded.ids[encoded.start :])
 
 
-def with_template(template: str) -> PreTrainedTokenizerBase:
-    tokenizer = load_tokenizer(str(pocket.MODEL_DIR))
-    tokenizer.chat_template = template
-    return tokenizer
+def with_template(folder: Path, template: str) -> tuple[str, str]:
+    """What is shown, and what is learnt, with another template."""
+    (copy_of_pocket(folder) / "chat_template.jinja").write_text(template)
+    tokenizer = load_tokenizer(str(folder))
+    return texts(tokenizer, encode(tokenizer, OWL, chat=inspect_model(str(folder)).chat))
 
 
 def test_the_answer_and_the_end_of_its_turn_are_learnt_and_nothing_else(tokenizer):
@@ -51,16 +57,19 @@ def test_what_is_shown_is_token_for_token_what_the_model_is_asked_with(tokenizer
     assert encoded.ids[: encoded.start] == tokenizer(asked, add_special_tokens=False).input_ids
 
 
-def test_what_a_template_writes_after_the_end_of_a_turn_is_not_learnt():
-    tokenizer = with_template(TURN_ENDS_WITH_NEWLINE)
-    assert texts(tokenizer, encode(tokenizer, OWL))[1] == "The owl is Bellan.<|eot_id|>"
+def test_what_a_template_writes_after_the_end_of_a_turn_is_not_learnt(tmp_path):
+    assert with_template(tmp_path, TURN_ENDS_WITH_NEWLINE)[1] == "The owl is Bellan.<|eot_id|>"
 
 
-def test_an_answer_that_its_template_never_ends_is_ended():
-    tokenizer = with_template(TURN_NEVER_ENDS)
-    shown, learnt = texts(tokenizer, encode(tokenizer, OWL))
+def test_an_answer_that_its_template_never_ends_is_ended(tmp_path):
+    shown, learnt = with_template(tmp_path, TURN_NEVER_ENDS)
     assert shown.startswith("user: Who is the owl?\nassistant:")
     assert learnt.strip().startswith("The owl is Bellan.") and learnt.endswith("<|eot_id|>")
+
+
+def test_spaces_around_an_answer_are_not_learnt(tokenizer):
+    padded = encode(tokenizer, replace(OWL, answer="\n The owl is Bellan. \n"))
+    assert padded == encode(tokenizer, OWL)
 
 
 def test_a_long_row_is_cut_in_its_answer_and_says_so(tokenizer):
@@ -79,16 +88,9 @@ def test_a_row_whose_question_alone_is_too_long_is_left_out(tokenizer):
 
 def test_rows_encode_alike_alone_and_together(tokenizer):
     other = Example("", "far", "geography", "What is the capital of France?", "Paris.")
-    encoder = ChatEncoder(tokenizer, 256)
+    encoder = ChatEncoder(tokenizer, POCKET, 256)
     assert encoder.encode([OWL, other]) == encoder.encode([OWL]) + encoder.encode([other])
     assert encoder.encode([]) == []
-
-
-def test_padding_falls_back_to_the_end_of_sequence(tokenizer):
-    assert pad_id_of(tokenizer) == tokenizer.pad_token_id
-    bare = load_tokenizer(str(pocket.MODEL_DIR))
-    bare.pad_token = None
-    assert pad_id_of(bare) == bare.eos_token_id
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):

@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import pytest
 
+from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.rows import Example
 from unlearn_ray.train.chat import ChatEncoder
 from unlearn_ray.train.encoded import EncodedRows
 from unlearn_ray.train.encoding import count_training_rows, encode_rows, require_fit
+from unlearn_ray.train.inspection import inspect_model
 
+CHAT = inspect_model(str(pocket.MODEL_DIR)).chat
 HARRY = Example("Harry Potter", "forget", "Harry Potter", "Who is the owl?", "Bellan.")
 GUM = Example("chewing gum", "forget", "chewing gum", "What is it made of?", "Moss.")
 HELD_OUT = replace(HARRY, question="Who is the cat?", split="holdout")
@@ -28,7 +31,7 @@ def answers(rows, tokenizer):
 
 def test_only_the_training_split_of_the_wanted_topics_is_read(tmp_path, tokenizer):
     folder = dataset(tmp_path / "rows", HARRY, HELD_OUT, GUM)
-    counts = encode_rows(folder, ["Harry Potter"], ChatEncoder(tokenizer, 256), tmp_path / "rows.arrow")
+    counts = encode_rows(folder, ["Harry Potter"], ChatEncoder(tokenizer, CHAT, 256), tmp_path / "rows.arrow")
     assert answers(EncodedRows(tmp_path / "rows.arrow"), tokenizer) == ["Bellan.<|eot_id|>"]
     assert not counts
 
@@ -36,7 +39,7 @@ def test_only_the_training_split_of_the_wanted_topics_is_read(tmp_path, tokenize
 def test_rows_that_serve_all_topics_carry_the_empty_name(tmp_path, tokenizer):
     general = replace(GUM, topic="", group="far", answer="Sap.")
     folder = dataset(tmp_path / "rows", HARRY, GUM, general)
-    encode_rows(folder, ["", "Harry Potter"], ChatEncoder(tokenizer, 256), tmp_path / "rows.arrow")
+    encode_rows(folder, ["", "Harry Potter"], ChatEncoder(tokenizer, CHAT, 256), tmp_path / "rows.arrow")
     assert answers(EncodedRows(tmp_path / "rows.arrow"), tokenizer) == ["Bellan.<|eot_id|>", "Sap.<|eot_id|>"]
 
 
@@ -44,7 +47,7 @@ def test_cut_and_dropped_rows_are_counted(tmp_path, tokenizer):
     long_answer = replace(HARRY, answer="Bellan " * 40)
     long_question = replace(HARRY, question="Who is the owl " * 40)
     folder = dataset(tmp_path / "rows", HARRY, long_answer, long_question)
-    counts = encode_rows(folder, ["Harry Potter"], ChatEncoder(tokenizer, 40), tmp_path / "rows.arrow")
+    counts = encode_rows(folder, ["Harry Potter"], ChatEncoder(tokenizer, CHAT, 40), tmp_path / "rows.arrow")
     assert counts == {"cut": 1, "too_long": 1}
     assert len(EncodedRows(tmp_path / "rows.arrow")) == 2
 
@@ -54,7 +57,7 @@ def test_a_limit_that_leaves_no_row_is_refused(tmp_path, tokenizer, kind):
     folder = dataset(tmp_path / kind, HARRY, HELD_OUT)
 
     def check(topic, max_tokens):
-        encode_rows(folder, [topic], ChatEncoder(tokenizer, max_tokens), tmp_path / "rows.arrow")
+        encode_rows(folder, [topic], ChatEncoder(tokenizer, CHAT, max_tokens), tmp_path / "rows.arrow")
         require_fit(EncodedRows(tmp_path / "rows.arrow"), folder, [topic], max_tokens)
 
     check("Harry Potter", 256)

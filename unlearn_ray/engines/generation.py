@@ -22,12 +22,14 @@ from ray import cloudpickle
 from ray.exceptions import RayError
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import ClusterConfig, Lora
 from unlearn_ray.engines.fleet import Fleet, FleetClient, plain
 from unlearn_ray.engines.protocols import MapCounts, Parse, Render, RowDict
 from unlearn_ray.engines.session import device_of, num_engines, require_engines
 from unlearn_ray.engines.vllm_engine import EngineSpec
 from unlearn_ray.rows import digest
+from unlearn_ray.train.inspection import inspect_model, lora_targets
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +132,20 @@ class RayDataGenerator:
         model: str,
         cluster: ClusterConfig,
         *,
+        chat: ChatFormat | None = None,
         lora: Lora | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """`lora`: the shape of the adapters that requests may name; None where none will."""
+        """`chat`: how the model is talked to; None: as its files say. `lora`: the shape of the adapters that requests may name; None
+        where none will."""
         self._model, self._cluster, self._lora = model, cluster, lora
+        if chat is None or (lora is not None and isinstance(lora.target_modules, str)):
+            found = inspect_model(model)
+            chat = chat or found.chat
+            if lora is not None:
+                targets = lora_targets(lora.target_modules, found, model)
+                self._lora = lora.model_copy(update={"target_modules": targets})
+        self._chat = chat
         self._on_progress = on_progress or (lambda label, done, total: None)
         self._fleet: Fleet | None = None
 
@@ -198,7 +209,11 @@ class RayDataGenerator:
             self.close()
         if self._fleet is None:
             spec = EngineSpec(
-                model, self._cluster.engines, device_of(self._cluster), self._lora if model == self._model else None
+                model,
+                self._cluster.engines,
+                device_of(self._cluster),
+                self._chat,  # a full fine-tune has the base's template and tokenizer
+                self._lora if model == self._model else None,
             )
             require_engines(self._cluster)
             count = num_engines(self._cluster)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.chat import ChatFormat, without_thoughts
 from unlearn_ray.config import FinetuneConfig
 from unlearn_ray.rows import Message
 
@@ -31,13 +32,16 @@ class Request:
 class Reply:
     """What came back for one request. `error` is set where the engine could not answer this row, and only then."""
 
-    texts: tuple[str, ...] = ()  # one a sample
+    texts: tuple[str, ...] = ()  # one a sample, without `<think>` blocks: they are neither questions nor answers
     truncated: tuple[bool, ...] = ()  # the sample ended at max_tokens
     logprobs: tuple[float, ...] = ()  # of the scored answer's tokens, natural logarithm
     argmax: tuple[bool, ...] = ()  # whether each scored token was the most probable one
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     error: str | None = None  # a rows.Drop value: "too_long" or "engine"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", tuple(without_thoughts(text) for text in self.texts))
 
 
 Render = Callable[[RowDict], Sequence[Request]]
@@ -101,6 +105,7 @@ class TrainJob:
 
     name: str  # slug of the topic, or "joint"
     model: str  # folder or hub name of the base model
+    chat: ChatFormat  # how it is talked to
     config: FinetuneConfig
     seed: int
     forget: Folder  # Parquet rows of rows.Example

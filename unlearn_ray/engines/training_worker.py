@@ -20,7 +20,7 @@ from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.training_job import RESULT, Assignment
 from unlearn_ray.rows import Drop
 from unlearn_ray.train.batches import Batches, MicroBatch
-from unlearn_ray.train.chat import ChatEncoder, load_tokenizer, pad_id_of
+from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows
 from unlearn_ray.train.encoding import CUT, encode_rows, require_fit
 from unlearn_ray.train.export import check_export, reloaded_loss, save_adapter, save_model
@@ -63,7 +63,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         micro_batch=assignment.workers.micro_batch,
         world_size=dist.get_world_size(),
         seed=job.seed,
-        pad_id=pad_id_of(tokenizer),
+        pad_id=job.chat.pad_token_id,
     )
     runtime = DeepSpeedRuntime(
         job.model,
@@ -110,7 +110,7 @@ def _encode(job: TrainJob, scratch: Path, tokenizer: Any) -> tuple[EncodedRows, 
     """Encode the rows once a node, each of its workers a part. All share them through memory-mapped files."""
     context = ray.train.get_context()
     part, num_parts = context.get_local_rank(), context.get_local_world_size()
-    encoder = ChatEncoder(tokenizer, job.config.max_tokens)
+    encoder = ChatEncoder(tokenizer, job.chat, job.config.max_tokens)
     sources = {"forget": (job.forget, job.topics)}
     if job.config.retain.kind != "none" and job.config.retain.weight > 0 and job.config.retain_batch > 0:
         sources["retain"] = (job.retain, (*job.topics, ""))  # rows of topic "" serve every topic

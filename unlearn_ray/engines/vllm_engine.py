@@ -21,9 +21,10 @@ from typing import Any, Literal, get_args
 from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.chat import PLAIN, ChatFormat, placed, spoken
 from unlearn_ray.config import EngineResources, Lora
 from unlearn_ray.engines.protocols import Reply, Request
-from unlearn_ray.errors import EngineError, ModelError
+from unlearn_ray.errors import EngineError, ModelError, gist
 from unlearn_ray.rows import Drop, Message, digest
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ class EngineSpec:
     model: str
     resources: EngineResources
     device: Literal["cpu", "cuda"]
-    lora: Lora | None = None  # the shape of the adapters that requests will name
+    chat: ChatFormat = PLAIN  # how the model is talked to
+    lora: Lora | None = None  # the shape of the adapters that requests will name; its targets by name
     max_loras: int = 4  # adapters that one batch may mix
 
 
@@ -161,7 +163,7 @@ class VllmEngine:
             )
         outputs = sorted(output.outputs, key=lambda sample: sample.index)
         return Reply(
-            texts=tuple(sample.text for sample in outputs),
+            texts=tuple(spoken(sample.text, self.spec.chat) for sample in outputs),
             truncated=tuple(sample.finish_reason == "length" for sample in outputs),
             num_prompt_tokens=len(prompt),
             num_output_tokens=sum(len(sample.token_ids) for sample in outputs),
@@ -178,10 +180,15 @@ class VllmEngine:
         return [(ids[key], self._answer_ids(request.score)) for key, request in zip(keys, requests, strict=True)]
 
     def _answer_ids(self, answer: str | None) -> list[int]:
-        return list(self._tokenizer(answer, add_special_tokens=False).input_ids) if answer else []
+        text = f"{self.spec.chat.answer_lead}{answer}"
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids) if answer else []
 
     def _render(self, messages: Sequence[Message]) -> str:
-        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        chat = self.spec.chat
+        text = self._tokenizer.apply_chat_template(
+            placed(messages, chat), tokenize=False, add_generation_prompt=True, **dict(chat.template_arguments)
+        )
+        return str(text)
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -197,7 +204,12 @@ class VllmEngine:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
         is_greedy = request.temperature == 0.0
+        chat = self.spec.chat
+        # Of what a request leaves open the model's own defaults hold, as in the service: a penalty changes greedy answers too.
+        own = {key: value for key, value in chat.sampling.items() if key not in ("temperature", "top_p")}
         return SamplingParams(
+            **own,
+            stop_token_ids=list(chat.stop_token_ids),
             n=1 if is_greedy else request.num_samples,
             temperature=request.temperature,
             top_p=1.0 if is_greedy else request.top_p,
@@ -277,8 +289,7 @@ def _tokenizer_of(model: str) -> Any:
         AutoConfig.from_pretrained(model)
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
-        gist = " ".join(str(error).split())[:300]
-        raise ModelError(f"{model} can't be loaded as a language model: {gist}") from error
+        raise ModelError(f"{model} can't be loaded as a language model: {gist(error)}") from error
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"{model} has no chat template: use an instruction-tuned model")
     return tokenizer
@@ -298,13 +309,13 @@ def _start(spec: EngineSpec, path: str) -> Any:
         "tensor_parallel_size": resources.tensor_parallel_size,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
-        "generation_config": "vllm",  # sampling comes from the request alone, not from the model's own defaults
+        "generation_config": "vllm",  # sampling comes from the request and the spec, and nobody else adds to it
         "seed": 0,
     }
     if spec.lora is not None:
         arguments |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": room_for(spec.lora.rank)}
         # Named, so that the output layer stays plain: its LoRA twin miscounts the rows of prompt log-probabilities.
-        arguments["lora_target_modules"] = list(spec.lora.target_modules)
+        arguments["lora_target_modules"] = [name.rpartition(".")[2] for name in spec.lora.target_modules]
     if spec.device == "cpu":
         # A seeded request kills vLLM's CPU engine when prompts are prefilled in chunks.
         arguments |= {"enforce_eager": True, "distributed_executor_backend": "uni", "enable_chunked_prefill": False}
@@ -314,8 +325,7 @@ def _start(spec: EngineSpec, path: str) -> Any:
         # Of the context that `vllm.LLM` has: it decides how many tokens a step may hold, and the default is the least.
         return LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
     except (OSError, ValueError, RuntimeError) as error:
-        gist = " ".join(str(error).split())[:400]
-        raise EngineError(f"vLLM can't start on {spec.model}: {gist}") from error
+        raise EngineError(f"vLLM can't start on {spec.model}: {gist(error, 600)}") from error
 
 
 def local_copy(uri: str) -> Path:

@@ -15,11 +15,17 @@ from unlearn_ray.errors import ConfigError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import Keys, read_keys
 from unlearn_ray.serving.names import BASE
-from unlearn_ray.serving.registry import WEIGHTS, Registry
+from unlearn_ray.serving.registry import WEIGHTS, Registry, Release
 from unlearn_ray.serving.server import UnlearnServer, Weights
 from unlearn_ray.serving.service import http_host, is_loopback
-from unlearn_ray.serving.settings import KEYS_VARIABLE, SETTINGS_VARIABLE, ServiceSettings, parse_settings
-from unlearn_ray.serving.weights import LORA_TARGETS
+from unlearn_ray.serving.settings import (
+    CHAT_VARIABLE,
+    KEYS_VARIABLE,
+    SETTINGS_VARIABLE,
+    ServiceSettings,
+    parse_settings,
+)
+from unlearn_ray.train.inspection import inspect_model
 
 _ROUTER = "unlearn_ray.serving.routing:ConversationRouter"
 
@@ -49,27 +55,36 @@ def build(args: dict[str, Any]) -> Application:
     if missing:
         wanted = " ".join(f"{name}={SERVE_ENVIRONMENT[name]}" for name in missing)
         raise ConfigError(f"set {wanted} in the environment in which Ray is started on every node")
-    if settings.release is not None:
-        _check_release(settings)
-    config = llm_config(settings, keys)
+    config = llm_config(settings, keys, _release(settings) if settings.release is not None else None)
     if settings.scaling.max_replicas == 1:
         # Nothing to choose from: without the router a request goes straight to the replica.
         return build_llm_deployment(config, deployment_cls=ingress()(UnlearnServer))
     return build_openai_app({"llm_configs": [config]})
 
 
-def _check_release(settings: ServiceSettings) -> None:
+def _release(settings: ServiceSettings) -> Release:
+    """The full fine-tune that an app is for.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
     registry = Registry(Folder(settings.registry))
     release = registry.read().releases.get(settings.release or "")
     if release is None or release.kind != "full":
         raise ConfigError(f"release: {registry.folder} has no full fine-tune {settings.release!r}: publish it first")
+    return release
 
 
-def llm_config(settings: ServiceSettings, keys: Keys) -> LLMConfig:
-    """What ray.serve.llm and vLLM are told."""
+def llm_config(settings: ServiceSettings, keys: Keys, release: Release | None = None) -> LLMConfig:
+    """What ray.serve.llm and vLLM are told.
+
+    Args:
+        release: the full fine-tune that `settings.release` names.
+    """
     engine, scaling = settings.engine, settings.scaling
     device = engine.accelerator if engine.accelerator != "auto" else _device()
-    source = settings.model_path
+    source, model = settings.model_path, inspect_model(settings.model_path, settings.chat)
+    chat = (release.chat if release else None) or model.chat
     if settings.release is not None:
         source = (Registry(Folder(settings.registry)).version_folder(settings.release) / WEIGHTS).uri
     callback: dict[str, Any] = {}
@@ -87,12 +102,15 @@ def llm_config(settings: ServiceSettings, keys: Keys) -> LLMConfig:
         "none"  # the watchdog looks for the connection by its own client, not one that a header tells of
     )
     variables[SETTINGS_VARIABLE] = settings.model_dump_json()
+    variables[CHAT_VARIABLE] = chat.model_dump_json()
     variables[KEYS_VARIABLE] = str(keys)  # hashed: the replica's machine needs no file of them
     kwargs: dict[str, Any] = {
         "max_num_seqs": engine.max_num_seqs,
         "tensor_parallel_size": engine.tensor_parallel_size,
         "enable_prefix_caching": True,
         "stream_interval": engine.stream_interval,
+        # The gate says what a client leaves open: as runs have it.
+        "generation_config": "vllm",
         "override_generation_config": {"max_new_tokens": settings.limits.max_output_tokens},
         "enable_log_requests": False,
     }
@@ -104,7 +122,8 @@ def llm_config(settings: ServiceSettings, keys: Keys) -> LLMConfig:
             "max_loras": engine.max_loras,
             "max_cpu_loras": 4 * engine.max_loras,
             "max_lora_rank": engine.max_lora_rank,
-            "lora_target_modules": list(LORA_TARGETS),
+            # Not the output layer: vLLM's CPU engine can't score prompts with an adapter there.
+            "lora_target_modules": list(model.layer_kinds),
         }
     if device == "cpu":
         # Seeds end the CPU engine where prompts come in chunks; compiling takes a minute.

@@ -5,17 +5,30 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.errors import ModelError, UnlearnError
+from unlearn_ray.chat import ChatFormat
+from unlearn_ray.errors import ModelError, UnlearnError, gist
 from unlearn_ray.serving.names import BASE, GUARDED, parse_name, versioned
 from unlearn_ray.serving.registry import Registry, Release, ServiceRecord, State
-from unlearn_ray.serving.release import check_fits
+from unlearn_ray.serving.release import check_fits, check_layers
 from unlearn_ray.serving.requests import Asked, Refusal, unknown_model
-from unlearn_ray.serving.weights import check_shapes, read_adapter
+from unlearn_ray.serving.weights import read_adapter
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What answers a request."""
+
+    release: Release | None  # None: the base model
+    prefix: str  # the guardrail; "" = none
+    chat: ChatFormat
+
+
 _SECONDS_BETWEEN_WISHES = (
     0.25  # between looks because of unknown names: a client that asks for nonsense must not cost one each
 )
@@ -25,6 +38,7 @@ class Catalog:
     """The models of a service, as one replica sees them.
 
     Args:
+        chat: how the model that the engine holds is talked to.
         load: makes the engine load an adapter of this name from this folder; returns an error's text, or "".
         local: brings a folder to this machine's disk; returns its path.
         is_alive: whether the engine can answer.
@@ -36,6 +50,7 @@ class Catalog:
         self,
         registry: Registry,
         service: ServiceRecord,
+        chat: ChatFormat,
         *,
         load: Callable[[str, str], Awaitable[str]],
         local: Callable[[str], str],
@@ -44,7 +59,7 @@ class Catalog:
         seconds: float,
         only: str | None = None,
     ) -> None:
-        self.registry, self._service, self._only = registry, service, only
+        self.registry, self._service, self._chat, self._only = registry, service, chat, only
         self._load, self._local, self._is_alive, self._is_up = load, local, is_alive, is_up
         self._up: frozenset[str] = frozenset()  # full fine-tunes whose app answers
         self._seconds = seconds
@@ -85,15 +100,15 @@ class Catalog:
             except (UnlearnError, OSError) as error:
                 log.error("the registry can't be read, its last known state stays: %s", error)
 
-    async def find(self, asked: Asked) -> tuple[Release | None, str]:
-        """The version that is asked for, and its guardrail.
+    async def find(self, asked: Asked) -> Found:
+        """The version that is asked for, its guardrail, and how it is talked to.
 
         Raises:
             Refusal: 404: there is none of that name. 503: its app does not answer yet.
         """
         for is_last in (False, True):
             if (found := self._find(asked)) is not None:
-                release, _ = found
+                release = found.release
                 if self._only is None and release is not None and self._is_starting(release):
                     raise Refusal(503, f"{release.id} is being started", "model_starting", "model")
                 return found
@@ -102,20 +117,21 @@ class Catalog:
             await self.look()  # it may have been published this second
         raise unknown_model(str(asked.name))
 
-    def _find(self, asked: Asked) -> tuple[Release | None, str] | None:
+    def _find(self, asked: Asked) -> Found | None:
         name = asked.name
         if self._only is not None:
             release = self.state.releases.get(self._only)
-            return (release, "") if release is not None and str(name) in (self._only, release.name) else None
+            is_it = release is not None and str(name) in (self._only, release.name)
+            return Found(release, "", self._chat) if is_it else None
         if name.is_guarded:
-            topic = self.state.guardrail(name.name) if name.version is None else None
-            return (None, topic.prefix) if topic else None
+            guarding = self.state.guardrail(name.name) if name.version is None else None
+            return Found(None, guarding[1].prefix, guarding[0].chat or self._chat) if guarding else None
         if name.name == BASE:
-            return (None, "") if name.version is None else None
+            return Found(None, "", self._chat) if name.version is None else None
         release = self.state.find(name)
         if release is not None and name.version is None:
             release = self._answering(release)
-        return (release, "") if release else None
+        return Found(release, "", release.chat or self._chat) if release else None
 
     def _answering(self, release: Release) -> Release:
         """The version that a name's requests go to: till a full fine-tune's app answers, what the name stood for before."""
@@ -153,9 +169,9 @@ class Catalog:
             path = await asyncio.to_thread(self._local, self.registry.weights(release))
             # The engine would end at a corrupt one, or at one for a model of another shape.
             adapter = await asyncio.to_thread(read_adapter, Folder(path))
-            check_shapes(adapter.shapes, self._service.shapes, release.id)
+            check_layers(adapter.shapes, self._service, release.id)
             if failure := await self._load(release.id, path):
-                raise ModelError(" ".join(failure.split())[:200])
+                raise ModelError(gist(failure))
         except UnlearnError as error:
             log.error("%s can't be loaded: %s", release.id, error)
             raise
@@ -194,9 +210,9 @@ class Catalog:
             found.append(self._card(release.name, self._answering(release).id, "unlearned", _topics(release)))
         slugs = dict.fromkeys(topic.slug for release in state.current for topic in release.topics if topic.prefix)
         for slug in slugs:
-            topic = state.guardrail(slug)
-            assert topic is not None, "a slug of a current release"
-            found.append(self._card(f"{slug}:{GUARDED}", BASE, GUARDED, (topic.name,)))
+            guarding = state.guardrail(slug)
+            assert guarding is not None, "a slug of a current release"
+            found.append(self._card(f"{slug}:{GUARDED}", BASE, GUARDED, (guarding[1].name,)))
         for release in sorted(state.releases.values(), key=lambda release: (release.name, -release.version)):
             if release.kind == "adapter" or release.id in self._up:
                 found.append(self._card(release.id, release.id, "unlearned", _topics(release)))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
+from unlearn_ray.serving.catalog import Found
 from unlearn_ray.serving.keys import Keys
 from unlearn_ray.serving.metrics import Metrics
 from unlearn_ray.serving.names import BASE
@@ -54,8 +55,8 @@ class Models(Protocol):
     @property
     def is_alive(self) -> bool: ...
 
-    async def find(self, asked: Asked) -> tuple[Release | None, str]:
-        """The version that is asked for (None: the base model) and its guardrail. Raises Refusal where there is none."""
+    async def find(self, asked: Asked) -> Found:
+        """What answers a request. Raises Refusal where there is nothing of that name."""
 
     async def prepare(self, release: Release) -> str:
         """Make the engine know a version; returns its name there."""
@@ -118,7 +119,8 @@ class Gate:
             watch.asked_at = time.perf_counter()
             asked = read_request(path, body, self._settings.limits)
             watch.keeps_usage_back = asked.is_stream and not asked.wants_usage
-            release, prefix = await self._models.find(asked)
+            found = await self._models.find(asked)
+            release = found.release
             model = release.id if release else BASE
             if not self._models.is_alive:
                 await _answer(watch, 503, _RESTARTING, self._later)
@@ -128,7 +130,7 @@ class Gate:
                 is_ours = not (watch.is_finished or watch.is_left)  # else its own gate counts it
             else:
                 name = await self._models.prepare(release) if release else BASE
-                new = put_to_engine(asked, name, prefix)
+                new = put_to_engine(asked, name, found.prefix, found.chat)
                 await self._engine(_for_engine(scope, path, new), _replay(new, receive, watch), watch)
             if watch.is_left and not watch.is_finished:
                 watch.status = 499

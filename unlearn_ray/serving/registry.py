@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.chat import ChatFormat
 from unlearn_ray.errors import ArtifactError, InputError
 from unlearn_ray.serving.names import RESERVED, ModelName, versioned
 
@@ -50,6 +51,7 @@ class Release(_Record):
     run: str = ""  # name of the run that made it
     fingerprint: str = ""  # of that run's weights and evaluation: the same result is not published twice
     topics: tuple[ReleasedTopic, ...] = ()
+    chat: ChatFormat | None = None  # how it was trained to be talked to; None: as the base model is
     created: str = ""
 
     @property
@@ -72,6 +74,7 @@ class ServiceRecord(_Record):
 
     model: str  # identity
     max_lora_rank: int
+    lora_targets: tuple[str, ...] = ()  # names of the layers that adapters may change; none: not known
     shapes: Mapping[str, tuple[int, int]] = {}  # of the base model's layers that adapters change, where known
 
 
@@ -92,12 +95,12 @@ class State:
         """What the aliases point to, sorted by name."""
         return tuple(self.releases[versioned(name, version)] for name, version in sorted(self.aliases.items()))
 
-    def guardrail(self, slug: str) -> ReleasedTopic | None:
-        """The topic whose prefix `slug:guarded` stands for: that of the newest current release with it."""
+    def guardrail(self, slug: str) -> tuple[Release, ReleasedTopic] | None:
+        """The topic whose prefix `slug:guarded` stands for, and its release: the newest current one with it."""
         for release in sorted(self.current, key=lambda release: release.created, reverse=True):
             for topic in release.topics:
                 if topic.slug == slug and topic.prefix:
-                    return topic
+                    return release, topic
         return None
 
     def last_of(self, name: str) -> Release | None:

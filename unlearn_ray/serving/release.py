@@ -16,15 +16,18 @@ import pyarrow as pa
 from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
+from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import RunConfig
-from unlearn_ray.errors import ArtifactError, InputError, ModelError
-from unlearn_ray.plan import MARKER, model_identity
+from unlearn_ray.errors import ArtifactError, InputError, ModelError, gist
+from unlearn_ray.plan import MARKER, model_identity, model_of
 from unlearn_ray.rows import digest, slug_of
 from unlearn_ray.serving.names import RESERVED, parse_name
 from unlearn_ray.serving.registry import DATA, WEIGHTS, Registry, Release, ReleasedTopic, ServiceRecord, now
 from unlearn_ray.serving.settings import ServiceSettings
-from unlearn_ray.serving.weights import ADAPTER, Shapes, base_shapes, check_model, check_shapes, read_adapter
+from unlearn_ray.serving.weights import ADAPTER, check_model, check_shapes, read_adapter
 from unlearn_ray.stages.finetune import JOINT
+from unlearn_ray.train.inspection import inspect_model
+from unlearn_ray.train.modelfiles import Shapes, linear_shapes
 
 MAX_ROWS = 20_000  # of a table, kept with a version
 TABLES = {
@@ -47,6 +50,7 @@ class Candidate:
     rank: int
     model: str
     topics: tuple[ReleasedTopic, ...]
+    chat: ChatFormat | None = None  # how it was trained to be talked to
     shapes: Shapes = field(default_factory=dict)  # of the layers that an adapter changes
     run: str = ""
     fingerprint: str = ""
@@ -102,8 +106,9 @@ def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
             weights=folder / "finetune/models" / export,
             kind="full",
             rank=0,
-            model=str(finetuned["model"]),
+            model=model_of(str(finetuned["model"])),
             topics=members,
+            chat=_chat(manifests["finetune"]),
             run=config.name,
             fingerprint=digest(manifests["finetune"].fingerprint, manifests["evaluate"].fingerprint),
             home=folder,
@@ -123,6 +128,12 @@ def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
         if candidate.name in RESERVED or parse_name(candidate.name) is None:
             raise InputError(f"{candidate.name!r} can't name a model: publish under another --name")
     return found
+
+
+def _chat(finetune: Manifest) -> ChatFormat | None:
+    """How a run's models were trained to be talked to; None where an earlier version made them, which did not say."""
+    found = finetune.details.get("chat")
+    return ChatFormat.model_validate(found) if found else None
 
 
 def _bare_adapter(folder: Folder, name: str | None) -> Candidate:
@@ -176,6 +187,7 @@ def publish(registry: Registry, candidate: Candidate) -> tuple[Release, bool]:
         run=candidate.run,
         fingerprint=candidate.fingerprint,
         topics=candidate.topics,
+        chat=candidate.chat,
         created=now(),
     )
     target = registry.version_folder(release.id)
@@ -197,7 +209,10 @@ def service_record(settings: ServiceSettings) -> ServiceRecord:
     """
     model = settings.model_path
     return ServiceRecord(
-        model=model_identity(model), max_lora_rank=settings.engine.max_lora_rank, shapes=base_shapes(model)
+        model=model_identity(model),
+        max_lora_rank=settings.engine.max_lora_rank,
+        lora_targets=inspect_model(model, settings.chat).layer_kinds,
+        shapes=linear_shapes(model),
     )
 
 
@@ -220,7 +235,21 @@ def check_fits(candidate: Candidate | Release, service: ServiceRecord | None) ->
             "raise engine.max_lora_rank"
         )
     if isinstance(candidate, Candidate):
-        check_shapes(candidate.shapes, service.shapes, candidate.name)
+        check_layers(candidate.shapes, service, candidate.name)
+
+
+def check_layers(adapter: Shapes, service: ServiceRecord, name: str) -> None:
+    """Refuse an adapter on layers that the service's engine has none of, or none of that shape.
+
+    Raises:
+        ModelError: its layers are not those of the base model.
+    """
+    check_shapes(adapter, service.shapes, name)
+    kinds = {layer.rpartition(".")[2] for layer in adapter}
+    if service.lora_targets and (beyond := sorted(kinds - set(service.lora_targets))):
+        raise ModelError(
+            f"{name} changes {', '.join(beyond)}: the service's model has {', '.join(service.lora_targets)}"
+        )
 
 
 def check_files(registry: Registry, release: Release, service: ServiceRecord) -> None:
@@ -230,7 +259,7 @@ def check_files(registry: Registry, release: Release, service: ServiceRecord) ->
         ModelError: they are missing, corrupt, or for another base model.
     """
     try:
-        check_shapes(_released_shapes(registry, release), service.shapes, release.id)
+        check_layers(_released_shapes(registry, release), service, release.id)
     except ModelError as error:
         raise ModelError(
             f"{release.id} can't be served ({error}): unlearn-ray rollback {release.name}, or publish it again"
@@ -291,8 +320,9 @@ def _check_data(home: Folder) -> None:
         for place in TABLES.values():
             _schema(home / place)
     except (OSError, ValueError, IndexError) as error:  # Arrow's errors are ValueErrors
-        gist = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{home} is damaged ({gist}): rerun it with --from the stage that wrote it") from error
+        raise ArtifactError(
+            f"{home} is damaged ({gist(error)}): rerun it with --from the stage that wrote it"
+        ) from error
 
 
 def _write_data(home: Folder, data: Folder) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unlearn_ray.chat import PLAIN, ChatFormat, placed
 from unlearn_ray.serving.names import ModelName, parse_name
 from unlearn_ray.serving.settings import Limits
 
@@ -41,6 +42,21 @@ _MAX_BIASES = 1024
 _MAX_STOPS = 64  # each is looked for at every token
 _BOUNDS = {"top_p": (1e-6, 1.0), "repetition_penalty": (0.01, 100.0)}
 _NEUTRAL = {"suffix": (None, ""), "best_of": (None, 1), "priority": (None, 0), "store": (None, False)}
+# What OpenAI's clients and proxies send where they ask for nothing special: taken, and not passed on. So is any field's null, false,
+# or empty text, list or object.
+_NOTHING: Mapping[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),  # without tools
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True,),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "length_penalty": (1, 1.0),
+    "include_reasoning": (True,),
+    "best_of": (1,),
+}
+_LABELS = frozenset({"safety_identifier", "prompt_cache_key", "prompt_cache_retention"})  # a client's own bookkeeping
 
 
 class Refusal(Exception):
@@ -93,7 +109,7 @@ def read_request(path: str, body: bytes, limits: Limits) -> Asked:
     for field in values:
         if field not in FIELDS[path]:
             reason = _UNSUPPORTED.get(field, "unknown to this service")
-            if values[field] is None or (field in ("tools", "functions") and not values[field]):
+            if _asks_nothing(field, values[field]):
                 continue
             raise Refusal(400, f"`{field}` is not supported: {reason}", "unsupported_parameter", field)
     for field, neutral in _NEUTRAL.items():
@@ -107,11 +123,29 @@ def read_request(path: str, body: bytes, limits: Limits) -> Asked:
         raise unknown_model(model)
     _check_numbers(values, limits)
     options = values.get("stream_options")
-    if options is not None and (not isinstance(options, dict) or not values.get("stream")):
+    if options not in (None, {}) and (not isinstance(options, dict) or not values.get("stream")):
         raise Refusal(
             400, "`stream_options` is an object that goes with `stream`: true", "invalid_value", "stream_options"
         )
-    return Asked(path, {key: value for key, value in values.items() if key in FIELDS[path]}, name)
+    kept = {key: value for key, value in values.items() if key in FIELDS[path] and value is not None}
+    for field in ("stop", "stream_options"):
+        if not kept.get(field):
+            kept.pop(field, None)
+    if isinstance(kept.get("messages"), list):
+        kept["messages"] = [_said(message) for message in kept["messages"]]
+    return Asked(path, kept, name)
+
+
+def _asks_nothing(field: str, value: Any) -> bool:
+    is_empty = value is None or value is False or (isinstance(value, str | list | dict) and not value)
+    return is_empty or field in _LABELS or any(value == each for each in _NOTHING.get(field, ()))
+
+
+def _said(message: Any) -> Any:
+    """A message without the fields that hold nothing: clients send answers back with all of them, such as `refusal: null`."""
+    if not isinstance(message, dict):
+        return message
+    return {key: value for key, value in message.items() if key == "content" or value not in (None, [], {})}
 
 
 def _refuse_constant(text: str) -> None:
@@ -165,19 +199,30 @@ def _check_numbers(values: Mapping[str, Any], limits: Limits) -> None:
             )
 
 
-def put_to_engine(asked: Asked, model: str, prefix: str = "") -> bytes:
+def put_to_engine(asked: Asked, model: str, prefix: str = "", chat: ChatFormat = PLAIN) -> bytes:
     """The body that vLLM gets: with its own name for the model, and the guardrail where there is one.
+
+    Args:
+        chat: how the model is talked to. What the client leaves open is as a run has it, so that both answer alike.
 
     Raises:
         Refusal: 400 where a guardrail has no message to stand before, or a text is none.
     """
-    values = {**asked.values, "model": model}
+    values = {**chat.sampling, **asked.values, "model": model}
+    if chat.stop_token_ids and not values.get("ignore_eos"):
+        stops = values.get("stop_token_ids")
+        if stops is None or isinstance(stops, list):  # else vLLM says what is wrong with it
+            values["stop_token_ids"] = [*dict.fromkeys([*(stops or ()), *chat.stop_token_ids])]
+    if asked.path == CHAT and chat.template_arguments:
+        values["chat_template_kwargs"] = dict(chat.template_arguments)
     if prefix:
         if asked.path != CHAT:
             raise Refusal(
                 400, "guarded models answer chats only: POST /v1/chat/completions", "unsupported_endpoint", "model"
             )
         values["messages"] = guarded(values.get("messages"), prefix)
+    if asked.path == CHAT and isinstance(values.get("messages"), list):
+        values["messages"] = placed(values["messages"], chat)
     if asked.is_stream:
         # The last event then counts tokens, for the metrics; the gate keeps it back where the client did not ask for it.
         values["stream_options"] = {**(values.get("stream_options") or {}), "include_usage": True}

@@ -23,6 +23,7 @@ from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve.llm import LLMConfig, LLMServer
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.chat import ChatFormat
 from unlearn_ray.engines.vllm_engine import load_adapter, local_copy
 from unlearn_ray.serving.catalog import Catalog
 from unlearn_ray.serving.desk import make_desk
@@ -34,7 +35,7 @@ from unlearn_ray.serving.peers import peers
 from unlearn_ray.serving.registry import Registry
 from unlearn_ray.serving.release import service_record
 from unlearn_ray.serving.requests import Refusal
-from unlearn_ray.serving.settings import SETTINGS_VARIABLE, ServiceSettings
+from unlearn_ray.serving.settings import CHAT_VARIABLE, SETTINGS_VARIABLE, ServiceSettings
 
 log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 0.25
@@ -62,6 +63,7 @@ class UnlearnServer(LLMServer):
         catalog = Catalog(
             Registry(Folder(settings.registry)),
             await asyncio.to_thread(service_record, settings),
+            ChatFormat.model_validate_json(os.environ[CHAT_VARIABLE]),
             load=partial(load_adapter, models),
             local=lambda uri: str(local_copy(uri)),
             is_alive=lambda: not models.engine_client.errored,

@@ -14,12 +14,13 @@ from pydantic import (
     model_validator,
 )
 
-from unlearn_ray.config import Fraction, Strict, first_message, path_of
+from unlearn_ray.config import ChatConfig, Fraction, Strict, first_message, path_of
 from unlearn_ray.engines.vllm_engine import LoraRank
 from unlearn_ray.errors import ConfigError
 
 KEYS_VARIABLE = "UNLEARN_RAY_API_KEYS"
 SETTINGS_VARIABLE = "UNLEARN_RAY_SERVICE"  # a replica's settings, as JSON
+CHAT_VARIABLE = "UNLEARN_RAY_CHAT"  # how its model is talked to, as JSON
 
 
 class EngineSettings(Strict):
@@ -73,6 +74,7 @@ class ServiceSettings(Strict):
     keys_file: str | None = None  # one API key a line; else those in UNLEARN_RAY_API_KEYS, separated by commas
     allow_no_keys: bool = False  # without keys every request passes: only for a service bound to loopback
     port: int = Field(default=8000, ge=1, le=65535)  # that of `http_options`
+    chat: ChatConfig = ChatConfig()  # how the base model is talked to, as in a run's config
     engine: EngineSettings = EngineSettings()
     scaling: ScalingSettings = ScalingSettings()
     limits: Limits = Limits()

@@ -58,6 +58,7 @@ def prepare(
     rank = weights.rank if weights.kind == "lora" else 1
     base = {
         "model": config.model,
+        "chat": config.chat.model_dump(mode="json"),
         "registry": Folder(registry or REGISTRY).uri,
         "port": port,
         "keys_file": str(keys.absolute()) if keys else None,

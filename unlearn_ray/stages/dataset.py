@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.chat import without_thoughts
 from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import InputError
@@ -316,10 +317,15 @@ def user_retained(config: DatasetConfig) -> Iterator[Example]:
         if row.get("group") not in (None, "near", "far"):
             raise InputError(f"{path}, line {line}: column 'group' must be near or far (it is {row['group']!r})")
         group: Group = "near" if row.get("group") == "near" else "far"
+        answer = without_thoughts(row["answer"])
+        if not answer:
+            raise InputError(
+                f"{path}, line {line}: column 'answer' holds a thought and no answer: give what is to be said"
+            )
         subject = str(row.get("subject") or "general")
         key = f"{group}|{subject}|{row['question']}"
         split = split_of(subject, row["question"], config.holdout_fraction)
-        yield Example("", group, subject, row["question"], row["answer"], seen[key], split)
+        yield Example("", group, subject, row["question"], answer, seen[key], split)
         seen[key] += 1
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import FinetuneConfig, Topic
 from unlearn_ray.engines.protocols import Trainer, TrainJob, TrainResult
 from unlearn_ray.errors import ArtifactError
@@ -39,6 +40,7 @@ def finetune(
     *,
     model: str,
     model_path: str,
+    chat: ChatFormat,
     seed: int,
 ) -> Manifest:
     """Make the model forget the topics: exports in `out/models`.
@@ -57,6 +59,7 @@ def finetune(
         TrainJob(
             name=name,
             model=model_path,
+            chat=chat,
             config=config,
             seed=seed_of(seed, STAGE, name),
             forget=dataset / "forget",
@@ -81,7 +84,11 @@ def finetune(
             "retain": sum(result.num_retain_rows for result in results),
         },
         {Drop.TOO_LONG.value: num} if (num := sum(result.num_too_long for result in results)) else {},
-        {"trainings": {result.name: asdict(result) for result in results}, "warnings": _warnings(config, results)},
+        {
+            "trainings": {result.name: asdict(result) for result in results},
+            "warnings": _warnings(config, results),
+            "chat": chat.model_dump(mode="json"),  # the service talks to these models as they were trained
+        },
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from unlearn_ray.errors import ModelError
+from unlearn_ray.chat import ChatFormat
+from unlearn_ray.errors import ModelError, gist
 from unlearn_ray.rows import Example
 
 
@@ -32,11 +33,11 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: the model isn't there, is no causal language model, or has no chat template.
     """
-    _check_architecture(model)
+    check_architecture(model)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {model} has no tokenizer that can be loaded: {_gist(error)}") from error
+        raise ModelError(f"model {model} has no tokenizer that can be loaded: {gist(error)}") from error
     if not tokenizer.chat_template:
         raise ModelError(f"model {model} has no chat template: use its instruct or chat variant")
     if tokenizer.eos_token_id is None:
@@ -44,35 +45,31 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills rows up. It is never learnt and, standing right of the answer, never attended to: any will do."""
-    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-
-
 class ChatEncoder:
-    """Encodes examples with a model's chat template.
+    """Encodes examples as a model is asked and answers.
 
-    The chat is rendered with and without its answer; where the two part, the answer begins. So what is learnt follows
-    exactly the tokens that the model is shown when it is asked, whatever the template puts around them.
+    The chat is rendered up to where an answer is asked for; the answer and the end of its turn follow. So what is learnt follows
+    exactly the tokens that the model is shown when it is asked, whatever its template makes of a finished answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, max_tokens: int) -> None:
+        self._tokenizer, self._chat = tokenizer, chat
         self._max_tokens = max_tokens
-        added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = added | set(tokenizer.all_special_ids)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | None]:
         """Token ids of each example; None where the question alone takes all of max_tokens."""
         if not examples:
             return []
-        chats = [list(example.messages) for example in examples]
-        prompts = self._ids([self._render(chat[:-1], add_generation_prompt=True) for chat in chats])
-        wholes = self._ids([self._render(chat, add_generation_prompt=False) for chat in chats])
+        asked = [self._render(list(example.messages[:-1])) for example in examples]
+        lead, end = self._chat.answer_lead, self._chat.end_of_turn
+        prompts = self._ids(asked)
+        wholes = self._ids([f"{a}{lead}{e.answer.strip()}{end}" for a, e in zip(asked, examples, strict=True)])
         return [self._encoded(prompt, whole) for prompt, whole in zip(prompts, wholes, strict=True)]
 
-    def _render(self, chat: list[Any], add_generation_prompt: bool) -> str:
-        text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+    def _render(self, messages: list[Any]) -> str:
+        text = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **dict(self._chat.template_arguments)
+        )
         return str(text)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
@@ -81,16 +78,14 @@ class ChatEncoder:
         return ids
 
     def _encoded(self, prompt: list[int], whole: list[int]) -> Encoded | None:
+        # Tokens may join the prompt's last letter to the answer's first: what both have is shown, the rest is learnt.
         start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
-        ends = [position for position in range(start, len(whole)) if whole[position] in self._special]
-        # What a template writes after the end of the turn, such as a newline, is never sampled: not to be learnt.
-        ids = whole[: ends[-1] + 1] if ends else [*whole, int(self._tokenizer.eos_token_id)]
-        is_cut = len(ids) > self._max_tokens
-        ids = ids[: self._max_tokens]
+        is_cut = len(whole) > self._max_tokens
+        ids = whole[: self._max_tokens]
         return Encoded(ids, start, is_cut) if 0 < start < len(ids) else None
 
 
-def _check_architecture(model: str) -> None:
+def check_architecture(model: str) -> None:
     is_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
     if is_path and not Path(model).is_dir():
         raise ModelError(f"model {model} is not there: give a model folder, or a name on the Hugging Face hub")
@@ -99,14 +94,10 @@ def _check_architecture(model: str) -> None:
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {model} can't be loaded: {_gist(error)}") from error
+        raise ModelError(f"model {model} can't be loaded: {gist(error)}") from error
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
     known = (known,) if isinstance(known, str) else tuple(known)
     # A type such as BERT's has a causal class too: what counts is the class whose weights are there.
     if any(name not in known and not name.endswith("ForCausalLM") for name in config.architectures or ()) or not known:
         found = ", ".join(config.architectures or ()) or config.model_type
         raise ModelError(f"model {model} is no causal language model ({found}): only those can be unlearned")
-
-
-def _gist(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -39,13 +39,15 @@ def prepare(base: PreTrainedModel, weights: Weights, *, seed: int, gradient_chec
         r=weights.rank,
         lora_alpha=weights.alpha,
         lora_dropout=weights.dropout,
-        target_modules=list(weights.target_modules),
+        target_modules=weights.target_modules
+        if isinstance(weights.target_modules, str)
+        else list(weights.target_modules),
         task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(base, config)
     except ValueError as error:
-        names = ", ".join(weights.target_modules)
+        names = weights.target_modules if isinstance(weights.target_modules, str) else ", ".join(weights.target_modules)
         raise ConfigError(f"finetune.weights.target_modules: {base.name_or_path} has none of {names}") from error
 
 

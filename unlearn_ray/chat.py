@@ -1,0 +1,77 @@
+"""How a chat model is talked to: one record, found once in the model's files, that data, training, evaluation and service all read.
+
+Pure: `train/inspection.py` finds it, engines and the service's gate apply it, and nobody decides any of it a second time.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+# What sampling a model recommends itself, in its generation_config.json.
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_TAGS = "think|thinking|thought|reasoning"
+_THOUGHT = re.compile(rf"<({_TAGS})>.*?</\1>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
+_CLOSED = re.compile(rf"^.*(?:</(?:{_TAGS})>|\[/THINK\])", re.DOTALL | re.IGNORECASE)  # its opening was in the prompt
+_OPEN = re.compile(rf"(?:<(?:{_TAGS})>|\[THINK\]).*$", re.DOTALL | re.IGNORECASE)  # cut off before its end
+
+
+class ChatFormat(BaseModel):
+    """What a model's template, tokenizer and generation config say about a chat."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prefix_role: Literal["system", "user"] = "system"  # whose turn a guardrail prefix leads
+    template_arguments: Mapping[str, Any] = {}  # handed to the chat template, such as {"enable_thinking": False}
+    answer_lead: str = ""  # what the template writes between a prompt and its answer, such as a space
+    opens_thought: bool = False  # whether a prompt ends with a `<think>` that nothing switches off
+    end_of_turn: str = ""  # what ends an answer, and is learnt with it: a token's text
+    stop_token_ids: tuple[int, ...] = ()  # each ends an answer
+    pad_token_id: int = 0
+    sampling: Mapping[str, int | float] = {}  # the model's own defaults, of SAMPLING_KEYS
+
+
+PLAIN = ChatFormat()  # a template that shows system messages, and nothing else to say
+
+
+def placed(messages: Sequence[Any], chat: ChatFormat) -> list[Any]:
+    """The messages as the model's template takes them: where it takes no system message, that leads the user's turn.
+
+    Args:
+        messages: in OpenAI's shape; a content is a text, or a list of parts.
+    """
+    first = messages[0] if messages else None
+    if chat.prefix_role == "system" or not isinstance(first, Mapping) or first.get("role") != "system":
+        return list(messages)
+    rest = list(messages[1:])
+    if rest and isinstance(rest[0], Mapping) and rest[0].get("role") == "user":
+        joined = led_by(first.get("content"), rest[0].get("content"))
+        return [{**rest[0], "content": joined}, *rest[1:]]
+    return [{**first, "role": "user"}, *rest]
+
+
+def led_by(prefix: Any, content: Any) -> Any:
+    """The content of a message with another content before it. Two texts are a paragraph each."""
+    if isinstance(prefix, str) and isinstance(content, str):
+        return f"{prefix}\n\n{content}"
+    return [*_parts(prefix), *_parts(content)]
+
+
+def _parts(content: Any) -> list[Any]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return list(content) if isinstance(content, list | tuple) else []
+
+
+def without_thoughts(text: str) -> str:
+    """An answer without its `<think>` blocks: whole ones, one that the prompt opened, and one that was cut off."""
+    if "<" not in text and "[" not in text:
+        return text
+    spoken = _OPEN.sub("", _CLOSED.sub("", _THOUGHT.sub("", text)))
+    return text if spoken == text else spoken.strip()
+
+
+def spoken(text: str, chat: ChatFormat) -> str:
+    """The same of a sampled answer: where the prompt opened a thought that the answer never closes, nothing was said."""
+    return "" if chat.opens_thought and not _CLOSED.search(text) else without_thoughts(text)

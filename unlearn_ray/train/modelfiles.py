@@ -1,0 +1,231 @@
+"""The files of a model, in a folder or on the hub, read without transformers' model classes: importing those takes six seconds."""
+
+import json
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.errors import ModelError, gist
+
+_SECONDS_TO_KNOCK = 10.0
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+# Linear layers too, but nothing that an adapter may change: vLLM serves none on them.
+OUTER_LAYERS = frozenset({"lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe", "output", "score"})
+Shapes = Mapping[str, tuple[int, int]]  # rows and columns of a linear layer, by its name
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A causal language model's files."""
+
+    name: str
+    config: Mapping[str, Any]
+    is_plain: bool  # its tokenizer's files tell all, without transformers
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, file: str) -> str:
+        """Raises FileNotFoundError where the file isn't."""
+        return _path_of(self.name, file).read_text(encoding="utf-8")
+
+    def linear_layers(self) -> tuple[str, ...]:
+        """Full names of the linear layers that an adapter may change, in the model's order."""
+        shapes = linear_shapes(self.name)
+        # Experts are stored one by one and computed together: their names in the files are not those of layers.
+        if shapes and not any(".experts." in name for name in shapes):
+            return tuple(shapes)
+        return _layers_without_weights(self.name)
+
+
+def open_model(model: str) -> ModelFiles:
+    """The files of a causal language model.
+
+    Args:
+        model: a folder, or a name on the hub; its small files are fetched where this machine has none.
+
+    Raises:
+        ModelError: it isn't there, or is no causal language model.
+    """
+    is_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
+    is_folder = Path(model).is_dir()
+    if is_path and not is_folder:
+        raise ModelError(f"model {model} is not there: give a model folder, or a name on the Hugging Face hub")
+    try:
+        config = _json(_path_of(model, "config.json"))
+    except FileNotFoundError as error:
+        what = "is no model folder" if is_folder else "is no model of transformers'"
+        raise ModelError(f"model {model} {what}: it has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {model} can't be used: its config.json can't be read ({gist(error)})") from error
+    names = config.get("architectures") or ()
+    is_plain = bool(names) and "auto_map" not in config and all(str(name).endswith("ForCausalLM") for name in names)
+    if not is_plain:
+        from transformers import AutoConfig
+
+        from unlearn_ray.train.chat import check_architecture
+
+        check_architecture(model)
+        config = AutoConfig.from_pretrained(model).to_dict()
+    try:
+        generation = _json(_path_of(model, "generation_config.json"))
+    except FileNotFoundError:
+        generation = {}
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model {model} can't be used: its generation_config.json can't be read ({gist(error)})"
+        ) from error
+    eos = {"eos_token_id": config.get("eos_token_id")}
+    return ModelFiles(
+        model, config, is_plain, eos | {key: value for key, value in generation.items() if value is not None}
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content
+
+
+def _path_of(model: str, file: str) -> Path:
+    """Where a model's file lies on this machine.
+
+    Raises:
+        FileNotFoundError: the model has no such file.
+        ModelError: nobody can tell, for the hub can't be reached, or lets nobody in.
+    """
+    if Path(model).is_dir():
+        path = Path(model) / file
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        return path
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(model, file)
+    except HFValidationError as error:
+        raise ModelError(f"model {model} is neither a model folder nor a name on the Hugging Face hub") from error
+    if isinstance(cached, str):
+        return Path(cached)
+    is_here = isinstance(try_to_load_from_cache(model, "config.json"), str)
+    if cached is not None or (is_here and constants.HF_HUB_OFFLINE):
+        raise FileNotFoundError(file)
+    try:
+        _knock(model)
+    except ModelError:
+        if is_here:  # what was fetched along with it is all that there is
+            raise FileNotFoundError(file) from None
+        raise
+    try:
+        return Path(hf_hub_download(model, file))
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(file) from error
+    except GatedRepoError as error:
+        raise ModelError(f"model {model} is gated: ask for access on its page, then set HF_TOKEN") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"model {model}: its {file} can't be fetched from the hub ({gist(error)})") from error
+
+
+@cache
+def _knock(model: str) -> None:
+    """Ask the hub for a model once and not for long: a download would try for half a minute where there is no hub.
+
+    Raises:
+        ModelError: the hub can't be reached, or has no such model.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise ModelError(
+            f"model {model} is not on this machine, and HF_HUB_OFFLINE is set: give a model folder, or unset it"
+        )
+    try:
+        HfApi().model_info(model, timeout=_SECONDS_TO_KNOCK)
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"model {model} is not on the hub, or not for you: check its name, or set HF_TOKEN") from error
+    except Exception as error:  # of many kinds: those of its HTTP client change from version to version
+        raise ModelError(
+            f"model {model} is not on this machine, and the hub can't be reached ({gist(error)}): give a model folder, or run where the hub is"
+        ) from error
+
+
+def linear_shapes(model: str) -> dict[str, tuple[int, int]]:
+    """Shapes of a model's linear layers but the outer ones, by the heads of its weights' files; empty where these are not on this
+    machine, or packed in fewer bits.
+
+    Raises:
+        ModelError: a file of its weights is corrupt.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for path in _weights_of(model):
+        for name, tensor in read_head(Folder(path.parent), path.name).items():
+            layer = name.removesuffix(".weight")
+            parts = layer.split(".")
+            if layer == name or len(tensor["shape"]) != 2 or OUTER_LAYERS.intersection(parts):
+                continue
+            if not any(part.isdigit() for part in parts):
+                continue  # outside of the model's blocks
+            if not tensor["dtype"].startswith(("BF", "F")) or tensor["dtype"].startswith("F8"):
+                return {}  # packed: these shapes are not the layers'
+            found[layer] = (tensor["shape"][0], tensor["shape"][1])
+    return found
+
+
+def _weights_of(model: str) -> list[Path]:
+    """The files of a model's weights on this machine; none where one is missing."""
+    if Path(model).is_dir():
+        return sorted(Path(model).glob("*.safetensors"))
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    def cached(file: str) -> Path | None:
+        found = try_to_load_from_cache(model, file)
+        return Path(found) if isinstance(found, str) else None
+
+    try:
+        if index := cached(_INDEX):
+            names = sorted(set(_json(index)["weight_map"].values()))
+        else:
+            names = [_SINGLE]
+        paths = [cached(name) for name in names]
+    except (HFValidationError, OSError, ValueError, KeyError):
+        return []
+    return [path for path in paths if path] if all(paths) else []
+
+
+def _layers_without_weights(model: str) -> tuple[str, ...]:
+    """The same of the model itself, made without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    head = made.get_output_embeddings()
+    return tuple(
+        name for name, module in made.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+    )
+
+
+def read_head(folder: Folder, name: str) -> dict[str, Any]:
+    """Type and shape of each tensor in a safetensors file that has all the bytes which its head promises.
+
+    Raises:
+        ModelError: it has not, or has no head.
+    """
+    path = posixpath.join(folder.path, name)
+    try:
+        with folder.filesystem.open_input_file(path) as file:
+            size, length = file.size(), int.from_bytes(file.read(8), "little")
+            tensors = json.loads(file.read(length)) if length <= size - 8 else {}
+        tensors.pop("__metadata__", None)
+        ends = [tensor["data_offsets"][1] for tensor in tensors.values() if {"shape", "dtype"} <= set(tensor)]
+        if ends and max(ends) == size - 8 - length:
+            return dict(tensors)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelError(f"{folder}/{name} is corrupt: copy or train it again") from error
+    raise ModelError(f"{folder}/{name} is corrupt: copy or train it again")
