@@ -9,8 +9,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-# What sampling a model recommends itself, in its generation_config.json.
-SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# What a model may recommend in its generation_config.json: the least and the most that a sampler takes, and what changes nothing.
+SAMPLING: Mapping[str, tuple[float, float, tuple[float, ...]]] = {
+    "temperature": (0.0, 100.0, ()),
+    "top_p": (1e-6, 1.0, ()),
+    "top_k": (1, 2**31, (0, -1)),
+    "min_p": (0.0, 1.0, (0,)),
+    "repetition_penalty": (0.01, 100.0, (1,)),
+}
 _TAGS = "think|thinking|thought|reasoning"
 _THOUGHT = re.compile(rf"<({_TAGS})>.*?</\1>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
 _CLOSED = re.compile(rf"^.*(?:</(?:{_TAGS})>|\[/THINK\])", re.DOTALL | re.IGNORECASE)  # its opening was in the prompt
@@ -29,7 +35,7 @@ class ChatFormat(BaseModel):
     end_of_turn: str = ""  # what ends an answer, and is learnt with it: a token's text
     stop_token_ids: tuple[int, ...] = ()  # each ends an answer
     pad_token_id: int = 0
-    sampling: Mapping[str, int | float] = {}  # the model's own defaults, of SAMPLING_KEYS
+    sampling: Mapping[str, int | float] = {}  # the model's own defaults, of SAMPLING's keys
 
 
 PLAIN = ChatFormat()  # a template that shows system messages, and nothing else to say

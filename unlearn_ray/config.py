@@ -33,7 +33,10 @@ MAX_NAME = 120
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 MAX_RANK = 512  # the largest that vLLM serves
-SERVED_RANK = 64  # the largest that the shipped files of a service take
+SERVED_RANK, SERVED_LENGTH = (
+    64,
+    4096,
+)  # of an adapter, and tokens of prompt and answer: what the shipped files of a service take
 
 
 class Strict(BaseModel):
@@ -134,6 +137,13 @@ class Lora(Strict):
     dropout: Fraction = 0.0
     # Names of linear layers, as PEFT matches them; all-linear: every one but the output's, whatever the model calls them.
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _targets_are_names(cls, value: Any) -> Any:
+        if value != "all-linear" and (not isinstance(value, list | tuple) or not value):
+            raise ValueError("give a list of layers' names, such as [q_proj, v_proj], or all-linear")
+        return value
 
 
 class FullWeights(Strict):

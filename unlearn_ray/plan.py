@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifest
 from unlearn_ray.chat import placed
-from unlearn_ray.config import SERVED_RANK, RunConfig
+from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, RunConfig
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
 from unlearn_ray.rows import Message, digest
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
@@ -92,6 +92,11 @@ def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | N
 
 def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
     yield from model.notes
+    longest = max(
+        _num_asked(model, prefix, "") for prefix in guardrail_prefixes(config.answers, config.topics).values()
+    )
+    if (length := longest + config.answers.max_tokens) > SERVED_LENGTH:
+        yield f"serve/config.yaml takes {SERVED_LENGTH} tokens of prompt and answer, a guarded answer may take {length}: serve this run with a larger engine.max_model_len"
     weights = config.finetune.weights
     if weights.kind != "lora":
         return

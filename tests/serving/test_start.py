@@ -81,7 +81,7 @@ def test_an_app_that_ends_while_it_starts_is_one_line(monkeypatch: pytest.Monkey
         raise RuntimeError("Deploying application unlearn-ray failed:\n  Traceback\n  no memory left")
 
     monkeypatch.setattr("ray.serve.run", run)
-    with pytest.raises(ClusterError, match=r"can't start: .* no memory left"):
+    with pytest.raises(ClusterError, match=r"can't start: no memory left"):
         service._deploy(None)  # type: ignore[arg-type]
 
 

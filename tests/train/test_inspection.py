@@ -174,6 +174,19 @@ def test_the_models_own_sampling_is_part_of_the_record(tmp_path: Path) -> None:
     assert any("repetition_penalty 1.1" in note for note in found.notes)
 
 
+def test_what_changes_nothing_is_no_recommendation(folder: Path) -> None:
+    edit(folder, "generation_config.json", top_k=0, min_p=0.0, repetition_penalty=1.0, eos_token_id=[1, 4, 99_999])
+    found = inspect_model(str(folder))
+    assert found.chat.sampling == {} and found.notes == ()
+    assert found.chat.stop_token_ids == (4, 1), "a token without an embedding is never sampled"
+
+
+def test_weights_in_their_makers_own_format_lie_beside_unread(folder: Path) -> None:
+    before = inspect_model(str(folder)).linear_layers
+    (folder / "consolidated.safetensors").write_bytes(b"of another layout")
+    assert inspect_model(str(folder)).linear_layers == before
+
+
 def test_the_record_passes_through_json(tmp_path: Path) -> None:
     chat = of(QWEN3, tmp_path)[0].chat
     assert ChatFormat.model_validate_json(chat.model_dump_json()) == chat
@@ -280,6 +293,11 @@ def test_a_template_may_stand_in_the_tokenizers_config(folder: Path, named: bool
         (lambda folder: edit(folder, "config.json", architectures=["BertForMaskedLM"], model_type="bert"), "no causal"),
         (lambda folder: edit(folder, "tokenizer_config.json", eos_token=None), "end-of-sequence"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "is corrupt"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "index.json can't be read"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'), "b.safetensors is missing"),
+        (lambda folder: edit(folder, "generation_config.json", repetition_penalty=0), "has repetition_penalty 0, which no sampler takes"),
+        (lambda folder: edit(folder, "generation_config.json", top_p="0.9"), "has top_p '0.9', which no sampler takes"),
+        (lambda folder: edit(folder, "config.json", auto_map={"AutoConfig": "own.Config"}, model_type="own"), "can't be loaded"),
     ],
 )  # fmt: skip
 def test_a_model_that_can_not_be_used_is_one_line(folder: Path, damage: Callable[[Path], None], expected: str) -> None:

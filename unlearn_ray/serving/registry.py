@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import ChatFormat
-from unlearn_ray.errors import ArtifactError, InputError
+from unlearn_ray.errors import ArtifactError, InputError, gist
 from unlearn_ray.serving.names import RESERVED, ModelName, versioned
 
 RELEASE = "release.json"  # written last: a version without it is not there
@@ -206,8 +206,9 @@ def _parsed(kind: type[T], folder: Folder, name: str) -> T:
     try:
         return kind.model_validate_json(folder.read_text(name))
     except (OSError, ValidationError, json.JSONDecodeError) as error:
-        gist = " ".join(str(error).split())[:160]
-        raise ArtifactError(f"{folder}/{name} can't be read ({gist}): the registry is damaged, restore it") from error
+        raise ArtifactError(
+            f"{folder}/{name} can't be read ({gist(error)}): the registry is damaged, restore it"
+        ) from error
 
 
 def _claim(folder: Folder) -> int:

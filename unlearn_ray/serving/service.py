@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import socket
 import stat
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig
-from unlearn_ray.errors import ClusterError, ConfigError, UnlearnError
+from unlearn_ray.errors import ClusterError, ConfigError, UnlearnError, gist
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import read_keys
 from unlearn_ray.serving.names import full_route
@@ -54,6 +55,7 @@ _PORTS = range(20_000, 32_768)
 _SECONDS_TO_START = 600
 _SECONDS_FOR_A_PROXY = 60
 _SECONDS_BETWEEN_LOOKS = 0.5
+_CAUSE = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception|Refusal)\b.*:")  # begins a traceback's last line
 
 
 def check_host(host: str, settings: ServiceSettings) -> ServiceSettings:
@@ -356,5 +358,7 @@ def _failure() -> str:
 
 
 def _end_of(text: object) -> str:
-    """Where a traceback says what went wrong, as one line."""
-    return " ".join(str(text).split())[-300:]
+    """What a traceback ends with, which says what went wrong, as one line."""
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    causes = [line for line in lines if _CAUSE.match(line)]
+    return gist((causes or lines or [""])[-1])

@@ -35,7 +35,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """
     check_architecture(model)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model {model} has no tokenizer that can be loaded: {gist(error)}") from error
     if not tokenizer.chat_template:
@@ -92,7 +92,7 @@ def check_architecture(model: str) -> None:
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
         raise ModelError(f"model {model} is no model folder: it has no config.json")
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model {model} can't be loaded: {gist(error)}") from error
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn_ray.chat import SAMPLING_KEYS, ChatFormat, placed
+from unlearn_ray.chat import SAMPLING, ChatFormat, placed
 from unlearn_ray.config import ChatConfig
 from unlearn_ray.errors import ConfigError, ModelError, gist
 from unlearn_ray.rows import Message
@@ -130,7 +130,7 @@ def _chat_format(files: ModelFiles, tokens: Tokens, config: ChatConfig) -> tuple
         notes.append(f"pads with the end of sequence: its padding token {pad_id} has no embedding")
         pad_id = tokens.eos_id
     stops = dict.fromkeys([*tokens.encode(end)[-1:], tokens.eos_id, *_ids(files.generation.get("eos_token_id"))])
-    sampling = {key: files.generation[key] for key in SAMPLING_KEYS if _is_number(files.generation.get(key))}
+    sampling = _sampling(files)
     if beyond := {key: value for key, value in sampling.items() if key not in ("temperature", "top_p")}:
         told = ", ".join(f"{key} {value:g}" for key, value in beyond.items())
         notes.append(f"samples with the model's own {told}, as the service does")
@@ -140,7 +140,7 @@ def _chat_format(files: ModelFiles, tokens: Tokens, config: ChatConfig) -> tuple
         answer_lead=lead,
         opens_thought=_OPENS_THOUGHT.search(asked) is not None,
         end_of_turn=end,
-        stop_token_ids=tuple(stops),
+        stop_token_ids=tuple(number for number in stops if not num_embeddings or number < num_embeddings),
         pad_token_id=pad_id,
         sampling=sampling,
     )
@@ -225,5 +225,20 @@ def _ids(value: Any) -> list[int]:
     return [value] if isinstance(value, int) else [int(each) for each in value or ()]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _sampling(files: ModelFiles) -> dict[str, int | float]:
+    """What the model recommends, without what changes nothing.
+
+    Raises:
+        ModelError: a value that no sampler takes.
+    """
+    found = {}
+    for key, (least, most, neutral) in SAMPLING.items():
+        value = files.generation.get(key)
+        if value is None or value in neutral:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise ModelError(
+                f"model {files.name}: its generation_config.json has {key} {value!r}, which no sampler takes: correct it there"
+            )
+        found[key] = int(value) if key == "top_k" else value
+    return found

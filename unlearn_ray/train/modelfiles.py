@@ -68,7 +68,7 @@ def open_model(model: str) -> ModelFiles:
         from unlearn_ray.train.chat import check_architecture
 
         check_architecture(model)
-        config = AutoConfig.from_pretrained(model).to_dict()
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False).to_dict()
     try:
         generation = _json(_path_of(model, "generation_config.json"))
     except FileNotFoundError:
@@ -159,7 +159,7 @@ def linear_shapes(model: str) -> dict[str, tuple[int, int]]:
     machine, or packed in fewer bits.
 
     Raises:
-        ModelError: a file of its weights is corrupt.
+        ModelError: a file of its weights is corrupt or missing.
     """
     found: dict[str, tuple[int, int]] = {}
     for path in _weights_of(model):
@@ -179,7 +179,7 @@ def linear_shapes(model: str) -> dict[str, tuple[int, int]]:
 def _weights_of(model: str) -> list[Path]:
     """The files of a model's weights on this machine; none where one is missing."""
     if Path(model).is_dir():
-        return sorted(Path(model).glob("*.safetensors"))
+        return _weights_in(Path(model))
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -198,13 +198,26 @@ def _weights_of(model: str) -> list[Path]:
     return [path for path in paths if path] if all(paths) else []
 
 
+def _weights_in(folder: Path) -> list[Path]:
+    """Those that transformers loads: beside them may lie the same weights in their maker's own format."""
+    if (folder / _INDEX).is_file():
+        try:
+            names = sorted(set(_json(folder / _INDEX)["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"model {folder} can't be used: its {_INDEX} can't be read ({gist(error)})") from error
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise ModelError(f"model {folder} can't be used: its {missing[0]} is missing: copy it again")
+        return [folder / name for name in names]
+    return [folder / _SINGLE] if (folder / _SINGLE).is_file() else []
+
+
 def _layers_without_weights(model: str) -> tuple[str, ...]:
     """The same of the model itself, made without weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+        made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, trust_remote_code=False))
     head = made.get_output_embeddings()
     return tuple(
         name for name, module in made.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
