@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv hold exactly the lock that fits this machine, and this package in editable mode.
+# Makes .venv hold exactly the lock that fits this machine, the tools of tests and checks, and this package in editable mode.
 # Does nothing when neither the locks nor pyproject.toml changed since it last finished.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 
 accelerator=${ACCELERATOR:-$(nvidia-smi --list-gpus 2>/dev/null | grep -q . && echo cuda || echo cpu)}
 case $accelerator in
-    cpu) locks=(locks/cpu.txt locks/cpu-torch.txt) ;;
-    cuda) locks=(locks/cuda.txt) ;;
+    cpu) locks=(locks/cpu.txt locks/dev.txt locks/cpu-torch.txt) ;;
+    cuda) locks=(locks/cuda.txt locks/dev.txt) ;;
     *) fail "ACCELERATOR=$accelerator is unknown: take cpu or cuda" ;;
 esac
 
@@ -39,7 +39,7 @@ if [ "$accelerator" = cpu ]; then
         uv pip install --no-deps --default-index "$PYTORCH_CPU_INDEX" --requirement locks/cpu-torch.txt ||
         fail "$(cat locks/cpu-torch.txt) is neither where pip looks nor at $PYTORCH_CPU_INDEX: let pip find its wheel (PIP_FIND_LINKS=/folder)"
 fi
-say "installing ${locks[0]}: $(grep -c '^[a-z]' "${locks[0]}") packages, minutes on the first time"
+say "installing ${locks[*]}: $(cat "${locks[@]}" | grep -c '^[a-z]') packages, minutes on the first time"
 # Bytecode now, on all cores: left to the first imports, each of a run's processes makes it at once, or, where none may be written
 # (PYTHONDONTWRITEBYTECODE), again and again: `import vllm` takes 18 s then, not 8.
 uv pip sync --compile-bytecode "${locks[@]}" 2>&1 | awk '!/^ [+-] /' # progress, without the list of packages

