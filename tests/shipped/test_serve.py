@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from manifests import DOCKERFILE, RayService, ServiceSpec, cluster_of, read
+from manifests import CLUSTER, DOCKERFILE, groups_of, manifest, read
 from prometheus_client import CollectorRegistry
 from ray.serve.schema import ServeDeploySchema
 
@@ -28,11 +28,6 @@ def deployed(path: Path) -> dict[str, Any]:
     values = yaml.safe_load(path.read_text())
     assert isinstance(values, dict)
     return values
-
-
-@pytest.fixture(scope="module")
-def manifest() -> ServiceSpec:
-    return RayService.model_validate(read("kuberay/rayservice.yaml")).spec
 
 
 # serve deploy
@@ -79,24 +74,30 @@ def test_a_full_fine_tune_stands_beside_the_same_service() -> None:
 # Kubernetes
 
 
-def test_kubernetes_runs_the_same_service(manifest: ServiceSpec) -> None:
-    assert yaml.safe_load(manifest.serveConfigV2) == deployed(SERVE / "config.yaml")
-
-
-def test_the_cluster_holds_what_the_service_may_grow_to(manifest: ServiceSpec) -> None:
-    settings = parse_settings(yaml.safe_load(manifest.serveConfigV2)["applications"][0]["args"])
-    workers = manifest.rayClusterConfig.workerGroupSpecs[0]
-    gpus = int(workers.template.spec.containers[0].resources.limits["nvidia.com/gpu"])
-    assert settings.scaling.max_replicas * settings.engine.tensor_parallel_size <= gpus * workers.maxReplicas
-    assert settings.scaling.min_replicas * settings.engine.tensor_parallel_size <= gpus * workers.minReplicas
+def test_kubernetes_runs_the_same_service() -> None:
+    assert yaml.safe_load(manifest("rayservice")["spec"]["serveConfigV2"]) == deployed(SERVE / "config.yaml")
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob", "rayservice"])
 def test_ray_starts_in_every_pod_with_the_services_environment(name: str) -> None:
-    for container in cluster_of(f"kuberay/{name}.yaml").containers:
-        given = {variable["name"]: variable.get("value") for variable in container.env}
+    for group in groups_of(name):
+        given = {each["name"]: each.get("value") for each in group["template"]["spec"]["containers"][0]["env"]}
         assert SERVE_ENVIRONMENT.items() <= given.items()
         assert KEYS_VARIABLE in given
+
+
+def test_what_counts_the_variables_counts_all_of_them() -> None:
+    number = {10: "ten", 11: "eleven", 12: "twelve"}[len(SERVE_ENVIRONMENT)]
+    said = re.compile(
+        r"these (\w+): Ray Serve's fast path|(\w+) variables, which must stand|serving\.md's (\w+) variables"
+    )
+    places = [*CLUSTER.rglob("*.yaml"), *SERVE.glob("*.yaml"), ROOT / "docs" / "serving.md"]
+    found = {
+        path.name: [word.lower() for words in said.findall(path.read_text()) for word in words if word]
+        for path in places
+    }
+    assert sum(map(len, found.values())) >= 6
+    assert {name: words for name, words in found.items() if set(words) - {number}} == {}
 
 
 def test_ray_starts_on_virtual_machines_with_the_services_environment() -> None:
