@@ -1,18 +1,17 @@
 """serve/config.yaml on a cluster: `serve deploy`, with a registry in s3:// that only its users write to."""
 
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
 import yaml
 from commandline import KEY, ROOT, descendants
 from head import BIN, Head
+from manifests import without_gpu
 from openai import OpenAI
 from storage import Storage
 
@@ -40,19 +39,6 @@ def adapter_in(folder: Path, seed: int) -> Path:
 
 def published(head: Head, registry: str, folder: Path, name: str) -> None:
     head.run(BIN / "unlearn-ray", "publish", folder, "--name", name, "--registry", registry, cwd=folder)
-
-
-def without_gpu() -> dict[str, Any]:
-    """The file with the changes that its head names for a machine without a GPU."""
-    text = (ROOT / "serve" / "config.yaml").read_text()
-    values: dict[str, Any] = yaml.safe_load(text)
-    for path, value in re.findall(r"^#   ([\w.]+): (\S+)$", text, re.MULTILINE):
-        *sections, key = path.split(".")
-        section = values["applications"][0]["args"]
-        for name in sections:
-            section = section[name]
-        section[key] = yaml.safe_load(value)
-    return values
 
 
 def test_what_the_head_says_for_a_machine_without_a_gpu_is_enough() -> None:

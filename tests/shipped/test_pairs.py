@@ -1,0 +1,88 @@
+"""What stands in two shipped files and must fit: every run against every service of its model, and a service against the cluster below it."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import yaml
+from manifests import ROOT, read, without_gpu
+
+from unlearn_ray import config
+from unlearn_ray.config import Lora, RunConfig
+from unlearn_ray.engines.vllm_engine import room_for
+from unlearn_ray.rows import slug_of
+from unlearn_ray.serving.names import parse_name
+from unlearn_ray.serving.settings import ServiceSettings, parse_settings
+from unlearn_ray.serving.weights import LORA_TARGETS
+
+RUNS = {path.stem: config.load(path) for path in sorted((ROOT / "jobs" / "configs").glob("*.yaml"))}
+
+
+def services() -> dict[str, list[ServiceSettings]]:
+    """The apps of every shipped service."""
+    files: dict[str, Any] = {
+        path.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "serve").glob("*.yaml"))
+    }
+    files["config.yaml without a GPU"] = without_gpu()
+    files["rayservice.yaml"] = yaml.safe_load(read("kuberay/rayservice.yaml")["spec"]["serveConfigV2"])
+    return {name: [parse_settings(app["args"]) for app in values["applications"]] for name, values in files.items()}
+
+
+SERVICES = services()
+PAIRS = [
+    pytest.param(run, app, id=f"{run.name} on {name}")
+    for run, (name, apps) in product(RUNS.values(), SERVICES.items())
+    for app in apps
+    if app.model == run.model and app.release is None
+]
+ADAPTERS = [pair for pair in PAIRS if pair.values[0].finetune.weights.kind == "lora"]
+RELEASES = [app for apps in SERVICES.values() for app in apps if app.release]
+
+
+def published(run: RunConfig) -> set[str]:
+    """The names that a run's models get; see docs/serving.md."""
+    if run.finetune.adapters == "joint" and len(run.topics) > 1:
+        return {slug_of(run.name)}
+    return {topic.slug for topic in run.topics}
+
+
+def test_every_run_has_a_service_and_every_service_a_run() -> None:
+    assert {run.model for run in RUNS.values()} == {app.model for apps in SERVICES.values() for app in apps}
+    assert len(PAIRS) >= 8
+
+
+@pytest.mark.parametrize(("run", "app"), ADAPTERS)
+def test_the_service_takes_the_adapters_of_the_run(run: RunConfig, app: ServiceSettings) -> None:
+    weights = run.finetune.weights
+    assert isinstance(weights, Lora)
+    assert room_for(weights.rank) <= app.engine.max_lora_rank
+    assert set(weights.target_modules) <= set(LORA_TARGETS)
+    assert len(published(run)) <= app.engine.max_loras, "its adapters would not fit one batch"
+
+
+def test_each_full_fine_tune_has_an_app_and_each_such_app_a_run() -> None:
+    """By the name that the run is published under."""
+    full = {
+        (run.model, name) for run in RUNS.values() if run.finetune.weights.kind == "full" for name in published(run)
+    }
+    names = {(app.model, parse_name(app.release or "")) for app in RELEASES}
+    assert full == {(model, name.name) for model, name in names if name}
+
+
+@pytest.mark.parametrize(("run", "app"), PAIRS)
+def test_the_service_holds_a_prompt_and_an_answer_of_the_run(run: RunConfig, app: ServiceSettings) -> None:
+    """The guarded model's prompt is that of the run's own guarded answers, which the run's engines held."""
+    if app.engine.max_model_len is None:
+        return
+    assert app.engine.max_model_len >= (run.cluster.engines.max_model_len or app.engine.max_model_len + 1)
+    assert app.engine.max_model_len >= run.finetune.max_tokens
+    longest = max(run.answers.max_tokens, run.dataset.retain.max_tokens, run.evaluate.max_tokens or 0)
+    assert longest <= app.limits.max_output_tokens
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_the_engines_and_the_trainer_of_a_run_hold_the_same_rows(run: RunConfig) -> None:
+    """A row that the engine answered is not cut by the trainer."""
+    assert run.cluster.engines.max_model_len is not None
+    assert max(run.answers.max_tokens, run.dataset.retain.max_tokens) < run.finetune.max_tokens
+    assert run.finetune.max_tokens <= run.cluster.engines.max_model_len
