@@ -106,6 +106,16 @@ def test_every_pod_runs_as_the_images_user_by_its_number(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
+def test_a_restricted_namespace_takes_the_pods(name: str) -> None:
+    """Kubernetes' Pod Security Standards; the autoscaler's container, which KubeRay adds to the head, included."""
+    contained = [container["securityContext"] for container in containers_of(name)]
+    contained.append(cluster_of(name)["autoscalerOptions"]["securityContext"])
+    for context in contained:
+        assert context == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert all(pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"} for pod in pods_of(name))
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
 def test_a_pod_gets_what_it_asks_for(name: str) -> None:
     for container in containers_of(name):
         assert container["resources"]["requests"] == container["resources"]["limits"]
