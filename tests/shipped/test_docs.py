@@ -55,6 +55,22 @@ def test_every_relative_link_of_the_documents_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_every_file_that_a_document_or_a_shipped_file_names_is_there() -> None:
+    """Such as in a command that a person copies."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *(ROOT / "docs").rglob("*.md")]
+    pages += [
+        path
+        for folder in ("cluster", "serve", "jobs", "scripts")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+    ]
+    folders = "benchmarks|cluster|demo|docs|jobs|locks|scripts|serve|tests|unlearn_ray"
+    named = re.compile(rf"(?<![\w/.])(?:{folders})/[\w./-]+\.(?:yaml|py|sh|txt|jsonl|json|md)\b")
+    found = {(page.name, name) for page in pages for name in named.findall(page.read_text(errors="ignore"))}
+    assert len(found) > 30
+    assert sorted((page, name) for page, name in found if not (ROOT / name).exists()) == []
+
+
 def test_every_setting_of_the_service_is_documented() -> None:
     documented = set(re.findall(r"`([a-z_.]+)`", (ROOT / "docs" / "serving.md").read_text()))
     assert not keys_of(ServiceSettings) - {"chat", "engine", "scaling", "limits"} - documented
