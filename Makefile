@@ -24,8 +24,8 @@ test: setup ## Run the tests that need no GPU; with ALL=1 the long ones as well:
 	@$(if $(ALL),scripts/harness.sh)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not gpu$(if $(ALL),, and not long)" $(ARGS)
 
-test-fast: setup ## Run the tests that do without the shared run of the real pipeline
-	$(BIN)/python -m pytest -m "not gpu and not real" $(ARGS)
+test-fast: setup ## Run the tests that start no Ray and no engine; a test that does without saying so fails
+	$(BIN)/python -m pytest -m "not gpu and not real and not long" $(ARGS)
 
 check: setup ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check $(SOURCES)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from commandline import KEY, QUICKSTART, Run, Service, serving, unlearn
+from fast import Guard
 from head import Head, started
 from hypothesis import HealthCheck, settings
 
@@ -37,6 +38,10 @@ _REAL = {"quickstart", *_SHARED}
 _LONG = {"head", "broken"}  # fixtures that take minutes
 # A service with room for what tests ask at once, and no more: a crowd finds it full.
 LIMITS = ("scaling.max_ongoing_requests=32", "scaling.max_queued_requests=8", "scaling.target_ongoing_requests=32")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Guard())
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups

@@ -103,6 +103,7 @@ def test_an_output_folder_that_is_a_file_or_below_one(folder: Path) -> None:
     assert "runs" in refused(folder, "run", "run.yaml")
 
 
+@pytest.mark.real  # only who writes hears it, and Ray is there by then
 def test_an_output_folder_that_cannot_be_written(folder: Path) -> None:
     # A read-only folder stops everybody but root; /proc stops root as well.
     closed = folder / "closed"
@@ -178,6 +179,7 @@ def test_a_probe_file_that_is_not_there(folder: Path) -> None:
     assert "probes.jsonl" in refused(folder, "run", "run.yaml", "evaluate.probes=probes.jsonl")
 
 
+@pytest.mark.real
 def test_more_than_the_cluster_has_is_said_at_once(folder: Path) -> None:
     assert "cluster.engines.num_engines" in refused(folder, "run", "run.yaml", "cluster.engines.num_engines=500")
 
