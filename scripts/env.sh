@@ -1,5 +1,5 @@
 # Sourced by the scripts beside it: what they share about this machine.
-VENV=${UNLEARN_RAY_VENV:-.venv}
+VENV=.venv
 UV_VERSION=0.13.9
 PYTORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 

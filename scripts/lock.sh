@@ -11,6 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh
+VENV=${UNLEARN_RAY_VENV:-$VENV} # any with uv, or a place for one: the locks don't depend on what else is in it
 ensure_uv
 
 work=$(mktemp -d)

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 SLOW = ("real", "long", "gpu")
-_RAY = ("gcs_server", "raylet")  # each Ray has them; its workers may come whenever an older Ray wants
+_RAY = "gcs_server"  # each Ray has one; its nodes and workers may come whenever an older Ray wants
 _SECONDS_BETWEEN_LOOKS = 0.25  # a Ray takes seconds to start
 _ENGINE = "vllm-engine"  # the thread of an engine in this process
 
@@ -30,7 +30,7 @@ class Watch:
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    if process.name() in _RAY:
+                    if process.name() == _RAY:
                         self._rays.add(process.pid)
 
     def seen(self) -> set[int]:

@@ -12,18 +12,18 @@ import subprocess, time, pytest
 
 @pytest.fixture(scope="session")
 def ray():
-    with subprocess.Popen(["./raylet", "60"]) as process:
+    with subprocess.Popen(["./gcs_server", "60"]) as process:
         yield
         process.kill()
 
 def test_starts_nothing(): ...
 
 def test_starts_one_and_ends_it():
-    subprocess.run(["./raylet", "1"], check=True)
+    subprocess.run(["./gcs_server", "1"], check=True)
 
 @pytest.mark.long
 def test_says_that_it_starts_one():
-    subprocess.run(["./raylet", "1"], check=True)
+    subprocess.run(["./gcs_server", "1"], check=True)
 
 def test_takes_one_without_saying_so(ray): ...
 
@@ -35,7 +35,7 @@ def test_runs_beside_one(): ...
 def test_a_test_that_starts_a_ray_without_saying_so_fails(tmp_path: Path) -> None:
     sleep = shutil.which("sleep")
     assert sleep is not None
-    shutil.copy(sleep, tmp_path / "raylet")
+    shutil.copy(sleep, tmp_path / "gcs_server")
     (tmp_path / "test_it.py").write_text(TESTS)
     (tmp_path / "conftest.py").write_text(
         f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"

@@ -33,7 +33,7 @@ class Checkout:
 
     def setup(self, **environment: str) -> "subprocess.CompletedProcess[str]":
         (self.folder / "told").unlink(missing_ok=True)
-        known = {name: value for name, value in os.environ.items() if name not in ("ACCELERATOR", "UNLEARN_RAY_VENV")}
+        known = {name: value for name, value in os.environ.items() if name != "ACCELERATOR"}
         known["PATH"] = f"{self.folder / 'bin'}:{known['PATH']}"
         return subprocess.run(
             [self.folder / "scripts" / "setup.sh"],
