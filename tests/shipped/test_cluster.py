@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,12 @@ def test_the_image_is_built_from_the_cuda_lock_by_the_same_uv() -> None:
 
 def test_the_image_is_one_and_the_same_wherever_it_is_built() -> None:
     assert re.fullmatch(r"python:3\.11-bookworm@sha256:[0-9a-f]{64}", first(r"^FROM (.+)", DOCKERFILE))
+
+
+def test_the_image_is_called_by_the_packages_version(aws: dict[str, Any]) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert aws["docker"]["image"].rpartition(":")[2] == version
+    assert aws["docker"]["image"] == first(r"docker build .*--tag (\S+)", DOCKERFILE)
 
 
 def test_the_image_copies_what_is_there() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import yaml
 from manifests import (
+    CLUSTER,
     DOCKERFILE,
     KUBERAY,
     MANIFESTS,
+    ROOT,
     cluster_of,
     containers_of,
     errors_of,
@@ -91,6 +93,24 @@ def test_what_kubernetes_would_refuse_is_seen(
 ) -> None:
     errors = errors_of(changed(change), release)
     assert len(errors) == 1 and place in errors[0].partition(": ")[0], errors
+
+
+def test_what_kuberay_names_after_a_manifest_is_named_so_where_a_person_copies_it_from() -> None:
+    """Services and jobs: https://docs.ray.io/en/latest/cluster/kubernetes"""
+    cluster, job, service = (manifest(name)["metadata"]["name"] for name in MANIFESTS)
+    texts = {name: (CLUSTER / "kuberay" / f"{name}.yaml").read_text() for name in MANIFESTS}
+    assert f"service/{cluster}-head-svc" in texts["raycluster"] and f"secret `{cluster}`" in texts["raycluster"]
+    assert f"job/{job}" in texts["rayjob"]
+    assert f"service/{service}-serve-svc 8000" in texts["rayservice"]
+    assert f'targets: ["{service}-serve-svc:8000"]' in (ROOT / "docs" / "serving.md").read_text()
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_ports_are_those_of_ray_and_of_the_service(name: str, service: ServiceSettings) -> None:
+    ports = {
+        port["name"]: port["containerPort"] for port in groups_of(name)[0]["template"]["spec"]["containers"][0]["ports"]
+    }
+    assert ports == {"gcs": 6379, "dashboard": 8265, "serve": service.port}
 
 
 # Pods

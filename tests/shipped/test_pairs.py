@@ -1,5 +1,6 @@
 """What stands in two shipped files and must fit: every run against every service of its model, and a service against the cluster below it."""
 
+import re
 from itertools import product
 from typing import Any
 
@@ -86,3 +87,12 @@ def test_the_engines_and_the_trainer_of_a_run_hold_the_same_rows(run: RunConfig)
     assert run.cluster.engines.max_model_len is not None
     assert max(run.answers.max_tokens, run.dataset.retain.max_tokens) < run.finetune.max_tokens
     assert run.finetune.max_tokens <= run.cluster.engines.max_model_len
+
+
+def test_the_table_of_settings_for_llama_says_what_its_runs_say() -> None:
+    table = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE)
+    said = {key: (lora, full) for key, lora, full in table}
+    files = [re.findall(r"configs/([\w-]+)\.yaml", cell)[0] for cell in said["config"]]
+    workers = [RUNS[name].cluster.workers for name in files]
+    assert said["GPUs of 80 GB a training"] == tuple(str(each.num_workers) for each in workers)
+    assert said["ZeRO"] == tuple(str(each.zero_stage) for each in workers)
