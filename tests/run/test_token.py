@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 from head import BIN, started
 
+from unlearn_ray.config import EngineResources
+from unlearn_ray.engines.vllm_engine import EngineSpec, environment
+from unlearn_ray.serving.keys import read_keys
+from unlearn_ray.serving.settings import EngineSettings, ServiceSettings
+
 # What a driver, a task and an actor with the environment of our engines each find; its hash, since a job's log is shown, too.
 JOB = """
 import hashlib
@@ -64,3 +69,16 @@ def test_a_job_has_the_token_of_its_nodes_and_ray_shows_it_nowhere(way: str, tmp
                 told.append(answer.read().decode())
     assert all("with-token" in text for text in told[:4])
     assert not [text for text in told if token in text]
+
+
+def test_what_our_engines_and_replicas_are_sent_holds_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray shows the runtime_env of actors and of Serve's applications."""
+    from unlearn_ray.serving.app import llm_config
+
+    monkeypatch.setenv("HF_TOKEN", token := f"hf_{secrets.token_hex(16)}")
+    keys = tmp_path / "keys"
+    keys.write_text("sk-fedcba9876543210\n")
+    settings = ServiceSettings(registry=str(tmp_path), engine=EngineSettings(accelerator="cpu"))
+    sent = llm_config(settings, read_keys(str(keys))).model_dump_json(exclude={"server_cls", "callback_config"})
+    assert "sha256" in sent and token not in sent
+    assert token not in str(environment(EngineSpec("pocket", EngineResources(), "cpu")))
