@@ -96,3 +96,22 @@ def test_the_table_of_settings_for_llama_says_what_its_runs_say() -> None:
     workers = [RUNS[name].cluster.workers for name in files]
     assert said["GPUs of 80 GB a training"] == tuple(str(each.num_workers) for each in workers)
     assert said["ZeRO"] == tuple(str(each.zero_stage) for each in workers)
+
+
+def test_the_memory_that_adapters_take_is_what_the_file_says() -> None:
+    """A factor A and a factor B of every linear layer, in bf16: https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct, config.json."""
+    hidden, keys, inner, layers = 4096, 1024, 14336, 32
+    values = 2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + inner)  # q and o, k and v, gate, up and down
+    engine = SERVICES["config.yaml"][0].engine
+
+    def gigabytes(rank: int, adapters: int) -> str:
+        return f"{values * layers * rank * 2 * adapters / 1e9:.1f} GB"
+
+    said = " ".join((ROOT / "serve" / "config.yaml").read_text().replace("#", "").split())
+    assert f"{values:,} values a unit of rank and layer x {engine.max_lora_rank} x {layers} layers" in said
+    assert f"x {engine.max_loras} = {gigabytes(engine.max_lora_rank, engine.max_loras)}" in said
+    assert f"({gigabytes(16, engine.max_loras)} at rank 16)" in said
+    assert (
+        f"{4 * engine.max_loras} adapters kept ready take {gigabytes(engine.max_lora_rank, 4 * engine.max_loras)}"
+        in said
+    )
