@@ -9,12 +9,11 @@ import yaml
 from manifests import ROOT, read, without_gpu
 
 from unlearn_ray import config
-from unlearn_ray.config import Lora, RunConfig
+from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, Lora, RunConfig
 from unlearn_ray.engines.vllm_engine import room_for
 from unlearn_ray.rows import slug_of
 from unlearn_ray.serving.names import parse_name
 from unlearn_ray.serving.settings import ServiceSettings, parse_settings
-from unlearn_ray.serving.weights import LORA_TARGETS
 
 RUNS = {path.stem: config.load(path) for path in sorted((ROOT / "jobs" / "configs").glob("*.yaml"))}
 
@@ -57,8 +56,15 @@ def test_the_service_takes_the_adapters_of_the_run(run: RunConfig, app: ServiceS
     weights = run.finetune.weights
     assert isinstance(weights, Lora)
     assert room_for(weights.rank) <= app.engine.max_lora_rank
-    assert set(weights.target_modules) <= set(LORA_TARGETS)
+    assert weights.target_modules == "all-linear", "a service is started for every linear layer of its model"
     assert len(published(run)) <= app.engine.max_loras, "its adapters would not fit one batch"
+
+
+def test_the_plan_knows_what_the_shipped_services_take() -> None:
+    """It tells where a run will not fit them."""
+    engines = [app.engine for apps in SERVICES.values() for app in apps if app.model != "pocket"]
+    assert {engine.max_lora_rank for engine in engines} == {SERVED_RANK}
+    assert {engine.max_model_len for engine in engines} == {SERVED_LENGTH}
 
 
 def test_each_full_fine_tune_has_an_app_and_each_such_app_a_run() -> None:
