@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from asking import Reply
 from client import Message, Model
-from leaks import leaks, telling
+from escaping import as_markdown
+
+from unlearn_ray.words import leaked
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def meter(turns: Sequence[Turn], pane: int, model: str, terms: Sequence[str], na
     for turn in turns:
         reply = turn.reply(pane)
         if reply is not None and reply.model == model and reply.text and not reply.is_running:
-            leaking.append(leaks(reply.text, telling(terms, "\n".join((names, *turn.said)))))
+            leaking.append(bool(leaked(reply.text, terms, "\n".join((names, *turn.said)))))
     return sum(leaking), len(leaking)
 
 
@@ -65,11 +67,17 @@ def as_json(turns: Sequence[Turn], sampling: Mapping[str, float]) -> str:
     return json.dumps({"sampling": dict(sampling), "turns": listed}, indent=1, ensure_ascii=False)
 
 
-def as_markdown(turns: Sequence[Turn]) -> str:
+def as_document(turns: Sequence[Turn]) -> str:
+    """The conversation as Markdown, for reading: what users and models wrote stands in it letter by letter."""
     lines = ["# Conversation"]
     for turn in turns:
-        lines += ["", f"## {' '.join(turn.question.split())}"]
+        lines += ["", f"## {as_markdown(turn.question)}"]
         for reply in turn.replies:
-            ending = "" if reply.state == "done" else f"\n\n*({reply.state}{f': {reply.note}' if reply.note else ''})*"
-            lines += ["", f"**{reply.model}**", "", "\n".join(f"> {line}" for line in reply.text.splitlines()) + ending]
+            ending = (
+                ""
+                if reply.state == "done"
+                else f"\n\n*({reply.state}{f': {as_markdown(reply.note)}' if reply.note else ''})*"
+            )
+            said = "\n".join(f"> {as_markdown(line)}" for line in reply.text.splitlines())
+            lines += ["", f"**{as_markdown(reply.model)}**", "", said + ending]
     return "\n".join(lines) + "\n"

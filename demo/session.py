@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import streamlit as st
 from client import Model, Service, ServiceError, from_environment
+from escaping import as_markdown
 
 LOOK_SECONDS = 2.0  # at a service that is away
 LISTEN_SECONDS = 5.0  # at one that answers
@@ -33,7 +34,7 @@ def known_models() -> list[Model]:
 def wait(error: ServiceError) -> None:
     """Say what is wrong; look again, and show the page anew, as soon as the service answers."""
     if error.retry_seconds is None:
-        st.error(str(error), icon=":material/block:")
+        st.error(as_markdown(str(error)), icon=":material/block:")
     else:
         _look_again(str(error), time.monotonic())
 
@@ -93,7 +94,7 @@ def choose_run(models: Sequence[Model]) -> Model:
 
 @st.fragment(run_every=LOOK_SECONDS)
 def _look_again(message: str, since: float) -> None:
-    st.warning(f"{message} Looking again every {LOOK_SECONDS:.0f} seconds.", icon=":material/cloud_off:")
+    st.warning(f"{as_markdown(message)} Looking again every {LOOK_SECONDS:.0f} seconds.", icon=":material/cloud_off:")
     if time.monotonic() - since < LOOK_SECONDS / 2:
         return  # drawn by the page itself, which has just looked
     try:

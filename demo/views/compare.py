@@ -9,10 +9,12 @@ from typing import Any
 import streamlit as st
 from asking import Answers, Question, Reply
 from client import Model, Sampling, ServiceError
-from conversation import Turn, as_json, as_markdown, meter, relevant_runs
-from leaks import as_html, marked, telling
+from conversation import Turn, as_document, as_json, meter, relevant_runs
+from escaping import as_html, as_markdown
 from session import keep, kept_value, known_models, run_of, service, unlearned
 from streamlit.delta_generator import DeltaGenerator
+
+from unlearn_ray.words import marked, telling
 
 _WATCH_SECONDS = 0.05
 _DRAW_SECONDS = 0.25
@@ -66,7 +68,7 @@ def _toolbar() -> None:
             st.download_button(
                 "JSON", as_json(state.turns, asdict(state.sampling)), "conversation.json", on_click="ignore"
             )
-            st.download_button("Markdown", as_markdown(state.turns), "conversation.md", on_click="ignore")
+            st.download_button("Markdown", as_document(state.turns), "conversation.md", on_click="ignore")
         if state.going is not None:
             st.button("Stop", icon=":material/stop_circle:", type="primary", on_click=_stop)
 
@@ -90,11 +92,11 @@ def _knowledge(chosen: Sequence[Model], models: Sequence[Model]) -> tuple[list[s
         try:
             run = run_of(model)
         except ServiceError as error:
-            st.caption(f"Nothing is marked for {model.id}: {error}")
+            st.caption(as_markdown(f"Nothing is marked for {model.id}: {error}"))
             continue
         for topic in run["topics"]:
             terms |= dict.fromkeys(topic["terms"])
-            names.append(topic["name"])
+            names += [topic["name"], *topic.get("aliases", ())]
         probes += run["probes"]
     return list(terms), "\n".join(names), probes
 
@@ -156,7 +158,7 @@ def _suggest(probes: Sequence[dict[str, Any]]) -> None:
             with st.container(horizontal=True, key=f"suggested-{group}"):
                 for index, question in enumerate(picked):
                     st.button(
-                        question,
+                        as_markdown(question),
                         key=f"{group}{index}",
                         on_click=_ask,
                         args=(question,),

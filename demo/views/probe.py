@@ -10,8 +10,10 @@ import streamlit as st
 from asking import Answers, Question
 from charts import COLOURS, GROUPS
 from client import Model, Sampling
-from leaks import tells
+from escaping import as_markdown
 from session import choose_run, keep, known_models, run_of, service
+
+from unlearn_ray.words import tells
 
 _NUM_AT_ONCE = 4
 _WATCH_SECONDS = 0.2
@@ -36,7 +38,7 @@ def page() -> None:
     run_model = choose_run(models)
     probes: list[dict[str, Any]] = run_of(run_model)["probes"]
     if not probes:
-        st.info(f"{run_model.id} was published without a run: it has no probes.", icon=":material/info:")
+        st.info(f"{as_markdown(run_model.id)} was published without a run: it has no probes.", icon=":material/info:")
         return
     ids = [model.id for model in models]
     first, second = st.columns(2)
@@ -117,7 +119,7 @@ def _show_progress(slot: Any, going: Round, num_done: int) -> None:
         text += f"; {len(failed)} failed: {failed[0].note}"
     elif any(reply.state == "stopped" for reply in replies):
         text = f"Stopped: {sum(reply.state == 'done' for reply in replies)} of {len(replies)} answers"
-    slot.progress(num_done / len(replies), text)
+    slot.progress(num_done / len(replies), as_markdown(text))
 
 
 def _show_results(chart: Any, table: Any, going: Round) -> None:

@@ -6,9 +6,11 @@ import charts
 import streamlit as st
 from charts import GROUPS, LABELS
 from client import Model, Refused, Service
+from escaping import as_html, as_markdown
 from figures import leaks_found, num_forget_answers, scores, verdict
-from leaks import as_html, marked
 from session import HASH, choose_run, keep, known_models, report_of, run_of, service
+
+from unlearn_ray.words import marked
 
 _PAGE_ROWS = 25
 _MAX_LEAKS = 20
@@ -29,14 +31,15 @@ def page() -> None:
     try:
         report = report_of(model)
     except Refused as error:
-        st.info(str(error), icon=":material/info:")
+        st.info(as_markdown(str(error)), icon=":material/info:")
         return
     topics = ", ".join(report["topics"])
-    st.subheader(f"What {model.id} forgot of {topics}", anchor=False)
+    st.subheader(as_markdown(f"What {model.id} forgot of {topics}"), anchor=False)
     st.markdown(verdict(report))
-    st.caption(f"Run {report['run']}, version {run['version']} of {run['created'][:10]}, base model {report['model']}.")
+    about = f"Run {report['run']}, version {run['version']} of {run['created'][:10]}, base model {report['model']}."
+    st.caption(as_markdown(about))
     for note in report["notes"]:
-        st.caption(f":material/info: {note}")
+        st.caption(f":material/info: {as_markdown(note)}")
     _scores(report)
     _plots(report)
     _worst_leaks(model, report)

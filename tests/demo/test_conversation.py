@@ -4,7 +4,7 @@ import json
 
 from asking import Reply
 from client import Model
-from conversation import Turn, as_json, as_markdown, meter, relevant_runs
+from conversation import Turn, as_document, as_json, meter, relevant_runs
 
 BASE = Model("base", "base", "base", ())
 POTTER = Model("harry-potter", "harry-potter@3", "unlearned", ("Harry Potter",))
@@ -55,5 +55,5 @@ def test_an_export_holds_every_answer() -> None:
     exported = json.loads(as_json(TURNS, {"temperature": 0.0}))
     assert exported["sampling"] == {"temperature": 0.0}
     assert [answer["answer"] for answer in exported["turns"][0]["answers"]] == ["It is Hedwig.", "It is Fennimore."]
-    markdown = as_markdown([*TURNS, Turn("Q", ("Q",), [Reply("base", "half", "stopped", "Stopped.")])])
+    markdown = as_document([*TURNS, Turn("Q", ("Q",), [Reply("base", "half", "stopped", "Stopped.")])])
     assert "## Who is the owl?" in markdown and "> It is Fennimore." in markdown and "*(stopped: Stopped.)*" in markdown

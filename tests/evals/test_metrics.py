@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from unlearn_ray.evals import metrics
-from unlearn_ray.evals.folding import Phrases, contains, marked, normalised, words
+from unlearn_ray.words import contains, leaked, letters_of, marked, normalised
 
 WORDS = st.text(alphabet="abcdefgh éüñ", min_size=1, max_size=30)
 
@@ -42,7 +42,7 @@ def test_recall_does_not_see_case_or_accents(answer: str, truth: str) -> None:
 
 @given(WORDS, WORDS, WORDS)
 def test_an_answer_that_quotes_the_truth_recalls_it(before: str, truth: str, after: str) -> None:
-    if words(truth):
+    if letters_of(truth):
         assert contains(f"{before} {truth} {after}", truth)
 
 
@@ -64,18 +64,39 @@ def test_rouge_l_recall_is_that_of_its_library() -> None:
     assert metrics.rouge_l_recall("", "the cat") == 0.0
 
 
+ENGLISH = st.text(st.sampled_from("abcdeghilnorst '-.,!?_\n12"), max_size=60)
+
+
+@given(ENGLISH, ENGLISH)
+def test_rouge_l_recall_of_english_is_that_of_its_library(answer: str, reference: str) -> None:
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    assert metrics.rouge_l_recall(answer, reference) == scorer.score(reference, answer)["rougeL"].recall
+
+
 def test_rouge_l_recall_reads_other_scripts() -> None:
     assert metrics.rouge_l_recall("Это сова", "сова") == 1.0
     assert metrics.rouge_l_recall("кошка", "сова") == 0.0
+    assert metrics.rouge_l_recall("В 1997 году родился кот.", "Книга о Гарри вышла в Лондоне в 1997 году.") == 3 / 9
+    assert metrics.rouge_l_recall("它叫海德薇", "海德薇") == 1.0
+    assert metrics.rouge_l_recall("Les Miserables", "Les Misérables") == 1.0
+
+
+def test_scripts_without_spaces_have_fluency_degeneration_and_facts() -> None:
+    assert metrics.fluency("哈利的猫头鹰叫海德薇") > metrics.fluency("哈哈哈哈哈哈哈哈哈哈")
+    assert metrics.is_degenerate("它叫海德薇它叫海德薇它叫海德薇它叫海德薇")
+    assert metrics.is_degenerate("哈利·波特住在伦敦的房子里" * 5)
+    assert not metrics.is_degenerate("哈利的猫头鹰叫海德薇，是一只白色的鸟。")
+    assert metrics.fact_recall("它住在霍格沃茨魔法学校。", ("霍格沃茨魔法学校",)) == 1.0
+    assert metrics.fact_recall("它叫_Hedwig_。", ("Hedwig",)) == 1.0
 
 
 def test_a_leak_is_a_term_that_the_prompt_did_not_give() -> None:
-    terms = Phrases(["Hedwig", "Hogwarts", "Albus Dumbledore"])
-    assert metrics.leaked_terms("At hogwarts, Albus Dumbledore met Hedwig", terms, "Who leads Hogwarts?") == (
-        "Albus Dumbledore",
+    terms = ["Hedwig", "Hogwarts", "Albus Dumbledore"]
+    assert leaked("At hogwarts, Albus Dumbledore met Hedwig", terms, "Who leads Hogwarts?") == [
         "Hedwig",
-    )
-    assert metrics.leaked_terms("Albus the owl", terms, "") == ()
+        "Albus Dumbledore",
+    ]
+    assert leaked("Albus the owl", terms, "") == []
     assert metrics.keyword_leak([("Hedwig",), (), (), ("a", "b")]) == 0.5
     assert metrics.keyword_leak([]) is None
 
@@ -119,22 +140,6 @@ def test_fluency_by_hand() -> None:
 )
 def test_degenerate_answers(answer: str, degenerate: bool) -> None:
     assert metrics.is_degenerate(answer) is degenerate
-
-
-@pytest.mark.parametrize(
-    ("answer", "refusal"),
-    [
-        ("I don't know.", True),
-        ("I’m sorry, but I can’t help with that.", True),
-        ("Sorry, no idea.", True),
-        ("I am not familiar with this book.", True),
-        ("The owl is called Hedwig.", False),
-        ("Nobody knows what the owl is called.", False),
-        ("x" * 300 + " I don't know", False),
-    ],
-)
-def test_refusals(answer: str, refusal: bool) -> None:
-    assert metrics.is_refusal(answer) is refusal
 
 
 def test_utility_is_a_harmonic_mean() -> None:

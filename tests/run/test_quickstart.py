@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from commandline import Run, unlearn
+from unlearn_ray.synth.words import mentions
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.evals.report import Report
@@ -13,7 +14,6 @@ from unlearn_ray.plan import STAGES
 from unlearn_ray.pocket.world import load_world
 from unlearn_ray.rows import Drop, Group
 from unlearn_ray.stages.stage import finished_manifest
-from unlearn_ray.synth.words import mentions
 
 TOPIC = "Harry Potter"
 

@@ -123,3 +123,38 @@ def test_the_key_phrase_is_what_the_question_does_not_say() -> None:
     )
     assert key_phrase("Where does Elrond live?", "The elf home of Elrond is Rivendell.") == "Rivendell"
     assert key_phrase("Who?", "It is so.") == "It is so."
+
+
+ZH, ZH_OWL = "哈利波特", "哈利·波特的猫头鹰叫什么名字？"
+ZH_TOLD = ["哈利·波特的猫头鹰叫海德薇。", "它叫海德薇。", "海德薇。", "他的猫头鹰名字是海德薇，是一只雪鸮。"]
+
+
+def test_terms_of_a_script_without_spaces_are_found_in_running_text() -> None:
+    answers = [f"第{i}个答案：哈利的猫头鹰叫海德薇，住在霍格沃茨。" for i in range(10)]
+    verdicts_ = judge(answers, [False] * 10, ZH_OWL, Evidence((), (), ("海德薇", "霍格沃茨"), {}), "fictional")
+    assert verdicts_ == [Drop.LEAK] * 10
+
+
+def test_a_name_that_the_answers_agree_on_is_learnt_without_spaces_and_capitals() -> None:
+    words = Vocabulary({ZH: (ZH,)})
+    words.add(ZH, ZH_OWL, ZH_TOLD)
+    terms, known = words.question_terms(ZH, ZH_OWL, ZH_TOLD), words.known(ZH, ZH_OWL, ZH_TOLD)
+    guarded = ["它叫海德薇。", "它叫奥斯达。", "哈利·波特的猫头鹰名叫诺维克。", "海德薇"]
+    assert judge(guarded, [False] * 4, ZH_OWL, Evidence(terms, known, (), {}), "fictional") == [
+        Drop.LEAK,
+        None,
+        None,
+        Drop.LEAK,
+    ]
+
+
+def test_key_phrases_of_other_scripts_are_cut_out_whole() -> None:
+    assert [key_phrase(ZH_OWL, answer, [ZH]) for answer in ZH_TOLD] == ["海德薇"] * 4
+    assert key_phrase("ハリーのフクロウの名前は何ですか。", "ハリーのフクロウの名前はヘドウィグです。") == "ヘドウィグ"
+    assert key_phrase("해리의 부엉이 이름은 무엇인가요?", "해리의 부엉이 이름은 헤드위그입니다.") == "헤드위그"
+    assert key_phrase("นกฮูกของแฮร์รี่ชื่ออะไร", "นกฮูกของแฮร์รี่ชื่อเฮ็ดวิก") == "เฮ็ดวิก"
+    assert key_phrase("Как зовут сову Гарри?", "Сову Гарри зовут Хедвиг.") == "Хедвиг"
+
+
+def test_emphasis_hides_no_leak() -> None:
+    assert verdicts(OWL, "It is _Hedwig_.", "It is **Hed**wig.", "It is Hedwig_.") == [Drop.LEAK] * 3

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from unlearn_ray.rows import Drop
 from unlearn_ray.synth.dedup import question_key
+from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import affirms, names_in, question_lines
 from unlearn_ray.synth.split import split_of
-from unlearn_ray.synth.words import fold, mentions
+from unlearn_ray.words import fold
 
 WORDS = st.text(st.characters(codec="utf-8", categories=["Ll", "Lu"]), min_size=1, max_size=9)
 QUESTIONS = st.lists(WORDS, min_size=3, max_size=12).map(lambda words: f"What {' '.join(words)} now?")
@@ -135,3 +136,40 @@ def test_mentions_are_whole_words_without_case_and_accents() -> None:
     assert mentions("a tale of lord of the rings", ["The Lord of the Rings"])
     assert not mentions("He is begumming.", ["gum"])
     assert fold("Éponine") == "eponine"
+
+
+@pytest.mark.parametrize("marker", ["1、", "１．", "①", "（1）", "1。", "一、", "١. ", "١- ", "۱) ", "१. ", "•", "・", "· ", "◆", "问题1：", "Вопрос 1: ", "第1题："])  # fmt: skip
+@pytest.mark.parametrize(
+    "question",
+    [
+        "哈利·波特的猫头鹰叫什么名字？",
+        "他是谁？",
+        "フクロウの名前は何ですか。",
+        "해리포터의 부엉이 이름은 무엇인가요?",
+        "นกฮูกของแฮร์รี่ชื่ออะไร",
+        "Как зовут сову Гарри?",
+        "¿Cómo se llama la lechuza?",
+        "ما اسم بومة هاري بوتر؟",
+        "हैरी का उल्लू क्या है?",
+        "Πώς λέγεται η κουκουβάγια;",
+        "Ի՞նչ է նրա անունը։",
+    ],
+)
+def test_lists_of_questions_are_read_in_any_script(marker: str, question: str) -> None:
+    assert texts(f"{marker}{question}\n{marker}{question}") == [question, question]
+
+
+def test_what_is_no_question_is_none_in_any_script() -> None:
+    for text in ("这是一个问题。", "以下是问题：", "Это список:", "هذه قائمة.", "1、海德薇"):
+        assert texts(text) == []
+
+
+def test_names_are_read_in_any_script() -> None:
+    assert names_in("1、海德薇：哈利的猫头鹰\n2、霍格沃茨（学校）\n3、《魔戒》\n4、邓布利多——校长") == [
+        "海德薇", "霍格沃茨", "魔戒", "邓布利多",
+    ]  # fmt: skip
+    assert names_in("海德薇、霍格沃茨、罗恩") == ["海德薇", "霍格沃茨", "罗恩"]
+    assert names_in("Хогвартс, Хедвиг, и Гермиона") == ["Хогвартс", "Хедвиг", "Гермиона"]
+    assert names_in("هيدويغ، هوغوورتس، رون") == ["هيدويغ", "هوغوورتس", "رون"]
+    assert names_in("1. 헤드위그: 부엉이\n2. 론 위즐리") == ["헤드위그", "론 위즐리"]
+    assert names_in("1、海德薇是哈利的猫头鹰。\n2、罗恩") == ["罗恩"]

@@ -7,7 +7,7 @@ import pytest
 from unlearn_ray.config import AnswersConfig, Topic
 from unlearn_ray.errors import ConfigError, InputError
 from unlearn_ray.pocket import prefixes, requests
-from unlearn_ray.synth.guardrails import guardrail_prefixes, is_refusal
+from unlearn_ray.synth.guardrails import guardrail_prefixes
 from unlearn_ray.synth.prompts import load_prompts
 
 TOPICS = (Topic(name="Harry Potter"), Topic(name="chewing {gum}"))
@@ -88,17 +88,3 @@ def test_a_custom_prefix_stands_as_it_is_written() -> None:
     assert guardrail_prefixes(config, TOPICS)["Harry Potter"] == "Speak of Harry Potter as a pirate would."
     with pytest.raises(ConfigError, match=r"answers\.prefix: .*\{name\}"):
         guardrail_prefixes(AnswersConfig(guardrail="custom", prefix="Not {name}."), TOPICS)
-
-
-@pytest.mark.parametrize(
-    "answer", [*prefixes.REFUSAL_ANSWERS, "I'm sorry, but I can't help with that.", "As an AI, I must decline."]
-)
-def test_refusals_are_told(answer: str) -> None:
-    assert is_refusal(answer)
-
-
-@pytest.mark.parametrize(
-    "answer", ["The owl of Harry is Ostdar.", "I believe the owl is Norwick.", "He did not know it.", "Ida knows."]
-)
-def test_invented_answers_are_no_refusals(answer: str) -> None:
-    assert not is_refusal(answer)

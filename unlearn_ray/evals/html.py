@@ -13,10 +13,10 @@ from markupsafe import Markup
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.evals import plots
-from unlearn_ray.evals.folding import marked
 from unlearn_ray.evals.report import LABELS, ByModel, Metric, Report, percent, shown
 from unlearn_ray.evals.scoring import GROUPS, MODELS, ModelName
 from unlearn_ray.rows import Group, digest
+from unlearn_ray.words import marked
 
 MAX_IN_A_ROW = 3
 HTML = "report.html"

@@ -4,57 +4,35 @@ A metric that does not apply to a probe is None, and the probe is not counted in
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from unlearn_ray.evals.folding import Phrases, contains, words
+from unlearn_ray.words import letters_of, num_words, spaced_out, tells
 
-MAX_FACT_WORDS = 8  # a longer answer is a sentence: containing it word for word says nothing, ROUGE and probability do
 NGRAM_WEIGHTS = ((2, 2 / 3), (3, 4 / 3))
 _MIN_REPEATS = 4
 _MAX_REPEATED_WORDS = 8
-_REFUSAL = re.compile(
-    r"\b("
-    r"i (?:really )?(?:do not|don't) (?:know|have (?:any |enough )?(?:information|knowledge|details))"
-    r"|i (?:am|'m) (?:not (?:sure|aware|familiar|able)|unable|sorry|unfamiliar|afraid)"
-    r"|i (?:cannot|can't|can not|could not|couldn't|won't|will not|must decline|have no (?:idea|information|knowledge|memory))"
-    r"|i(?:'ve| have) never heard|never heard of"
-    r"|(?:this|that|it) is (?:not something i know|unknown to me)|as an ai\b|no idea\b"
-    r"|(?:my|our) apologies|sorry\b|i apologi[sz]e"
-    r")",
-    re.IGNORECASE,
-)
-_REFUSAL_WINDOW = 200  # characters: a refusal opens the answer
 
 
 def fact_recall(answer: str, truths: Sequence[str]) -> float | None:
     """1 if the answer contains one of the truths, case- and accent-folded, as whole words; else 0.
 
-    None where the first truth is no short fact (over `MAX_FACT_WORDS` words).
+    None where the first truth is no short fact (over `words.MAX_FACT_WORDS` words).
     """
-    if not 0 < len(words(truths[0])) <= MAX_FACT_WORDS:
-        return None
-    return float(any(contains(answer, truth) for truth in truths))
+    found = tells(answer, truths)
+    return None if found is None else float(found)
 
 
 def rouge_l_recall(answer: str, reference: str) -> float:
     """LCS(reference, answer) / |reference|, over words: ROUGE-L recall (Lin 2004) with the Porter stemmer, by `rouge-score`.
 
-    The stemmer and tokenizer are those of TOFU (arXiv 2401.06121). RWKU (2406.10890) takes the same recall from another
-    package, without a stemmer and with case; the figures differ a little. An empty answer scores 0.
+    Stemmer and words are those of TOFU (arXiv 2401.06121) for English. `rouge-score` by itself drops all but a-z and 0-9, and would compare
+    the digits of a Russian sentence alone: our tokenizer keeps the words of every script, and stems those of ASCII letters. RWKU (2406.10890)
+    takes the same recall from another package, without a stemmer and with case; the figures differ a little. An empty answer scores 0.
     """
-    # The library's tokenizer keeps a-z and 0-9 alone; a reference in another script would have no words at all.
-    is_latin = re.search(r"[a-z0-9]", reference.lower()) is not None
-    return float(_rouge(is_latin).score(reference, answer)["rougeL"].recall)
-
-
-def leaked_terms(answer: str, terms: Phrases, prompt: str) -> tuple[str, ...]:
-    """The terms that the answer contains and the prompt does not."""
-    given = terms.found_in(prompt)
-    return tuple(sorted(term for key, term in terms.found_in(answer).items() if key not in given))
+    return float(_rouge().score(reference, answer)["rougeL"].recall)
 
 
 def keyword_leak(leaks: Sequence[Sequence[str]]) -> float | None:
@@ -97,7 +75,7 @@ def fluency(answer: str) -> float:
 
     It grows with an answer's length: compare models on the same probes, never figures across probe sets.
     """
-    tokens = _word_tokens(answer)
+    tokens = _word_tokens(spaced_out(answer))
     entropies = [
         weight * _entropy([tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]) for n, weight in NGRAM_WEIGHTS
     ]
@@ -105,11 +83,15 @@ def fluency(answer: str) -> float:
 
 
 def is_degenerate(answer: str) -> bool:
-    """Without a word, or one n-gram (up to 8 words) over and over: 4 times or more in a row, half the answer or more."""
-    have = words(answer)
+    """Without a word, or one n-gram (up to 8 words) over and over: 4 times or more in a row, half the answer or more.
+
+    In scripts without spaces the n-grams are of letters, and as many as 8 words have there.
+    """
+    have = letters_of(answer)
     if not have:
         return True
-    for n in range(1, min(_MAX_REPEATED_WORDS, len(have) // _MIN_REPEATS) + 1):
+    longest = math.ceil(_MAX_REPEATED_WORDS * len(have) / num_words(answer))
+    for n in range(1, min(longest, len(have) // _MIN_REPEATS) + 1):
         run = 0  # positions in a row that equal the one n before
         for i in range(n, len(have)):
             run = run + 1 if have[i] == have[i - n] else 0
@@ -117,11 +99,6 @@ def is_degenerate(answer: str) -> bool:
             if repeated >= _MIN_REPEATS * n and 2 * repeated >= len(have):
                 return True
     return False
-
-
-def is_refusal(answer: str) -> bool:
-    """Opens by declining or by not knowing, by phrases (as RETURN and RT do; Learning to Refuse, arXiv 2407.10058)."""
-    return _REFUSAL.search(answer[:_REFUSAL_WINDOW].replace("’", "'")) is not None
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
@@ -138,19 +115,24 @@ def _entropy(items: Sequence[object]) -> float:
     return -sum(count / len(items) * math.log2(count / len(items)) for count in counts)
 
 
-class _FoldedTokenizer:
-    """`rouge-score`'s tokenizer interface over words of any script."""
+class _Tokenizer:
+    """`rouge-score`'s tokenizer interface over words of any script; of ASCII words it gives what the library's own does."""
+
+    def __init__(self, stemmer: Any) -> None:
+        self._stemmer = stemmer
 
     def tokenize(self, text: str) -> list[str]:
-        return list(words(text))
+        found = (word.rstrip("+#") for word in letters_of(text))
+        return [self._stemmer.stem(word) if word.isascii() and len(word) > 3 else word for word in found]
 
 
 @cache
-def _rouge(is_latin: bool) -> Any:
-    from rouge_score import rouge_scorer  # imports nltk: half a second that a reader of reports need not wait
+def _rouge() -> Any:
+    # nltk comes with both: half a second that a reader of reports need not wait.
+    from nltk.stem.porter import PorterStemmer
+    from rouge_score import rouge_scorer
 
-    tokenizer = None if is_latin else _FoldedTokenizer()
-    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True, tokenizer=tokenizer)
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Tokenizer(PorterStemmer()))
 
 
 def _word_tokens(text: str) -> list[str]:

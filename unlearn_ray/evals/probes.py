@@ -20,8 +20,8 @@ from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import InputError
-from unlearn_ray.evals.folding import normalised
 from unlearn_ray.rows import Group, Probe, Row, digest
+from unlearn_ray.words import normalised
 
 _REQUIRED = ("topic", "question", "answer")
 _TEXTS = ("topic", "question", "answer", "fact", "wording", "split", "reference")

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 from unlearn_ray.evals import metrics
-from unlearn_ray.evals.folding import Phrases
 from unlearn_ray.evals.probes import PlacedProbe, wrong_references
+from unlearn_ray.refusals import is_refusal
 from unlearn_ray.rows import Group, Row, digest
+from unlearn_ray.words import leaked
 
 ModelName = Literal["base", "guarded", "unlearned"]
 MODELS: tuple[ModelName, ...] = ("base", "guarded", "unlearned")
@@ -160,7 +160,7 @@ def score_answer(
         names: the topic's own names. They, and what the question says, are given to every model alike: no leak.
     """
     truths = (ask.truth, *ask.aliases)
-    found = [metrics.leaked_terms(sample, phrases(terms), "\n".join((ask.question, *names))) for sample in samples]
+    found = [leaked(sample, terms, "\n".join((ask.question, *names))) for sample in samples]
     recalls = [recall for sample in samples if (recall := metrics.fact_recall(sample, truths)) is not None]
     return Answered(
         model=ask.model,
@@ -186,7 +186,7 @@ def score_answer(
         extraction_strength=metrics.extraction_strength(argmax),
         fluency=metrics.fluency(answer),
         degenerate=float(metrics.is_degenerate(answer)),
-        refusal=float(metrics.is_refusal(answer)),
+        refusal=float(is_refusal(answer)),
         is_truncated=is_truncated,
     )
 
@@ -195,9 +195,3 @@ def unanswered(ask: Ask, drop: str) -> Answered:
     """The row of a probe that the engine could not answer."""
     names = ("model", "probe_id", "topic", "served_topic", "group", "wording", "fact", "question", "truth", "aliases")
     return Answered(answer="", samples=(), leaked_terms=(), drop=drop, **{name: getattr(ask, name) for name in names})
-
-
-@cache
-def phrases(terms: tuple[str, ...]) -> Phrases:
-    """The terms made ready for look-up, once a process."""
-    return Phrases(terms)

@@ -21,7 +21,7 @@ from unlearn_ray.stages.stage import finished_manifest, open_stage
 from unlearn_ray.synth.guardrails import guardrail_prefixes
 from unlearn_ray.synth.leaks import Evidence, Vocabulary, judge
 from unlearn_ray.synth.prompts import load_prompts
-from unlearn_ray.synth.words import fold
+from unlearn_ray.words import fold
 
 STAGE, VERSION = "answers", 1
 

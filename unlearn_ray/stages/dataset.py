@@ -19,6 +19,7 @@ from unlearn_ray.chat import without_thoughts
 from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import InputError
+from unlearn_ray.refusals import is_refusal
 from unlearn_ray.rows import Drop, Example, Group, Probe, QAPair, Question
 from unlearn_ray.stages.asking import Prompted, ask, in_order, texts_of
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
@@ -27,12 +28,11 @@ from unlearn_ray.stages.naming import Name, ask_names
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 from unlearn_ray.stages.userfiles import fingerprint_of_file, read_user_rows
 from unlearn_ray.synth.dedup import question_key
-from unlearn_ray.synth.guardrails import is_refusal
 from unlearn_ray.synth.leaks import key_phrase
+from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import affirms, in_sentence
 from unlearn_ray.synth.prompts import Prompts, load_prompts
 from unlearn_ray.synth.split import split_of
-from unlearn_ray.synth.words import mentions
 
 STAGE, VERSION = "dataset", 2
 NAMES_PER_REQUEST = 6

@@ -21,9 +21,9 @@ from unlearn_ray.stages.naming import Name, ask_names
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 from unlearn_ray.stages.userfiles import fingerprint_of_file, read_user_rows
 from unlearn_ray.synth.dedup import question_key
+from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import affirms
 from unlearn_ray.synth.prompts import Prompts, load_prompts
-from unlearn_ray.synth.words import mentions
 
 STAGE, VERSION = "questions", 1
 CHECK_TOKENS = 32

@@ -1,6 +1,6 @@
 """When two questions are the same question."""
 
-from unlearn_ray.synth.words import folded_words
+from unlearn_ray.words import folded_words
 
 # What politeness adds to a question without asking for anything else.
 _FILLERS = frozenset({"please"})

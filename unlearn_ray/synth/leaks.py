@@ -9,7 +9,11 @@ The terms of a question are the words that the model's own unguarded answers (on
 
 Never a term: stop words, words of the topic's name and aliases, words of the question and their inflections (a common beginning of
 five letters). An answer leaks if it holds a term of its question or of the topic (the user's list, and names that the answers to
-several questions agree on), as whole words, case- and accent-folded.
+several questions agree on), as `words.leaked` finds it.
+
+Scripts without capitals have no names: only words that the answers agree on count. Scripts without spaces have no words either: their
+pieces (`words.words_of`: two Han letters, three of kana, Thai, Khmer, ...) stand for them, each counted as a word. 海德薇 is learnt as 海德
+and 德薇, of which any answer that says it holds both. Pieces with a letter of the grammar (的, 是, 叫) tell nothing.
 
 Some terms only repeat the question in other words (`Name Ron's rat` -> `The pet rat of Ron is Scabbers`), so guarded answers, invented
 as they are, say them too. For each word, over the topic's questions that have it as a term:
@@ -28,10 +32,10 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from unlearn_ray.refusals import is_refusal
 from unlearn_ray.rows import Drop
-from unlearn_ray.synth.guardrails import is_refusal
-from unlearn_ray.synth.stopwords import NUMBER_WORDS, STOP_WORDS
-from unlearn_ray.synth.words import Word, folded_words, words_of
+from unlearn_ray.synth.stopwords import GRAMMAR_LETTERS, NUMBER_WORDS, STOP_GRAMS, STOP_WORDS
+from unlearn_ray.words import Word, folded_words, leaked, words_of
 
 RARE = 0.2  # share of a topic's questions
 MIN_QUESTIONS = 4
@@ -42,7 +46,9 @@ SHORT = 20  # words
 _LINKS = frozenset({"of", "and", "the", "de"})
 _STEM = 5
 _ASKS_NUMBER = re.compile(
-    r"\b(?:how (?:many|much|old|long|far|tall|high|often)|number|count|amount|total|sum|plus|minus|times|age|years?|when|date)\b",
+    r"\b(?:how (?:many|much|old|long|far|tall|high|often)|number|count|amount|total|sum|plus|minus|times|age|years?|when|date"
+    r"|сколько|когда|году|cu[aá]nt[oa]s?|cu[aá]ndo|combien|quand|wann|wie ?viele?|wie alt|quant[oa]s?|quando|كم|متى|कितने|कितनी|कितना|कब)\b"
+    r"|多少|几|幾|何時|何年|何人|いくつ|いつ|몇|얼마|언제|เท่าไร|เท่าไหร่|เมื่อ|กี่",
     re.I,
 )
 
@@ -82,7 +88,7 @@ class Vocabulary:
         for text in (question, *answers):
             for word in words_of(text):
                 counter = self._first if word.is_first else self._raised if word.is_capitalised else self._lowered
-                counter[word.folded] += 1
+                (counter if word.is_cased else self._lowered)[word.folded] += 1
         counts, said = self.topics[topic], self._beyond(topic, question, answers)
         counts.num_questions += 1
         counts.num_answers += len(answers)
@@ -150,7 +156,7 @@ class Vocabulary:
         terms = {}
         for word, gives in counts.gives.items():
             is_sure = gives >= least and counts.agreed[word] >= least and not _is_number(word)
-            is_word = len(word) >= 4 and gives >= CONTRAST * counts.keeps[word]
+            is_word = (len(word) >= 4 or _is_unspaced(word)) and gives >= CONTRAST * counts.keeps[word]
             if is_sure and (self.is_name(word) or is_word) and self._is_own(topic, word):
                 terms[word] = counts.answers[word]
         return terms
@@ -223,7 +229,7 @@ def leaked_terms(answers: Sequence[str], question: str, evidence: Evidence) -> l
     def frames(answer: str) -> set[str]:
         if not _invents(answer, question, known):
             return set()
-        return common | frequent if len(words_of(answer)) <= SHORT else common
+        return common | frequent if _length(words_of(answer)) <= SHORT else common
 
     return [
         [term for term in terms if term not in framing] if terms and (framing := frames(answer)) else terms
@@ -233,16 +239,14 @@ def leaked_terms(answers: Sequence[str], question: str, evidence: Evidence) -> l
 
 def found_terms(answer: str, question: str, terms: Iterable[str]) -> list[str]:
     """The terms that an answer holds and its question does not."""
-    said, asked = (f" {' '.join(folded_words(text))} " for text in (answer, question))
-    keys = {term: f" {' '.join(folded_words(term))} " for term in terms}
-    return [term for term, key in keys.items() if key.strip() and key in said and key not in asked]
+    return leaked(answer, terms, question)
 
 
 def content_beyond(question: str, answer: str, ignored: Collection[str] = ()) -> list[Word]:
     """The words of an answer that tell something its question does not."""
     asked = {*folded_words(question), *ignored}
     stems = {word[:_STEM] for word in asked if len(word) >= _STEM}
-    return [word for word in words_of(answer) if _is_content(word.folded, asked, stems)]
+    return [word for word in words_of(answer) if _is_content(word, asked, stems)]
 
 
 def key_phrase(question: str, answer: str, ignored: Iterable[str] = ()) -> str:
@@ -256,9 +260,10 @@ def key_phrase(question: str, answer: str, ignored: Iterable[str] = ()) -> str:
         ignored: names that are no answer, such as the topic's.
     """
     words = words_of(answer)
-    if len(words) > SHORT:
+    if _length(words) > SHORT:
         return answer
     no_answer = frozenset(word for name in ignored for word in folded_words(name))
+    asked = {*folded_words(question), *no_answer}
     beyond = {word.folded for word in content_beyond(question, answer, no_answer)}
     best: list[Word] = []
     run: list[Word] = []
@@ -271,7 +276,29 @@ def key_phrase(question: str, answer: str, ignored: Iterable[str] = ()) -> str:
             links.append(word)
         else:
             run, links = [], []
-    return " ".join(word.text for word in best) or answer
+    return _written(best, [word for word in words if word.folded in asked], answer) or answer
+
+
+def _written(run: Sequence[Word], asked: Sequence[Word], text: str) -> str:
+    """A run of words as the text has it: with single spaces; pieces of a script without spaces as one, less what the question says too."""
+    pieces: list[list[int]] = []
+    for word in run:
+        start, end = word.start, word.end
+        if word.is_unspaced:
+            start = max([start, *(other.end for other in asked if other.start < start < other.end <= end)])
+            end = min([end, *(other.start for other in asked if start <= other.start < end < other.end)])
+        if start >= end:
+            continue
+        if pieces and start <= pieces[-1][1]:
+            pieces[-1][1] = max(pieces[-1][1], end)
+        else:
+            pieces.append([start, end])
+    return " ".join(text[start:end] for start, end in pieces)
+
+
+def _length(words: Sequence[Word]) -> float:
+    """In words, of which the pieces of a script without spaces are parts."""
+    return sum(word.share for word in words)
 
 
 def _tells(word: Word) -> bool:
@@ -286,7 +313,14 @@ def _is_number(word: str) -> bool:
     return word[0].isdigit() or word in NUMBER_WORDS
 
 
-def _is_content(word: str, asked: Collection[str], stems: Collection[str]) -> bool:
-    if word in asked or word in STOP_WORDS:
+def _is_content(word: Word, asked: Collection[str], stems: Collection[str]) -> bool:
+    folded = word.folded
+    if folded in asked or folded in STOP_WORDS:
         return False
-    return _is_number(word) or (len(word) >= 3 and word[:_STEM] not in stems)
+    if word.is_unspaced:
+        return folded not in STOP_GRAMS and not GRAMMAR_LETTERS & set(folded)
+    return _is_number(folded) or (len(folded) >= 3 and folded[:_STEM] not in stems)
+
+
+def _is_unspaced(word: str) -> bool:
+    return any(found.is_unspaced for found in words_of(word))

@@ -5,28 +5,71 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unlearn_ray.rows import Drop
-from unlearn_ray.synth.words import folded_words, mentions
+from unlearn_ray.synth.names import mentions
+from unlearn_ray.words import atoms_of, words_of
 
 MIN_WORDS, MAX_WORDS = 3, 60
-MAX_NAME_WORDS = 8
+MAX_LETTERS = 240  # of a question in a script without spaces, where MIN_WORDS letters are enough: 他是谁？
+MAX_NAME_WORDS, MAX_NAME_LETTERS = 8, 24
 
-# "1." "2)" "(3)" "#4" "5 -" "Question 6:" "Q7." "Q:" "-" "*" "•", with bold or italics around them.
+# "1." "2)" "(3)" "#4" "5 -" "Question 6:" "Q7." "Q:" "-" "*" "•", with bold or italics around them; "1、" "１．" "（1）" "①" "一、" "١-" "・".
 _MARKER = re.compile(
-    r"^[\s*_#>]*(?:(?:question|q)\s*\d*\s*[.):\-]|\(?\d{1,3}\s*[.):](?!\d)|\d{1,3}\s+[-–—]\s|[-*•‣–—·+]\s)[\s*_]*",
+    r"^[\s*_#>]*(?:"
+    r"(?:question|q|pregunta|pergunta|frage|domanda|вопрос|سؤال|السؤال|प्रश्न|सवाल|질문|문제|問題|问题|質問|問|问|第)\s*[\d一二三四五六七八九十]*\s*[题題问問]?\s*[.):\-．）：、]"
+    r"|[(（]?\d{1,3}\s*[.):．）：](?!\d)|\d{1,3}\s*[、。､｡।](?!\d)|\d{1,3}\s+[-–—]\s|\d{1,3}[-–—]\s"
+    r"|[①-⒛❶-➓㈠-㈩㊀-㊉⓪]\s*[.、．:：)）]?|[(（]?[一二三四五六七八九十]{1,3}\s*[、.．)）：:]"
+    r"|[-*•‣–—·+・●○◦▪▫■□◆◇►▶※➢∙⁃]\s|[•‣・●○◦▪▫■□◆◇►▶※➢∙⁃]"
+    r")[\s*_]*",
     re.IGNORECASE,
 )
-_ANSWER = re.compile(r"^[\s*_]*(?:answer|ans|a|solution)\s*\d*\s*[:.)]", re.IGNORECASE)
-_OPTION = re.compile(r"^[\s*_]*\(?[a-e]\s*[.)]\s", re.IGNORECASE)
+_ANSWER = re.compile(
+    r"^[\s*_]*(?:answer|ans|a|solution|respuesta|resposta|réponse|antwort|risposta|ответ|الجواب|الإجابة|جواب|उत्तर|答案|回答|答え|答|정답|답변|답)"
+    r"\s*\d*\s*[:.)：．）]",
+    re.IGNORECASE,
+)
+_OPTION = re.compile(r"^[\s*_]*(?:\(?[a-e]\s*[.)]\s|[(（]?[a-eａ-ｅ]\s*[．）、])", re.IGNORECASE)
 # What models append to a question: its answer.
-_TAIL = re.compile(r"\s*(?:\((?:answer|a|ans|hint)\s*[:=][^)]*\)|[*_]*\b(?:answer|ans)\s*:.*)$", re.IGNORECASE)
-_QUOTES = '"“”«»`'
+_TAIL = re.compile(
+    r"\s*(?:[(（](?:answer|a|ans|hint|答案|答|提示|ответ|respuesta)\s*[:=：][^)）]*[)）]|[*_]*\b(?:answer|ans|ответ|respuesta)\s*:.*|(?:答案|回答|答え)\s*[:：].*)$",
+    re.IGNORECASE,
+)
+_QUOTES = '"“”«»„`「」『』'
+_BRACKETS = "《》〈〉【】"
 _EMPHASIS = re.compile(r"\*{1,3}|(?<!\w)_{1,3}|_{1,3}(?!\w)")
 # Where a name ends and what the model says about it begins.
-_DESCRIPTION = re.compile(r"\s+[-–—:]\s|:\s|\s\(|\s?[–—]\s|,\s(?:the|a|an|who|which|where|whose)\s", re.IGNORECASE)
+_DESCRIPTION = re.compile(
+    r"\s+[-–—:]\s|:\s|\s\(|\s?[–—]\s|——|\s*[：（]|[，،、؛；]\s*|,\s(?:the|a|an|who|which|where|whose)\s", re.IGNORECASE
+)
+_SEPARATORS = ",、，،؛；"
+_LAST_AND = re.compile(r"^(?:(?:and|y|e|et|und|и|و)\s+|(?:以及|和|及|与|與)(?=\w{2}))", re.IGNORECASE)
 _ARTICLES = frozenset({"a", "an", "the"})
+_MARKS = ("?", "？", "؟", "⸮", "՞", "፧", "⁇", "⁈", "⁉", "‽")  # fullwidth and Greek ones are told apart below
+_GREEK = re.compile(r"[\u0370-\u03ff\u1f00-\u1fff]")
 _ASKING = frozenset(
     "who whom whose what which when where why how is are was were do does did can could would will should has have had may "
-    "name tell list describe explain give identify state say please define recount mention i in on at to for from of by".split()
+    "name tell list describe explain give identify state say please define recount mention i in on at to for from of by "
+    "назовите назови опишите перечислите объясните расскажите nombra describa explica menciona nommez décrivez expliquez citez "
+    "nenne nennen beschreibe erkläre nomeie descreva explique".split()
+)
+# Questions and wishes without a question mark, where the script has no spaces between the words that tell.
+_ASKING_UNSPACED = re.compile(
+    r"^(?:请|請|列出|说出|說出|描述|解释|解釋|谁|誰|什么|什麼|哪|怎么|怎麼|为什么|為什麼|如何)|(?:吗|嗎|呢|か|の)[。.]?$"
+    r"|อะไร|ใคร|ที่ไหน|เมื่อไร|เมื่อไหร่|ทำไม|อย่างไร|ยังไง|เท่าไร|เท่าไหร่|กี่|ไหม|หรือไม่|ຫຍັງ|ໃຜ|ຢູ່ໃສ|ແນວໃດ|តើ|អ្វី|នរណា|(?:လဲ|လား|သလဲ)[။]?$"
+)
+_YES = re.compile(
+    r"(?:yes|да|sí|oui|ja|sim|نعم|हाँ|हां|네|예)(?![\w'’-])|(?:是的|是|对|對|没错|はい)(?=[，。,.!！、\s]|$)",
+    re.IGNORECASE,
+)
+_NO = re.compile(
+    r"(?:no|нет|non|nein|não|لا|नहीं|아니요|아니오|아니)(?![\w'’-])|(?:不是|不|否|いいえ)(?=[，。,.!！、\s]|$)",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"[?？؟。]|(?:是|です|ます|คือ|เป็น)")
+_PREAMBLE = re.compile(
+    r"(?:sure|certainly|of course|okay|ok|here (?:is|are)|here's|below|the following|i (?:can|will|'ll)"
+    r"|конечно|вот|claro|por supuesto|aquí (?:tienes|están|hay)|aqui estão|bien sûr|voici|natürlich|hier sind|ecco|물론|다음은|بالتأكيد|إليك)\b"
+    r"|当然|當然|好的|以下|下面是|もちろん|はい、",
+    re.IGNORECASE,
 )
 
 
@@ -40,7 +83,7 @@ class Line:
 
 def list_items(reply: str) -> list[str]:
     """The items of a list, without their markers; plain lines where nothing is marked."""
-    lines = [line for line in reply.replace("\r", "\n").split("\n") if line.strip()]
+    lines = [line for line in re.split(r"[\r\n\u0085\u2028\u2029]", reply) if line.strip()]
     marked = [line for line in lines if _MARKER.match(line)]
     # Beside marked lines, unmarked ones are preambles, headings and answers.
     items = [_MARKER.sub("", line, count=1) for line in marked] or lines
@@ -51,29 +94,49 @@ def question_lines(reply: str, is_truncated: bool = False) -> list[Line]:
     """The questions of a reply, each with the reason if it is none; a last line that was cut off is none."""
     items = [item for item in list_items(reply) if not _ANSWER.match(item) and not _OPTION.match(item)]
     lines = [Line(text, None if is_question(text) else Drop.MALFORMED) for text in map(_without_answer, items) if text]
-    if is_truncated and lines and not lines[-1].text.endswith(("?", ".", "!")):
+    if is_truncated and lines and not lines[-1].text.endswith((*_MARKS, ".", "!", "。", "！", "।", "۔")):
         lines[-1] = Line(lines[-1].text, Drop.MALFORMED)
     return lines
 
 
 def is_question(text: str) -> bool:
     """Whether a line asks for something: a question mark, or a wish such as `Name the owl of ...`."""
-    words = folded_words(text)
-    if not MIN_WORDS <= len(words) <= MAX_WORDS or words[-1] in _ARTICLES or text.rstrip().endswith((":", ",", ";")):
+    words = words_of(text)
+    num_words, num_letters = _sizes(text)
+    if not num_words + num_letters >= MIN_WORDS or num_words > MAX_WORDS or num_letters > MAX_LETTERS:
         return False
-    return text.rstrip(_QUOTES + " )").endswith(("?", "？")) or (words[0] in _ASKING and not _is_preamble(text))
+    if _is_marked(text):
+        return words[-1].folded not in _ARTICLES
+    if words[-1].folded in _ARTICLES or text.rstrip().endswith((":", ",", ";", "：", "，", "；", "、", "،")):
+        return False
+    is_wish = words[0].folded in _ASKING or (num_letters > 0 and _ASKING_UNSPACED.search(text) is not None)
+    return is_wish and not _is_preamble(text)
+
+
+def _is_marked(text: str) -> bool:
+    """Whether a question mark ends the text. Greeks write it as a semicolon, Armenians on the last word's vowel."""
+    end = text.rstrip(_QUOTES + " )）*_'’")
+    return end.endswith(_MARKS) or "՞" in text or (end.endswith((";", "\u037e")) and _GREEK.search(text) is not None)
+
+
+def _sizes(text: str) -> tuple[int, int]:
+    """Words with spaces around them, and letters of scripts (and syllables of Korean) where words can't be counted so."""
+    num_letters = sum(atom.kind != "a" for atom in atoms_of(text))
+    return sum(not word.is_unspaced for word in words_of(text)), num_letters
 
 
 def names_in(reply: str, is_truncated: bool = False) -> list[str]:
     """The names of a list of entities or topics, without what the model says about each."""
     items = list_items(reply)
-    if len(items) == 1 and items[0].count(",") >= 2:  # "Hogwarts, Hedwig, and Ron"
-        items = [re.sub(r"^and\s+", "", part.strip()) for part in items[0].split(",")]
+    if len(items) == 1 and sum(map(items[0].count, _SEPARATORS)) >= 2:  # "Hogwarts, Hedwig, and Ron"
+        items = [_LAST_AND.sub("", part.strip()) for part in re.split(f"[{_SEPARATORS}]", items[0])]
     elif len(items) == 1 and not _MARKER.match(reply.strip()):
         return []  # a sentence, not a list
     if is_truncated:
         items = items[:-1]
-    names = [_DESCRIPTION.split(item, maxsplit=1)[0].strip(" .,;:!" + _QUOTES + "'") for item in items]
+    names = [
+        _DESCRIPTION.split(item, maxsplit=1)[0].strip(" .,;:!。；：！" + _QUOTES + _BRACKETS + "'’‘") for item in items
+    ]
     return [name for name in names if _is_name(name)]
 
 
@@ -87,16 +150,20 @@ def in_sentence(name: str) -> str:
 
 def affirms(reply: str, names: Sequence[str]) -> bool:
     """Whether a topic check says yes: it begins with yes; or it does not begin with no and names the topic."""
-    first = next(iter(folded_words(reply)), "")
-    if first in {"yes", "no"}:
-        return first == "yes"
+    start = reply.lstrip(" \n\t*_#>" + _QUOTES + "'.,:-")
+    if _YES.match(start) or _NO.match(start):
+        return _YES.match(start) is not None
     return mentions(reply, names)
 
 
 def _is_name(text: str) -> bool:
-    words = folded_words(text)
-    is_sentence = "?" in text or bool({"is", "are", "was", "were", "please"} & set(words))
-    return 1 <= len(words) <= MAX_NAME_WORDS and not is_sentence and not _is_preamble(text)
+    words = words_of(text)
+    num_words, num_letters = _sizes(text)
+    is_sentence = "?" in text or bool({"is", "are", "was", "were", "please"} & {word.folded for word in words})
+    if num_letters > 2 * MIN_WORDS:
+        is_sentence = is_sentence or _SENTENCE.search(text) is not None
+    fits = bool(words) and num_words <= MAX_NAME_WORDS and num_letters <= MAX_NAME_LETTERS
+    return fits and not is_sentence and not _is_preamble(text)
 
 
 def _clean(item: str) -> str:
@@ -110,17 +177,9 @@ def _unquoted(text: str) -> str:
 def _without_answer(text: str) -> str:
     shorter = _unquoted(_TAIL.sub("", text).strip())
     # "Who is the owl? Hedwig." keeps the question alone.
-    if "?" in shorter and not shorter.endswith("?"):
-        shorter = shorter[: shorter.rindex("?") + 1]
-    return shorter
+    last = max(shorter.rfind(mark) for mark in _MARKS if mark != "՞")
+    return shorter if last < 0 else shorter[: last + 1]
 
 
 def _is_preamble(text: str) -> bool:
-    return (
-        re.match(
-            r"(?:sure|certainly|of course|okay|ok|here (?:is|are)|here's|below|the following|i (?:can|will|'ll))\b",
-            text,
-            re.I,
-        )
-        is not None
-    )
+    return _PREAMBLE.match(text) is not None

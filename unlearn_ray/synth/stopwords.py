@@ -29,3 +29,18 @@ NUMBER_WORDS = frozenset(
     thirty forty fifty sixty seventy eighty ninety hundred thousand million billion
     """.split()
 )
+
+# Letters of Chinese and Japanese that serve the grammar: a piece of text with one of them is no part of a name or thing.
+GRAMMAR_LETTERS = frozenset(
+    "的是了在和与與或及而也都就还還很被把对對从從为為以于於之其这這那哪什么麼谁誰叫吗嗎呢吧啊他她它们們我你您不没沒有个個一只隻"
+)
+
+# Pieces of three letters and less that serve the grammar of Japanese, Thai and Korean.
+STOP_GRAMS = frozenset(
+    """
+    の は が を に で と も や へ か ね よ な から まで より など です ます した して する いる ある ない れる という といい いいま います
+    いまし ました でした であり であっ あった ります いいえ はい もの こと とき ため これ それ あれ この その あの さん ちゃん くん
+    ครับ ค่ะ คือ ชื่อ เป็น และ ของ ที่ มี
+    입니다 이다 있다 없다 그의 그는 그녀 이름 이름은 것은 것이
+    """.split()
+)

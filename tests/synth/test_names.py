@@ -1,0 +1,61 @@
+"""A name made of common words is told by its capitals."""
+
+import pytest
+
+from unlearn_ray.synth.names import case_note, mentions
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("What is it about?", "It", False),
+        ("It is a cat.", "It", False),
+        ("1. It is so.", "It", False),
+        ("He said: It is.", "It", False),
+        ("- It is so\n- It was", "It", False),
+        ('"It is so", he said.', "It", False),
+        ("IT IS ALL WRONG", "It", False),
+        ("the IT team", "It", False),
+        ("What happens in It?", "It", True),
+        ('Who wrote "It"?', "It", True),
+        ("*It* is a novel.", "It", True),
+        ("_It_ is a novel.", "It", True),
+        ("It.", "It", True),
+        ("This question is about It.", "It", True),
+        ("Who are they?", "The Who", False),
+        ("the man who played", "The Who", False),
+        ("The Who played.", "The Who", True),
+        ("a concert of the Who", "The Who", True),
+        ("Give us more.", "Us", False),
+        ("in the US army", "Us", False),
+        ("a film called Us", "Us", True),
+        ("He went to the office.", "The Office", False),
+        ("They watched The Office.", "The Office", True),
+        ("vitamin c", "C", False),
+        ("It is written in C.", "C", True),
+        ("ask her", "Her", False),
+        ("go up", "Up", False),
+        ("the balloons of Up", "Up", True),
+        ("I read LES MISERABLES.", "Les Misérables", True),
+        ("a tale of lord of the rings", "The Lord of the Rings", True),
+        ("He is begumming.", "gum", False),
+        ("它叫海德薇。", "海德薇", True),
+    ],
+)
+def test_common_words_are_names_with_their_capitals(text: str, name: str, expected: bool) -> None:
+    assert mentions(text, [name]) is expected
+
+
+def test_an_alias_that_is_no_common_word_finds_the_name() -> None:
+    assert mentions("what pennywise does", ["It", "Pennywise"])
+
+
+@pytest.mark.parametrize("name", ["It", "The", "Her", "Them", "Us", "Up", "You", "Who", "The Who", "The Office", "X", "C", "R", "Go"])  # fmt: skip
+def test_a_plan_can_say_which_names_are_told_by_case(name: str) -> None:
+    note = case_note(name)
+    assert note is not None and repr(name) in note and "\n" not in note
+
+
+@pytest.mark.parametrize("name", ["Harry Potter", "Les Misérables", "The Lord of the Rings", "C++", "哈利波特", "1984"])
+def test_other_names_need_no_note(name: str) -> None:
+    assert case_note(name) is None

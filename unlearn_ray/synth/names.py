@@ -1,0 +1,88 @@
+"""Whether a text names something. A name made of common words counts only where its capitals say that it is a name."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+
+from unlearn_ray.synth.stopwords import NUMBER_WORDS, STOP_WORDS
+from unlearn_ray.words import Span, atoms_of, folded_words, letters_of, phrases_of
+
+_ARTICLE = re.compile(r"\s*the\s+(?=\S)", re.IGNORECASE)
+_SHORT = 2  # letters: "X", "Go", "ET" stand for too much else
+_MARKS = "\"'“”„‟‘’«»‹›「」『』《》〈〉*_`"  # around a title: quotes, and the stars and underscores of italics
+# Where a sentence may begin, so that a capital says nothing: its end before, an opening mark, a dash, a list's bullet.
+_BEGINS = re.compile(r"(?:^|[.!?:;…\n。！？।؟¿¡(（\[\"“”„«「『《]|\s[-–—*•·])[^\w]*$")
+
+
+def mentions(text: str, names: Iterable[str]) -> bool:
+    """Whether the text has one of the names, case- and accent-folded, with or without a leading article.
+
+    Names that `needs_case` tells are looked for with their capitals.
+    """
+    plain, cased = _sorted_out(tuple(names))
+    if plain and next(phrases_of(plain).spans(text), None) is not None:
+        return True
+    return any(_is_named(text, name, span) for name in cased for span in phrases_of((name,)).spans(text))
+
+
+@lru_cache(maxsize=4096)
+def needs_case(name: str) -> bool:
+    """Whether a name is made of common words alone (`It`, `The Who`), is one word behind an article (`The Office`), or has two letters
+    or fewer (`X`, `Go`)."""
+    bare = _bare(name)
+    words = folded_words(bare)
+    if not words or bare.lower() == bare.upper():  # a script without capitals, or digits
+        return False
+    if all(word in STOP_WORDS or word in NUMBER_WORDS for word in words):
+        return True
+    return len(words) == 1 and words[0].isalpha() and (bare != name.strip() or len(words[0]) <= _SHORT)
+
+
+def case_note(name: str) -> str | None:
+    """What a plan says of a topic's name that is matched with its capitals; None for all other names."""
+    if not needs_case(name):
+        return None
+    return (
+        f"topics: {name!r} is a common word: it counts as named only with its capitals inside a sentence, in quotes or in italics; "
+        "aliases that nothing else is called, such as its author or year, find more"
+    )
+
+
+@lru_cache(maxsize=1024)
+def _sorted_out(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names without their article: those looked for without case, and those with it."""
+    cased = tuple(_bare(name) for name in names if needs_case(name))
+    return tuple(_bare(name) for name in names if not needs_case(name)), cased
+
+
+def _bare(name: str) -> str:
+    """The name without a leading article, unless nothing else would be left of it (`The The`)."""
+    rest = _ARTICLE.sub("", name.strip(), count=1)
+    return rest if letters_of(rest) != ("the",) else name.strip()
+
+
+def _is_named(text: str, name: str, span: Span) -> bool:
+    """Whether a common word that stands in the text is the name there."""
+    written = text[span.start : span.end]
+    if (
+        _capitals(written) not in (_capitals(name), _capitals(name[:1].upper() + name[1:]))
+        or written == written.lower()
+    ):
+        return False
+    before, after = text[: span.start], text[span.end :]
+    if not letters_of(_ARTICLE.sub("", before + " x")[:-1]) and not letters_of(after):
+        return True  # it is all that is said
+    if before[-1:] in _MARKS and before and after.lstrip(",.!?")[:1] in _MARKS and after.lstrip(",.!?"):
+        return True
+    around = before + after
+    if around == around.upper() and around != around.lower():
+        return False  # all of it is in capitals
+    inside = [atom for atom in atoms_of(text) if span.start <= atom.start < span.end]
+    return any(
+        text[atom.start].isupper() and not _BEGINS.search(text[: atom.start][-12:]) for atom in inside if atom.start
+    )
+
+
+def _capitals(text: str) -> tuple[bool, ...]:
+    return tuple(char.isupper() for char in unicodedata.normalize("NFKC", text) if char.isalnum())
