@@ -226,6 +226,8 @@ def atoms_of(text: str) -> tuple[Atom, ...]:
 
 
 def _gap(before: Atom, letters: str, kind: str, between: str) -> int:
+    if between == " " and kind == "a" == before.kind:  # most of them
+        return HARD
     if not between:
         return NONE
     if kind != "a" or before.kind != "a":
@@ -236,8 +238,10 @@ def _gap(before: Atom, letters: str, kind: str, between: str) -> int:
 
 def _is_ending(before: Atom, letters: str, joint: str, after: str) -> bool:
     """Whether this is the s of a possessive, the last piece of its word."""
+    if letters != "s":
+        return False
     is_inner = len(after) == 2 and after[0] in "-'" and after[1] in "ad"
-    return letters == "s" and joint == "'" and before.kind == "a" and not is_inner
+    return joint == "'" and before.kind == "a" and not is_inner
 
 
 def letters_of(text: str) -> tuple[str, ...]:
@@ -269,64 +273,76 @@ def spaced_out(text: str) -> str:
 
 def words_of(text: str) -> list[Word]:
     """The words of a text in their order; possessive endings and Korean particles are cut off."""
-    atoms = atoms_of(text)
     found: list[Word] = []
-    index = 0
-    while index < len(atoms):
-        end = index + 1
-        while end < len(atoms) and _continues(atoms[end - 1], atoms[end]):
-            end += 1
-        run = atoms[index:end]
+    for run in _runs(text):
         kind = run[0].kind
-        if kind == "a":
-            found.append(_compound(text, run, not found))
+        start, end = run[0].start, run[-1].end
+        if kind in _GRAM:
+            found.extend(_gram(text, run[place : place + _GRAM[kind]]) for place in _places(run))
         elif kind == "g":
-            found.append(_stem(text, run))
+            found.append(Word(text[start:end], _folded(run), start, end, False, is_unspaced=True))
         else:
-            found.extend(_grams(text, run, _GRAM[kind]))
-        index = end
+            is_first = not found or _SENTENCE_END.search(text[max(0, start - 8) : start]) is not None
+            found.append(Word(text[start:end], _folded(run), start, end, is_first))
     return found
-
-
-def _continues(atom: Atom, after: Atom) -> bool:
-    """Whether two atoms are pieces of one word or run."""
-    if atom.kind != after.kind:
-        return False
-    if atom.kind == "a":
-        return after.gap == SOFT and len(after.joint) == 1 and after.joint in "-'"
-    return after.gap == NONE or (after.gap == SOFT and " " not in after.joint)
-
-
-def _compound(text: str, run: Sequence[Atom], is_start: bool) -> Word:
-    if len(run) > 1 and run[-1].is_ending:
-        run = run[:-1]
-    start, end = run[0].start, run[-1].end
-    folded = "".join((atom.joint if place else "") + atom.text for place, atom in enumerate(run))
-    is_first = is_start or _SENTENCE_END.search(text[max(0, start - 8) : start]) is not None
-    return Word(text[start:end], folded, start, end, is_first)
-
-
-def _stem(text: str, run: Sequence[Atom]) -> Word:
-    """A Korean word without the particles at its end; two syllables of it stay."""
-    for length in range(2, len(run)):
-        if _PARTICLES.fullmatch("".join(atom.text for atom in run[length:])):
-            run = run[:length]
-            break
-    start, end = run[0].start, run[-1].end
-    return Word(text[start:end], "".join(atom.text for atom in run), start, end, False, is_unspaced=True)
-
-
-def _grams(text: str, run: Sequence[Atom], length: int) -> Iterator[Word]:
-    for place in range(max(1, len(run) - length + 1)):
-        gram = run[place : place + length]
-        start, end = gram[0].start, gram[-1].end
-        share = 1 / _LETTERS_PER_WORD[gram[0].kind]
-        yield Word(text[start:end], "".join(atom.text for atom in gram), start, end, False, share, is_unspaced=True)
 
 
 def folded_words(text: str) -> list[str]:
     """The words alone, where capitals do not matter."""
-    return [word.folded for word in words_of(text)]
+    found: list[str] = []
+    for run in _runs(text):
+        length = _GRAM.get(run[0].kind)
+        if length is None:
+            found.append(run[0].text if len(run) == 1 else _folded(run))
+        else:
+            found.extend(_folded(run[place : place + length]) for place in _places(run))
+    return found
+
+
+def _runs(text: str) -> Iterator[Sequence[Atom]]:
+    """The atoms of each word; those that touch, in scripts without spaces."""
+    atoms = atoms_of(text)
+    start = 0
+    for end in range(1, len(atoms) + 1):
+        if end == len(atoms) or not _continues(atoms[end - 1], atoms[end]):
+            run: Sequence[Atom] = atoms[start:end]
+            if len(run) > 1 and run[-1].is_ending:
+                run = run[:-1]
+            yield _stem(run) if run[0].kind == "g" else run
+            start = end
+
+
+def _continues(atom: Atom, after: Atom) -> bool:
+    """Whether two atoms are pieces of one word or run."""
+    if after.gap == HARD or atom.kind != after.kind:
+        return False
+    if atom.kind == "a":
+        return len(after.joint) == 1 and after.joint in "-'"
+    return after.gap == NONE or " " not in after.joint
+
+
+def _stem(run: Sequence[Atom]) -> Sequence[Atom]:
+    """A Korean word without the particles at its end; two syllables of it stay."""
+    for length in range(2, len(run)):
+        if _PARTICLES.fullmatch("".join(atom.text for atom in run[length:])):
+            return run[:length]
+    return run
+
+
+def _folded(run: Sequence[Atom]) -> str:
+    if run[0].kind != "a":
+        return "".join(atom.text for atom in run)
+    return "".join((atom.joint if place else "") + atom.text for place, atom in enumerate(run))
+
+
+def _places(run: Sequence[Atom]) -> range:
+    """Where the pieces of a run begin."""
+    return range(max(1, len(run) - _GRAM[run[0].kind] + 1))
+
+
+def _gram(text: str, run: Sequence[Atom]) -> Word:
+    start, end, share = run[0].start, run[-1].end, 1 / _LETTERS_PER_WORD[run[0].kind]
+    return Word(text[start:end], _folded(run), start, end, False, share, is_unspaced=True)
 
 
 def name_key(name: str) -> str:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from unlearn_ray.engines.protocols import RowDict
 from unlearn_ray.rows import Drop, Question
@@ -22,7 +22,25 @@ CREATE TABLE candidate (
 ) WITHOUT ROWID;
 CREATE INDEX by_key ON candidate (topic, key);
 CREATE INDEX by_fate ON candidate (topic, dropped);
+CREATE INDEX by_round ON candidate (round, topic, place, number);
 """
+# Each names its index: of two that hold a topic, SQLite took the one that leads to all of its rows, and the time grew with their square.
+_MARK_COPIES = """
+UPDATE candidate INDEXED BY by_round SET dropped = ? WHERE round = ? AND dropped IS NULL AND EXISTS (
+    SELECT 1 FROM candidate AS earlier INDEXED BY by_key
+    WHERE earlier.topic = candidate.topic AND earlier.key = candidate.key AND earlier.dropped IS NOT ?
+    AND (earlier.round, earlier.place, earlier.number) < (candidate.round, candidate.place, candidate.number))
+"""
+_MARK = "UPDATE candidate INDEXED BY by_key SET dropped = ? WHERE topic = ? AND key = ? AND dropped IS NULL"
+_CAP = """
+UPDATE candidate SET dropped = ? WHERE topic = ? AND dropped IS NULL AND round > 0 AND (round, number, place) IN (
+    SELECT round, number, place FROM candidate INDEXED BY by_fate WHERE topic = ? AND dropped IS NULL
+    ORDER BY round, place, number LIMIT -1 OFFSET ?)
+"""
+_NUM_KEPT = "SELECT COUNT(*) FROM candidate INDEXED BY by_fate WHERE topic = ? AND dropped IS NULL"
+_COLUMNS = "topic, text, source, round, dropped"
+_FRESH = f"SELECT {_COLUMNS} FROM candidate INDEXED BY by_round WHERE round = ? AND dropped IS NULL ORDER BY topic, place, number"
+_ALL = f"SELECT {_COLUMNS} FROM candidate WHERE topic = ? ORDER BY round, place, number"
 
 
 class Ledger:
@@ -63,47 +81,30 @@ class Ledger:
                 for r in rows
             ),
         )
-        self._database.execute(
-            """UPDATE candidate SET dropped = ? WHERE round = ? AND dropped IS NULL AND EXISTS (
-                SELECT 1 FROM candidate AS earlier
-                WHERE earlier.topic = candidate.topic AND earlier.key = candidate.key AND earlier.dropped IS NOT ?
-                AND (earlier.round, earlier.place, earlier.number) < (candidate.round, candidate.place, candidate.number))""",
-            (Drop.DUPLICATE, round_, Drop.MALFORMED),
-        )
+        self._database.execute(_MARK_COPIES, (Drop.DUPLICATE, round_, Drop.MALFORMED))
         self._database.execute("COMMIT")
 
     def fresh(self, round_: int) -> Iterator[Question]:
         """The questions that a round brought."""
-        return self._questions("round = ? AND dropped IS NULL ORDER BY topic, place, number", (round_,))
+        return self._questions(_FRESH, round_)
 
     def mark(self, verdicts: Iterable[tuple[str, str, str]]) -> None:
         """Drop questions (topic, text, reason) that were kept so far."""
         self._database.execute("BEGIN")
-        self._database.executemany(
-            "UPDATE candidate SET dropped = ? WHERE topic = ? AND key = ? AND dropped IS NULL",
-            ((reason, topic, question_key(text)) for topic, text, reason in verdicts),
-        )
+        self._database.executemany(_MARK, ((reason, topic, question_key(text)) for topic, text, reason in verdicts))
         self._database.execute("COMMIT")
 
     def cap(self, topic: str, number: int) -> None:
         """Keep the first `number` of a topic. First items of each list come before second ones, so that no source is cut off."""
-        self._database.execute(
-            """UPDATE candidate SET dropped = ? WHERE topic = ? AND dropped IS NULL AND round > 0 AND (round, number, place) IN (
-                SELECT round, number, place FROM candidate WHERE topic = ? AND dropped IS NULL
-                ORDER BY round, place, number LIMIT -1 OFFSET ?)""",
-            (Drop.SURPLUS, topic, topic, number),
-        )
+        self._database.execute(_CAP, (Drop.SURPLUS, topic, topic, number))
 
     def num_kept(self, topic: str) -> int:
-        row = self._database.execute(
-            "SELECT COUNT(*) FROM candidate WHERE topic = ? AND dropped IS NULL", (topic,)
-        ).fetchone()
-        return int(row[0])
+        return int(self._database.execute(_NUM_KEPT, (topic,)).fetchone()[0])
 
     def rows(self, topics: Iterable[str]) -> Iterator[Question]:
         """Every candidate with its fate, topic by topic; a question's copies follow nothing but their order of arrival."""
         for topic in topics:
-            yield from self._questions("topic = ? ORDER BY round, place, number", (topic,))
+            yield from self._questions(_ALL, topic)
 
     def drops(self) -> dict[str, int]:
         """Candidates by the reason they were dropped for."""
@@ -112,9 +113,6 @@ class Ledger:
         )
         return {str(reason): int(count) for reason, count in found.fetchall()}
 
-    def _questions(self, condition: str, values: tuple[Any, ...]) -> Iterator[Question]:
-        query = (
-            f"SELECT topic, text, source, round, dropped FROM candidate WHERE {condition}"  # conditions are ours alone
-        )
+    def _questions(self, query: str, *values: str | int) -> Iterator[Question]:
         for topic, text, source, round_, dropped in self._database.execute(query, values):
             yield Question(topic, text, source, round_, dropped)

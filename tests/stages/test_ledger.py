@@ -1,0 +1,73 @@
+"""Copies are found by an index, and results follow from the rows alone."""
+
+import random
+import time
+
+import pytest
+
+from unlearn_ray.engines.protocols import RowDict
+from unlearn_ray.stages import ledger
+from unlearn_ray.stages.ledger import Ledger
+from unlearn_ray.synth.dedup import question_key
+
+# Statement -> the index that leads to its rows: what it would read else grows with all candidates of a topic.
+INDICES = {
+    ledger._MARK_COPIES: ("by_round (round=?)", "by_key (topic=? AND key=?"),
+    ledger._MARK: ("by_key (topic=? AND key=?)",),
+    ledger._CAP: ("by_fate (topic=? AND dropped=?",),
+    ledger._NUM_KEPT: ("by_fate (topic=? AND dropped=?)",),
+    ledger._FRESH: ("by_round (round=?)",),
+    ledger._ALL: ("PRIMARY KEY (topic=?)",),
+}
+
+
+def row(place: int, text: str, topic: str = "t", drop: str | None = None) -> RowDict:
+    return {"topic": topic, "number": place // 6, "place": place % 6, "text": text, "source": "topic", "drop": drop}
+
+
+@pytest.mark.parametrize("statement", INDICES)
+def test_every_statement_is_led_by_an_index(statement: str) -> None:
+    with Ledger() as candidates:
+        steps = candidates._database.execute("EXPLAIN QUERY PLAN " + statement, (1,) * statement.count("?")).fetchall()
+    plan = [step[3] for step in steps]
+    for index in INDICES[statement]:
+        assert any(index in step for step in plan), plan
+    assert not any(step.startswith("SCAN") for step in plan), plan
+
+
+def test_copies_are_those_that_come_later_in_round_place_and_number() -> None:
+    rng = random.Random(0)
+    rounds = [
+        [row(place, f"What is number {rng.randrange(60)}?", rng.choice("ab"), rng.choice((None, None, "malformed"))) for place in range(120)]
+        for _ in range(3)
+    ]  # fmt: skip
+    with Ledger() as candidates:
+        for round_, rows in enumerate(rounds, 1):
+            candidates.add(rng.sample(rows, len(rows)), round_)
+        found = list(candidates.rows(["a", "b"]))
+    expected = []
+    for topic in "ab":
+        ordered = sorted(
+            ((n, r["place"], r["number"], r) for n, rows in enumerate(rounds, 1) for r in rows if r["topic"] == topic),
+            key=lambda item: item[:3],
+        )
+        seen: set[str] = set()
+        for round_, _, _, each in ordered:
+            key = question_key(each["text"])
+            expected.append((topic, each["text"], round_, each["drop"] or ("duplicate" if key in seen else None)))
+            if not each["drop"]:
+                seen.add(key)
+    assert [(q.topic, q.text, q.round, q.drop) for q in found] == expected
+
+
+def test_time_grows_with_the_rows_and_not_with_their_square() -> None:
+    def seconds(number: int) -> float:
+        with Ledger() as candidates:
+            rows = [row(place, f"What is the number {place % (number * 9 // 10)} of it?") for place in range(number)]
+            began = time.perf_counter()
+            candidates.add(rows, 1)
+            candidates.mark(("t", q.text, "off_topic") for q in list(candidates.fresh(1))[: number // 4])
+            return time.perf_counter() - began
+
+    seconds(500)
+    assert seconds(16_000) < 16 * 3 * max(seconds(1_000), 0.02)
