@@ -6,6 +6,7 @@ import pytest
 
 from unlearn_ray import config, pocket
 from unlearn_ray.errors import ConfigError
+from unlearn_ray.words import name_key
 
 MINIMAL = "name: mine\ntopics:\n  - name: Harry Potter\n"
 
@@ -83,10 +84,18 @@ def test_topics_that_differ_only_in_case_or_accent_are_duplicates(tmp_path: Path
     assert "same topic" in rejected(tmp_path, "name: m\ntopics:\n  - name: Les Miserables\n  - name: les misérables\n")
 
 
-def test_topics_that_symbols_alone_tell_apart_are_to_be_named_in_words(tmp_path: Path) -> None:
-    message = rejected(tmp_path, "name: m\ntopics:\n  - name: C\n  - name: C++\n")
-    assert "'C++' and 'C'" in message and "'C plus plus'" in message
-    config.load(written(tmp_path, "name: m\ntopics:\n  - name: C\n  - name: C plus plus\n"))
+def test_topics_that_signs_or_letters_of_any_script_tell_apart_are_two(tmp_path: Path) -> None:
+    for first, second in (("C", "C++"), ("C++", "C#"), ("Дюна 3", "Матрица 3"), ("海德薇", "霍格沃茨")):
+        read = config.load(written(tmp_path, f"name: m\ntopics:\n  - name: {first!r}\n  - name: {second!r}\n"))
+        assert len({topic.slug for topic in read.topics}) == 2
+
+
+def test_a_topic_is_known_by_any_spelling_of_its_names() -> None:
+    topics = (config.Topic(name="Harry Potter", aliases=("HP",)), config.Topic(name="Дюна 3"))
+    names = config.spellings(topics)
+    for text in ("harry potter", "Harry-Potter", "harry-potter", "hp", "HARRY POTTER!"):
+        assert names[name_key(text)] == "Harry Potter"
+    assert names[name_key("дюна 3")] == names[name_key(topics[1].slug)] == "Дюна 3"
 
 
 def test_a_run_without_topics_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Rows name themselves and survive the way through Parquet."""
 
+import unicodedata
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.rows import Example, Probe, QAPair, Question, Row, Term, seed_of, slug_of
+from unlearn_ray.serving.names import ModelName, parse_name
 
 ROWS: list[Row] = [
     Question("Harry Potter", "Who?", "angle:history", 2, None),
@@ -65,7 +67,36 @@ def test_a_slug_is_a_safe_name_that_is_never_empty(name: str) -> None:
 
 
 def test_a_slug_reads_like_its_name() -> None:
-    assert slug_of("Les Misérables") == "les-miserables"
+    assert slug_of("Les Misérables") == slug_of("les miserables") == "les-miserables"
+    assert slug_of("Harry Potter!") == "harry-potter"
+    assert slug_of("Straße") == "strasse"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Дюна 3", "Матрица 3"),
+        ("3", "Дюна 3"),
+        ("C", "C++"),
+        ("C++", "C#"),
+        ("A$AP", "A AP"),
+        ("海德薇", "霍格沃茨"),
+        ("!!!", "???"),
+        ("Søren", "Sren"),
+        ("x" * 119 + "y", "x" * 119 + "z"),
+    ],
+)
+def test_two_names_have_two_slugs_that_can_be_served(one: str, other: str) -> None:
+    assert slug_of(one) != slug_of(other)
+    for name in (one, other):
+        assert parse_name(slug_of(name)) == ModelName(slug_of(name))
+
+
+@given(st.text(min_size=1, max_size=40))
+def test_spellings_of_a_name_have_one_slug(name: str) -> None:
+    for form in ("NFC", "NFD"):
+        assert slug_of(unicodedata.normalize(form, name)) == slug_of(name)
+    assert len(slug_of(name)) <= 120 and parse_name(slug_of(name)) is not None
 
 
 def test_a_probe_is_near_only_to_a_topic_of_the_run() -> None:

@@ -27,7 +27,9 @@ from pydantic import (
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ConfigError
+from unlearn_ray.reading import fault_of, load_yaml, read_text
 from unlearn_ray.rows import slug_of
+from unlearn_ray.words import name_key
 
 MAX_NAME = 120
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -59,6 +61,8 @@ class Topic(Strict):
     def _name_is_usable(cls, name: str) -> str:
         if not name.strip():
             raise ValueError("is empty: give the topic a name")
+        if fault := fault_of(name):
+            raise ValueError(fault)
         if len(name) > MAX_NAME:
             raise ValueError(f"is {len(name)} characters long: at most {MAX_NAME}")
         if re.search(r"[/\\\x00-\x1f\x7f]", name) or name.strip() in {".", ".."}:
@@ -68,6 +72,11 @@ class Topic(Strict):
     @property
     def slug(self) -> str:
         return slug_of(self.name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called: its name and aliases."""
+        return (self.name, *self.aliases)
 
 
 class ChatConfig(Strict):
@@ -258,7 +267,7 @@ class RunConfig(Strict):
         for topic in self.topics:
             if topic.slug in seen:
                 raise ValueError(
-                    f"topics: {topic.name!r} and {seen[topic.slug]!r} are the same topic (only letters and digits count): keep one, or say in words what sets them apart, such as 'C plus plus'"
+                    f"topics: {topic.name!r} and {seen[topic.slug]!r} are the same topic (case, accents and punctuation do not count): keep one, or say in words what sets them apart"
                 )
             seen[topic.slug] = topic.name
         return self
@@ -277,6 +286,14 @@ class RunConfig(Strict):
         return tuple(topic.name for topic in self.topics)
 
 
+def spellings(topics: Sequence[Topic]) -> dict[str, str]:
+    """`words.name_key` of every name, slug and alias -> the topic's name: how a user's file may write it."""
+    found: dict[str, str] = {}
+    for topic in topics:
+        found |= {name_key(name): topic.name for name in (topic.slug, *topic.aliases)}
+    return found | {name_key(topic.name): topic.name for topic in topics}  # a name is never another's alias
+
+
 def path_of(model: str) -> str:
     """What transformers and vLLM load: the embedded model's folder for "pocket", else what was given."""
     return str(pocket.MODEL_DIR) if model == "pocket" else model
@@ -290,11 +307,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        values = load_yaml(read_text(path))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is not there: give the path of a run's YAML file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}, {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(values, dict):
@@ -315,7 +334,7 @@ def parse(values: dict[str, Any], source: str = "config", base: Path | None = No
         config = RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{source}: {first_message(error, RunConfig)}") from error
-    except ValueError as error:  # json's, of a YAML anchor within what it names
+    except (ValueError, RecursionError) as error:  # json's, of a YAML anchor within what it names
         raise ConfigError(f"{source}: an anchor (&) holds itself: write out what it stands for") from error
     return _resolve_paths(config, base or Path.cwd())
 
@@ -341,23 +360,6 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     return result
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML where a key given twice is an error, not a silent loss, and one that reads as a date or number is one too."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key} is no name: put it in quotes", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set `key.path=value` in nested values, the value read as YAML.
 
@@ -367,8 +369,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r}: write it as key.path=value")
+    if fault := fault_of(override):
+        raise ConfigError(f"override {override!r} {fault}")
     try:
-        value = yaml.load(text, Loader=_UniqueKeys)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {_one_line(error)}") from error
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):

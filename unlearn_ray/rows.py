@@ -16,6 +16,9 @@ from typing import Any, Literal, Self, TypedDict, Union, get_args, get_origin, g
 
 import pyarrow as pa
 
+from unlearn_ray.words import fold
+
+_MAX_SLUG = 100  # characters, before a digest: with it, what a served model's name may have
 Role = Literal["system", "user", "assistant"]
 Group = Literal["forget", "near", "far"]
 
@@ -39,9 +42,23 @@ def seed_of(*parts: object) -> int:
 
 
 def slug_of(name: str) -> str:
-    """`Les Misérables` -> `les-miserables`: the name of a topic in paths, adapters and served models."""
-    folded = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", folded).strip("-") or digest(name)
+    """`Les Misérables` -> `les-miserables`: the name of a topic in paths, adapters and served models.
+
+    A name of which ASCII letters and digits do not tell all carries a digest: `Дюна 3` -> `3-9fb3ed10`, `C++` -> `c-cedb1bac`. Spellings that
+    differ in case, accents and punctuation alone have one slug; names that differ in letters, digits or signs (+, $) have two.
+    """
+    folded = fold(name)
+    told = "".join(char if _tells(char) else " " for char in folded)
+    key = " ".join(told.split()) or folded.strip()
+    slug = re.sub(r"[^a-z0-9]+", "-", key).strip("-")
+    if re.fullmatch(r"[a-z0-9 ]+", key) and len(slug) <= _MAX_SLUG:
+        return slug
+    return f"{slug[:_MAX_SLUG].strip('-') or 'topic'}-{digest(key)[:8]}"
+
+
+def _tells(char: str) -> bool:
+    """Whether a folded character sets one name apart from another: letters, digits, their marks, and signs; no punctuation."""
+    return unicodedata.category(char)[0] in "LNMS" or char == "#"
 
 
 class Drop(StrEnum):

@@ -7,14 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unlearn_ray.config import EvaluateConfig
+from unlearn_ray.config import EvaluateConfig, Topic
 from unlearn_ray.errors import InputError
 from unlearn_ray.evals.probes import (
     check_topics,
+    near_misses,
     place,
     read_probes,
     select_probes,
     trained_questions,
+    with_topics,
     wrong_references,
 )
 from unlearn_ray.rows import Probe
@@ -60,7 +62,7 @@ def test_jsonl_and_parquet_give_the_same_probes(tmp_path: Path) -> None:
         (GOOD | {"aliasses": []}, r"line 2: unknown key 'aliasses': did you mean 'aliases'\?"),
         (GOOD | {"aliases": "Hedwig"}, r"line 2: aliases must be a list of texts"),
         (GOOD | {"split": "test"}, r"line 2: split must be tune or report"),
-        ("[1]", r"line 2: must be an object"),
+        ("[1]", r"line 2: a row must be an object"),
         ("{", r"line 2: is not valid JSON"),
     ],
 )
@@ -72,10 +74,10 @@ def test_a_bad_row_names_file_line_and_key(tmp_path: Path, row: object, message:
 def test_a_file_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not there"):
         list(read_probes(str(tmp_path / "none.jsonl")))
-    with pytest.raises(InputError, match=r"give a \.jsonl or \.parquet one"):
+    with pytest.raises(InputError, match=r"give a \.jsonl or \.parquet file"):
         list(read_probes(write(tmp_path / "probes.csv", "a,b")))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(InputError, match="is not a readable Parquet file"):
+    with pytest.raises(InputError, match="can't be read"):
         list(read_probes(str(tmp_path / "bad.parquet")))
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(GOOD).encode() + b'\n{"topic": "\xe9"}')
     with pytest.raises(InputError, match="is not UTF-8"):
@@ -85,6 +87,26 @@ def test_a_file_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
 def test_a_topic_without_probes_is_named_before_anything_runs() -> None:
     with pytest.raises(InputError, match=r"no probe about 'Star Wars' \(its topics: 'T'\)"):
         check_topics([probe(1)], ["T", "Star Wars"], "probes.jsonl")
+
+
+POTTER = (Topic(name="Harry Potter", aliases=("HP",)), Topic(name="Дюна 3"))
+
+
+def test_a_topic_of_a_probe_file_may_be_spelt_in_another_way() -> None:
+    written = ["harry potter", "harry-potter", "Hp", "HARRY POTTER", "дюна 3", "Star Wars"]
+    probes = [
+        Probe(topic=name, question=f"Q{i}?", answer="A", near=("harry potter",)) for i, name in enumerate(written)
+    ]
+    found = list(with_topics(probes, POTTER))
+    assert [p.topic for p in found] == ["Harry Potter"] * 4 + ["Дюна 3", "Star Wars"]
+    assert {p.near for p in found} == {("Harry Potter",)}
+    assert [p.group_in(("Harry Potter", "Дюна 3")) for p in found] == ["forget"] * 5 + ["near"]
+
+
+def test_a_misspelt_topic_is_told_and_another_one_is_not() -> None:
+    probes = [Probe(topic=name, question="Q?", answer="A") for name in ("Hary Potter", "Дюна 2", "Star Wars", "HP")]
+    (note,) = near_misses(probes, POTTER)
+    assert "'Hary Potter'" in note and "'Harry Potter'" in note
 
 
 def test_a_probe_that_was_trained_on_is_left_out_with_its_reason() -> None:

@@ -165,7 +165,7 @@ def test_enough_questions_of_the_user_need_no_model(tmp_path: Path) -> None:
             r"q\.jsonl, line 2: column 'question' is missing",
         ),
         ("q.jsonl", '{"topic": "chewing gum", "question": 3}\n', r"line 1: column 'question' must hold text"),
-        ("q.jsonl", "{]\n", r"q\.jsonl, line 1: not valid JSON"),
+        ("q.jsonl", "{]\n", r"q\.jsonl, line 1: is not valid JSON"),
         ("q.jsonl", "[]\n", r"line 1: a row must be an object"),
         (
             "q.jsonl",

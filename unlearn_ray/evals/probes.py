@@ -5,28 +5,24 @@ A probe file is JSONL or Parquet with the keys of `rows.Probe`; `topic`, `questi
 
 import difflib
 import heapq
-import io
-import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
-
-from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import Topic, spellings
 from unlearn_ray.errors import InputError
+from unlearn_ray.reading import read_rows
 from unlearn_ray.rows import Group, Probe, Row, digest
-from unlearn_ray.words import normalised
+from unlearn_ray.words import name_key, normalised
 
 _REQUIRED = ("topic", "question", "answer")
 _TEXTS = ("topic", "question", "answer", "fact", "wording", "split", "reference")
 _LISTS = ("near", "aliases", "wrong")
 _KNOWN = (*_TEXTS, *_LISTS, "id")
+_ALIKE = 0.84  # difflib's ratio, from which a name looks like another one misspelt
 
 
 class Excluded(StrEnum):
@@ -82,15 +78,37 @@ def read_probes(path: str) -> Iterator[Probe]:
     Raises:
         InputError: names the file, the line and the key.
     """
-    file = Folder(path)
-    suffix = PurePosixPath(file.name).suffix
-    if suffix not in {".jsonl", ".parquet"}:
-        raise InputError(f"{path} is no probe file: give a .jsonl or .parquet one")
-    if file.filesystem.get_file_info(file.path).type != fs.FileType.File:
-        raise InputError(f"{path} is not there: evaluate.probes must name a file of probes")
-    rows = _json_lines(file) if suffix == ".jsonl" else _parquet_rows(file)
-    for where, row in rows:
-        yield _probe(where, row)
+    for line, row in read_rows(path, (".jsonl", ".parquet")):
+        # A column that a row of Parquet has no value in is a null there.
+        yield _probe(f"{path}, line {line}", {key: value for key, value in row.items() if value is not None})
+
+
+def with_topics(probes: Iterable[Probe], topics: Sequence[Topic]) -> Iterator[Probe]:
+    """The probes, with the run's own name of each topic where their file has another spelling, slug or alias of it."""
+    names = spellings(topics)
+
+    def own(name: str) -> str:
+        return names.get(name_key(name), name)
+
+    for probe in probes:
+        yield replace(probe, topic=own(probe.topic), near=tuple(own(name) for name in probe.near))
+
+
+def near_misses(probes: Iterable[Probe], topics: Sequence[Topic]) -> list[str]:
+    """What a plan and a report say of topics in a probe file that look like one of the run's, misspelt: their rows count as other topics'."""
+    names = spellings(topics)
+    found = []
+    for name in dict.fromkeys(name for probe in probes for name in (probe.topic, *probe.near)):
+        key = name_key(name)
+        if key in names:
+            continue
+        # Another number is another thing: Part 2 is no misspelling of Part 3.
+        alike = [other for other in names if re.findall(r"\d+", other) == re.findall(r"\d+", key)]
+        if close := difflib.get_close_matches(key, alike, 1, _ALIKE):
+            found.append(
+                f"evaluate.probes: topic {name!r} is none of the run's; if it is {names[close[0]]!r}, write it so"
+            )
+    return found
 
 
 def check_topics(probes: Iterable[Probe], topics: Sequence[str], path: str) -> None:
@@ -174,37 +192,6 @@ def wrong_references(probe: Probe) -> list[str]:
     if not probe.reference or probe.answer not in probe.reference:
         return list(probe.wrong)
     return [probe.reference.replace(probe.answer, wrong) for wrong in probe.wrong]
-
-
-def _json_lines(file: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
-    with file.filesystem.open_input_stream(file.path) as stream:
-        lines = io.TextIOWrapper(stream, encoding="utf-8-sig")
-        number = 0
-        try:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise InputError(f"{file}, line {number}: must be an object with topic, question and answer")
-                yield f"{file}, line {number}", row
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}, line {number}: is not valid JSON ({error})") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file}, after line {number}: is not UTF-8 text") from error
-
-
-def _parquet_rows(file: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
-    with file.filesystem.open_input_file(file.path) as stream:
-        try:
-            number = 0
-            for batch in pq.ParquetFile(stream).iter_batches(1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    # A column that a row has no value in is a null there.
-                    yield f"{file}, row {number}", {key: value for key, value in row.items() if value is not None}
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} is not a readable Parquet file ({error})") from error
 
 
 def _probe(where: str, row: dict[str, Any]) -> Probe:

@@ -33,8 +33,9 @@ def make_report(
     losses: dict[str, list[LossPoint]],
     stages: dict[str, StageSummary],
     seed: int,
+    notes: Sequence[str] = (),
 ) -> Report:
-    """The report of a run from the scores of its answers and what else is known of it."""
+    """The report of a run from the scores of its answers and what else is known of it; `notes` are what its files made doubtful."""
     tally = Tally(scores, config.num_bootstrap, seed)
     models = tally.models()
     unasked = set(topics) - {placed.probe.topic for placed in selection.kept}
@@ -57,7 +58,7 @@ def make_report(
         utility=tally.utility(models),
         losses=losses,
         stages=stages,
-        notes=[f"No probe asks about {topic}: its forgetting is not measured." for topic in sorted(unasked)],
+        notes=[*notes, *(f"No probe asks about {topic}: its forgetting is not measured." for topic in sorted(unasked))],
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unlearn_ray.errors import ConfigError
+from unlearn_ray.reading import read_text
 from unlearn_ray.serving.settings import KEYS_VARIABLE
 
 _LEAST_LENGTH = 16
@@ -44,8 +45,8 @@ def read_keys(file: str | None, environment: Mapping[str, str] = os.environ) -> 
     """
     if file is not None:
         try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(Path(file)).splitlines()
+        except (OSError, ValueError) as error:
             raise ConfigError(f"keys_file {file}: can't be read ({error}): write one key a line") from error
         found, source = [line.partition("#")[0].strip() for line in lines], f"keys_file {file}"
     else:
@@ -63,4 +64,4 @@ def read_keys(file: str | None, environment: Mapping[str, str] = os.environ) -> 
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()  # of the environment's bytes

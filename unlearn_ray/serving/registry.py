@@ -38,6 +38,7 @@ class ReleasedTopic(_Record):
     slug: str
     prefix: str = ""  # the guardrail that the base model answers behind in guarded mode
     terms: tuple[str, ...] = ()  # what gives it away
+    aliases: tuple[str, ...] = ()  # other names for it, which give nothing away either
 
 
 class Release(_Record):

@@ -161,6 +161,7 @@ def _topics(folder: Folder, config: RunConfig, manifests: Mapping[str, Manifest]
             slug=topic.slug,
             prefix=prefixes.get(topic.name, ""),
             terms=tuple(sorted({*topic.terms, *terms.get(topic.name, ())})),
+            aliases=topic.aliases,
         )
         for topic in config.topics
     }

@@ -19,6 +19,7 @@ from unlearn_ray.chat import without_thoughts
 from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import InputError
+from unlearn_ray.reading import fingerprint_of_file, read_user_rows
 from unlearn_ray.refusals import is_refusal
 from unlearn_ray.rows import Drop, Example, Group, Probe, QAPair, Question
 from unlearn_ray.stages.asking import Prompted, ask, in_order, texts_of
@@ -26,7 +27,6 @@ from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.stages.naming import Name, ask_names
 from unlearn_ray.stages.stage import finished_manifest, open_stage
-from unlearn_ray.stages.userfiles import fingerprint_of_file, read_user_rows
 from unlearn_ray.synth.dedup import question_key
 from unlearn_ray.synth.leaks import key_phrase
 from unlearn_ray.synth.names import mentions
@@ -313,7 +313,7 @@ def user_retained(config: DatasetConfig) -> Iterator[Example]:
     if path is None:
         return
     seen: Counter[str] = Counter()
-    for line, row in read_user_rows(path, ("question", "answer"), kinds=(".jsonl", ".parquet")):
+    for line, row in read_user_rows(path, ("question", "answer"), (".jsonl", ".parquet"), ("group", "subject")):
         if row.get("group") not in (None, "near", "far"):
             raise InputError(f"{path}, line {line}: column 'group' must be near or far (it is {row['group']!r})")
         group: Group = "near" if row.get("group") == "near" else "far"
@@ -322,7 +322,7 @@ def user_retained(config: DatasetConfig) -> Iterator[Example]:
             raise InputError(
                 f"{path}, line {line}: column 'answer' holds a thought and no answer: give what is to be said"
             )
-        subject = str(row.get("subject") or "general")
+        subject = row.get("subject") or "general"
         key = f"{group}|{subject}|{row['question']}"
         split = split_of(subject, row["question"], config.holdout_fraction)
         yield Example("", group, subject, row["question"], answer, seen[key], split)

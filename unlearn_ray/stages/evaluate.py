@@ -18,9 +18,11 @@ from unlearn_ray.evals.probes import (
     ExcludedProbe,
     Selection,
     check_topics,
+    near_misses,
     read_probes,
     select_probes,
     trained_questions,
+    with_topics,
 )
 from unlearn_ray.evals.report import Report, StageSummary, read_losses
 from unlearn_ray.evals.scoring import MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
@@ -56,7 +58,7 @@ def evaluate_identity(
     section = config.model_dump(mode="json")
     inputs = dict(fingerprints)
     if (path := config.probes_path) is not None:
-        check_topics(read_probes(path), [topic.name for topic in topics], path)
+        check_topics(with_topics(read_probes(path), topics), [topic.name for topic in topics], path)
         section["probes"] = "file"  # by its content: moving it changes nothing
         inputs["probes"] = _content(Folder(path))
     what = {
@@ -103,7 +105,7 @@ def evaluate(
 
     names = [topic.name for topic in topics]
     exports = find_exports(finetuned, topics, is_joint=manifests["finetune"].config["adapters"] == "joint")
-    selection = _select(config, names, dataset)
+    selection = _select(config, topics, dataset)
     (out / "excluded").write_rows(selection.excluded, ExcludedProbe.schema())
 
     max_tokens = _max_tokens(config, manifests["answers"].config, manifests["dataset"].config)
@@ -140,6 +142,7 @@ def evaluate(
         topics=names,
         selection=selection,
         unanswered=drops,
+        notes=near_misses(read_probes(config.probes_path), topics) if config.probes_path else [],
         losses=read_losses(finetuned / "losses"),
         stages={name: StageSummary.model_validate(manifest, from_attributes=True) for name, manifest in stages.items()},
         seed=seed,
@@ -263,9 +266,10 @@ def _calls(
     return calls
 
 
-def _select(config: EvaluateConfig, topics: Sequence[str], dataset: Folder) -> Selection:
-    trained = trained_questions(_probes(config, dataset), _training_rows(dataset))
-    selection = select_probes(_probes(config, dataset), topics, config.split, trained, config.max_probes)
+def _select(config: EvaluateConfig, topics: Sequence[Topic], dataset: Folder) -> Selection:
+    names = [topic.name for topic in topics]
+    trained = trained_questions(_probes(config, topics, dataset), _training_rows(dataset))
+    selection = select_probes(_probes(config, topics, dataset), names, config.split, trained, config.max_probes)
     if not selection.num_kept()["forget"]:
         reasons = (
             ", ".join(f"{num} {reason}" for reason, num in selection.num_excluded().items())
@@ -273,15 +277,15 @@ def _select(config: EvaluateConfig, topics: Sequence[str], dataset: Folder) -> S
         )
         source = config.probes_path or dataset / "probes"
         raise InputError(
-            f"{source} leaves no probe about {', '.join(topics)} to ask ({reasons}): set evaluate.probes or evaluate.split"
+            f"{source} leaves no probe about {', '.join(names)} to ask ({reasons}): set evaluate.probes or evaluate.split"
         )
     return selection
 
 
-def _probes(config: EvaluateConfig, dataset: Folder) -> Iterator[Probe]:
+def _probes(config: EvaluateConfig, topics: Sequence[Topic], dataset: Folder) -> Iterator[Probe]:
     path = config.probes_path
     if path is not None:
-        yield from read_probes(path)
+        yield from with_topics(read_probes(path), topics)
         return
     for row in (dataset / "probes").read_rows():
         lists = {name: tuple(row[name] or ()) for name in ("near", "aliases", "wrong")}

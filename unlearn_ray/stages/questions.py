@@ -10,20 +10,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
-from unlearn_ray.config import QuestionsConfig, Topic
+from unlearn_ray.config import QuestionsConfig, Topic, spellings
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import ConfigError, InputError
+from unlearn_ray.reading import fingerprint_of_file, read_user_rows
 from unlearn_ray.rows import Drop, Question
 from unlearn_ray.stages.asking import Prompted
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.stages.naming import Name, ask_names
 from unlearn_ray.stages.stage import finished_manifest, open_stage
-from unlearn_ray.stages.userfiles import fingerprint_of_file, read_user_rows
 from unlearn_ray.synth.dedup import question_key
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import affirms
 from unlearn_ray.synth.prompts import Prompts, load_prompts
+from unlearn_ray.words import name_key
 
 STAGE, VERSION = "questions", 1
 CHECK_TOKENS = 32
@@ -118,9 +119,9 @@ def user_questions(config: QuestionsConfig, topics: Sequence[Topic]) -> Iterator
     """The user's own questions: all of them are kept but copies. The source names the line, for messages about it."""
     if config.file is None:
         return
-    names = {question_key(name): topic.name for topic in topics for name in (topic.name, topic.slug, *topic.aliases)}
+    names = spellings(topics)
     for line, row in read_user_rows(config.file, ("topic", "question")):
-        topic = names.get(question_key(row["topic"]))
+        topic = names.get(name_key(row["topic"]))
         if topic is None:
             known = ", ".join(topic.name for topic in topics)
             raise InputError(f"{config.file}, line {line}: topic {row['topic']!r} is not one of the run's ({known})")

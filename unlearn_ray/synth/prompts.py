@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from unlearn_ray.errors import InputError
+from unlearn_ray.reading import load_yaml, read_text
 from unlearn_ray.rows import digest
 
 Wordings = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -85,9 +86,11 @@ def load_prompts(override: Path | None = None) -> Prompts:
     if override is None:
         return _default()
     try:
-        values = yaml.safe_load(override.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{override} can't be read: {error}") from error
+        values = load_yaml(read_text(override))
+    except OSError as error:
+        raise InputError(f"{override} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{override}, {error}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{override} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -1,0 +1,263 @@
+"""Files that the user brings: YAML whole, and rows of CSV, JSON lines or Parquet one by one. What can't be used is one line naming file and place.
+
+Refused are bytes that are no UTF-8 (with or without a byte order mark), and texts with NUL characters or lone surrogates, however they are
+escaped: what comes later (Arrow, tokenizers, JSON) breaks on them, far from the file.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pyarrow import fs
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.errors import ArtifactError, InputError
+
+KINDS = (".csv", ".jsonl", ".parquet")
+MAX_LINE = 16 * 2**20  # characters
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UTF16 = (
+    "\udcff\udcfe",
+    "\udcfe\udcff",
+)  # its byte order marks, as the decoder below passes bytes on that are no UTF-8
+_AS_UTF8 = "save it as UTF-8"
+
+
+def fault_of(text: str) -> str:
+    """Why a text can't be used; "" where it can."""
+    if found := _SURROGATE.search(text):
+        return f"has half of a character, \\u{ord(found.group()):04x} (a lone surrogate): write the whole one, or leave it out"
+    if "\0" in text:
+        return "has a NUL character: leave it out"
+    return ""
+
+
+def read_text(path: Path) -> str:
+    """A whole file of UTF-8 text, without its byte order mark.
+
+    Raises:
+        OSError: it can't be opened.
+        ValueError: it is no UTF-8 text; names the line.
+    """
+    with path.open("rb") as stream:
+        try:
+            return "".join(_lines(stream, None))
+        except _Unreadable as error:
+            raise ValueError(f"line {error.line}: {error}") from error
+
+
+def load_yaml(text: str) -> Any:
+    """The values of a YAML text; a key given twice, or one that is no name, is an error.
+
+    Raises:
+        yaml.YAMLError: it can't be read; names the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Yaml)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deep") from error
+    except ValueError as error:  # of a date that there is not, or a number of thousands of digits
+        raise yaml.YAMLError(f"a value can't be read ({error}): put it in quotes") from error
+
+
+def read_rows(
+    path: str | Path, kinds: Sequence[str] = KINDS, columns: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and row of a file, on a disk or in s3:// or gs://. Of a CSV record with line breaks, its first line; of Parquet the
+    row, counted from 1.
+
+    Args:
+        columns: that every row must have.
+
+    Raises:
+        InputError: the file can't be read, has no row, or lacks a column; a row is none, or has a text that can't be used.
+    """
+    file = Folder(path)
+    suffix = PurePosixPath(file.name).suffix
+    if suffix not in kinds:
+        raise InputError(f"{path} can't be used: give a {' or '.join(kinds)} file")
+    reader = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[suffix]
+    line = 0
+    try:
+        kind = file.filesystem.get_file_info(file.path).type
+        if kind != fs.FileType.File:
+            what = "is not there" if kind == fs.FileType.NotFound else "is no file"
+            raise InputError(f"{path} can't be read: it {what}")
+        with file.filesystem.open_input_file(file.path) as stream:
+            for line, row in reader(stream):
+                if missing := next((name for name in columns if name not in row), None):
+                    # The first line of CSV names the columns of all.
+                    where = 1 if suffix == ".csv" else line
+                    raise InputError(
+                        f"{path}, line {where}: column {missing!r} is missing; it needs {', '.join(columns)}"
+                    )
+                for column, value in row.items():
+                    if fault := _fault_within(column) or _fault_within(value):
+                        raise InputError(f"{path}, line {line}: column {_shown(column)} {fault}")
+                yield line, row
+    except _Unreadable as error:
+        raise InputError(f"{path}, line {error.line}: {error}") from error
+    except (OSError, ArtifactError, pa.ArrowException, ValueError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+    if not line:
+        raise InputError(f"{path} has no row: add some, or leave the file out")
+
+
+def read_user_rows(
+    path: Path, columns: Sequence[str], kinds: Sequence[str] = KINDS, optional: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and row; every row has text in each of `columns`, and text or nothing in each of `optional`.
+
+    Raises:
+        InputError: as `read_rows`, or a row lacks a column.
+    """
+    for line, row in read_rows(path, kinds, columns):
+        for column in (*columns, *(name for name in optional if row.get(name) is not None)):
+            value = row[column]
+            if not isinstance(value, str) or (column in columns and not value.strip()):
+                raise InputError(f"{path}, line {line}: column {column!r} must hold text (it is {_shown(value)})")
+        yield line, row
+
+
+def fingerprint_of_file(path: Path) -> str:
+    """Of the content.
+
+    Raises:
+        InputError: the file can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+class _Unreadable(Exception):
+    """A line that can't be used."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML where a key given twice is an error, not a silent loss, one that reads as a date or number is one too, and so is a broken text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key} is no name: put it in quotes", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and (fault := fault_of(value)):
+            raise yaml.constructor.ConstructorError(None, None, f"a text {fault}", node.start_mark)
+        return value
+
+
+def _lines(stream: Any, newline: str | None) -> Iterator[str]:
+    """The lines of a binary stream as text, with their ends (LF, CR LF or CR).
+
+    Raises:
+        _Unreadable: a line is too long, or no UTF-8 text.
+    """
+    # Bytes that are no UTF-8 come out as lone surrogates, so that the line that holds them is known.
+    lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    number = 0
+    while line := lines.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise _Unreadable(number, f"is longer than {MAX_LINE:,} characters: write one row a line")
+        if not line.isascii() and _SURROGATE.search(line):
+            what = "is UTF-16 text" if number == 1 and line.startswith(_UTF16) else "is not UTF-8 text"
+            raise _Unreadable(number, f"{what}: {_AS_UTF8}")
+        if "\0" in line:
+            raise _Unreadable(number, f"has a NUL character: leave it out, or, if it is UTF-16 text, {_AS_UTF8}")
+        yield line
+
+
+def _csv(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(_lines(stream, ""), strict=True)
+    header: list[str] | None = None
+    start = 1
+    try:
+        for cells in reader:
+            line, start = start, reader.line_num + 1
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                if twice := next((name for name in header if header.count(name) > 1), None):
+                    raise _Unreadable(line, f"column {twice!r} is given twice: keep one")
+                continue
+            if len(cells) > len(header):
+                raise _Unreadable(
+                    line, f"has {len(cells)} cells for {len(header)} columns: put a text with commas in quotes"
+                )
+            yield line, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))], strict=True))
+    except csv.Error as error:
+        raise _Unreadable(start, f"is not valid CSV ({error})") from error
+
+
+def _jsonl(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, text in enumerate(_lines(stream, None), 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text, parse_constant=_refuse_constant)
+        except RecursionError as error:
+            raise _Unreadable(line, "is not valid JSON (it is nested too deep)") from error
+        except (
+            ValueError
+        ) as error:  # a JSONDecodeError, a constant that JSON has not, or a number of thousands of digits
+            raise _Unreadable(line, f"is not valid JSON ({getattr(error, 'msg', error)})") from error
+        if not isinstance(row, dict):
+            raise _Unreadable(line, 'a row must be an object, such as {"question": ...}')
+        yield line, row
+
+
+def _parquet(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    line = 0
+    with pq.ParquetFile(stream) as file:
+        names = file.schema_arrow.names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise _Unreadable(1, f"column {twice!r} is given twice: keep one")
+        for batch in file.iter_batches(1024):
+            for row in batch.to_pylist():
+                line += 1
+                yield line, row
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON: write null")
+
+
+def _fault_within(value: Any) -> str:
+    if isinstance(value, str):
+        return fault_of(value)
+    if isinstance(value, dict):
+        return next(filter(None, (_fault_within(key) or _fault_within(each) for key, each in value.items())), "")
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(_fault_within, value)), "")
+    return ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
