@@ -2,7 +2,7 @@
 
 import sys
 
-from unlearn_ray.cli import app
+from unlearn_ray.cli import run_alone
 
 if __name__ == "__main__":
-    app(["run", *sys.argv[1:]])
+    run_alone(sys.argv[1:], "jobs/run.py")

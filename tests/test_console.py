@@ -1,11 +1,14 @@
-"""What the terminal shows of a long step: how far it is, how fast, and how long it still takes."""
+"""What the terminal shows: of a long step how far it is, how fast, and how long it still takes; of users' and models' texts what they are."""
 
 import io
+import logging
 
 import pytest
 from rich.console import Console
 
-from unlearn_ray.console import Progression
+from unlearn_ray.cli import _OneLine
+from unlearn_ray.console import Progression, make_console, plain, plan_table
+from unlearn_ray.plan import PlannedStage
 
 
 def shown(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -40,3 +43,38 @@ def test_a_terminal_has_a_bar_with_rate_and_time_left(monkeypatch: pytest.Monkey
     text = shown(True, monkeypatch)
     assert "answers" in text and " 40/100 " in text
     assert "2.0/s" in text and "ETA 0:00:30" in text
+
+
+HOSTILE = "A$AP [red]x[/] :smile: \x1b[31m\nnext \ud83d end\\"
+
+
+def printed(*objects: object) -> str:
+    console = make_console()
+    console.file, console.width = io.StringIO(), 200
+    console.print(*objects)
+    return console.file.getvalue()
+
+
+def test_text_of_users_and_models_is_printed_as_it_is_on_one_line() -> None:
+    shown = printed(f"[bold]{plain(HOSTILE)}[/]")
+    assert shown == "A$AP [red]x[/] :smile: \\x1b[31m next \\ud83d end\\\n"
+
+
+def test_a_plan_and_a_summary_take_no_markup_from_users() -> None:
+    stage = PlannedStage("evaluate", "fresh", "", True, "probes: [red]mine[/].jsonl :smile:", "1 x vLLM")
+    assert "probes: [red]mine[/].jsonl :smile:" in printed(plan_table([stage]))
+
+
+def test_a_progress_label_takes_no_markup() -> None:
+    console = make_console()
+    console.file, console.width = io.StringIO(), 200
+    with Progression(console) as progress:
+        progress.update("finetune [red]x[/] :smile:", 1, 1)
+    assert "finetune [red]x[/] :smile:" in console.file.getvalue()
+
+
+def test_a_log_line_stays_one_line() -> None:
+    record = logging.LogRecord("unlearn_ray", logging.INFO, "", 0, "about %s", (HOSTILE,), None)
+    line = _OneLine("%(message)s").format(record)
+    assert "\n" not in line and "\x1b" not in line
+    line.encode()

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from unlearn_ray import __version__
 from unlearn_ray import config as configs
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.config import RunConfig
+from unlearn_ray.console import make_console, plain
 from unlearn_ray.errors import ArtifactError, UnlearnError
+from unlearn_ray.words import visible
 
 if TYPE_CHECKING:
     from unlearn_ray.chat import ChatFormat
@@ -29,16 +29,19 @@ if TYPE_CHECKING:
     from unlearn_ray.engines.protocols import Trainer
     from unlearn_ray.train.inspection import Inspected
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+HELP = """Make a language model forget topics, and measure and serve the result.
+
+A run is one YAML file with a model and its topics. Start with: unlearn-ray run jobs/configs/pocket.yaml
+"""
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+console, errors = make_console(), make_console(stderr=True)
 log = logging.getLogger("unlearn_ray")
 
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A run's YAML file, such as jobs/configs/pocket.yaml.")
 ]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values to set over the file's.")
+    list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Values to set over the file's.")
 ]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, its name below runs/, or its YAML file.")
@@ -81,11 +84,11 @@ def status(run: RunArgument) -> None:
         from unlearn_ray.plan import STAGES, states
 
         folder = _run_folder(run)
-        console.print(f"[bold]{folder}[/]")
+        console.print(f"[bold]{plain(folder)}[/]")
         console.print(shown.status_table(states(folder)))
         unfinished = [stage for stage in STAGES if read_manifest(folder / stage) is None]
         if not unfinished:
-            console.print(f"Report: {folder}/evaluate/report.html")
+            console.print(f"Report: {plain(folder)}/evaluate/report.html")
 
 
 @app.command()
@@ -103,7 +106,7 @@ def report(
         if read_manifest(folder) is None:
             raise ArtifactError(f"{folder} is unfinished: finish it with unlearn-ray run CONFIG")
         console.print(summary_table(Report.load(folder)))
-        console.print(f"{folder}/report.html", soft_wrap=True)
+        console.print(f"{plain(folder)}/report.html", soft_wrap=True)
         if open_it is None:
             open_it = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
         if open_it and folder.is_local:
@@ -134,17 +137,19 @@ def serve(
 
         prepared = start.prepare(run, overrides or [], host=host, port=port, keys=keys, registry=registry)
         for release, is_new in prepared.releases:
-            console.print(f"[green]✓[/] {release.id} {'published' if is_new else 'is published already'}")
-        console.print(f"  starting {prepared.settings.model} on {host}:{prepared.settings.port}, in about a minute ...")
+            console.print(f"[green]✓[/] {plain(release.id)} {'published' if is_new else 'is published already'}")
+        console.print(
+            f"  starting {plain(prepared.settings.model)} on {plain(host)}:{prepared.settings.port}, in about a minute ..."
+        )
         with service.running(prepared.settings, host) as address:
             if prepared.settings.allow_no_keys:
                 console.print("[yellow]![/] no API keys: everybody on this machine may ask (--keys FILE asks for one)")
             _list_models(prepared.settings.registry)
             console.print(f"\nEndpoint  {address}/v1   [dim]metrics {address}/metrics, state {address}/ready[/]")
             console.print(
-                f"Next      unlearn-ray demo {run}   [dim]or unlearn-ray publish another run; Ctrl-C ends the service[/]"
+                f"Next      {plain(shlex.join(['unlearn-ray', 'demo', run]))}   [dim]or unlearn-ray publish another run; Ctrl-C ends the service[/]"
             )
-            service.stay(prepared.settings, lambda text: console.print(escape(text), soft_wrap=True))
+            service.stay(prepared.settings, lambda text: console.print(plain(text), soft_wrap=True))
 
 
 @app.command()
@@ -196,7 +201,7 @@ def _list_models(registry: str | None) -> None:
 @app.command()
 def demo(
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="The run that is served; the service knows the rest.")
+        str | None, typer.Argument(metavar="RUN", help="The run that is served; the service knows the rest.")
     ] = None,
     endpoint: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8000",
     port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
@@ -214,6 +219,12 @@ def demo(
 def version() -> None:
     """Print the version."""
     console.print(__version__)
+
+
+def run_alone(arguments: Sequence[str], name: str) -> None:
+    """The command `run` as a program of its own, whose help shows what it takes itself."""
+    group = typer.main.get_group(app)
+    group.commands["run"].main(list(arguments), prog_name=name)
 
 
 def _execute(
@@ -235,7 +246,7 @@ def _execute(
         plan = plans.plan(config, selected, redo_from=start)
         if dry_run:
             console.print(
-                f"[bold]{config.name}[/]: {config.model} forgets {', '.join(config.topic_names)}, in {config.folder}"
+                f"[bold]{config.name}[/]: {plain(config.model)} forgets {plain(', '.join(config.topic_names))}, in {plain(config.folder)}"
             )
             console.print(shown.plan_table(plan.stages))
             for note in plan.notes:
@@ -326,16 +337,16 @@ class RunEngines:
 def _summary(config: RunConfig, arguments: Sequence[str], selected: Sequence[str]) -> None:
     folder = config.folder
     if "evaluate" not in selected:
-        again = escape(shlex.join(["unlearn-ray", "run", *arguments]))
-        console.print(f"\nRows: {folder}/{selected[-1]}\nNext: {again}", soft_wrap=True)
+        again = plain(shlex.join(["unlearn-ray", "run", *arguments]))
+        console.print(f"\nRows: {plain(folder)}/{selected[-1]}\nNext: {again}", soft_wrap=True)
         return
     from unlearn_ray.evals.report import Report, summary_table
 
     console.print()
     console.print(summary_table(Report.load(folder / "evaluate")))
-    console.print(f"\nLook at  {folder}/evaluate/report.html", soft_wrap=True)
-    console.print(f"Model    {folder}/finetune/models", soft_wrap=True)
-    again = escape(shlex.join(["unlearn-ray", "report", _address(config)]))
+    console.print(f"\nLook at  {plain(folder)}/evaluate/report.html", soft_wrap=True)
+    console.print(f"Model    {plain(folder)}/finetune/models", soft_wrap=True)
+    again = plain(shlex.join(["unlearn-ray", "report", _address(config)]))
     console.print(
         f"Next     {again}   [dim]or your own topic: write a file of name, model and topics, and run it[/]",
         soft_wrap=True,
@@ -371,11 +382,19 @@ def _log_to(config: RunConfig) -> None:
     folder = Path(_log_folder(config))
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / f"{datetime.now():%Y%m%d-%H%M%S}.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
     log.info("%s: %s", shlex.join(sys.argv), config.model_dump_json())
+
+
+class _OneLine(logging.Formatter):
+    """A message is one line of the log, whatever users and models wrote into it; tracebacks keep theirs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = visible(record.message)
+        return super().formatMessage(record)
 
 
 @contextmanager
@@ -389,7 +408,7 @@ def _one_line_errors(farewell: str = "Stopped. The same command goes on where th
         yield
     except UnlearnError as error:
         log.error("%s", error)
-        errors.print(f"[red]unlearn-ray:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+        errors.print(f"[red]unlearn-ray:[/] {plain(' '.join(str(error).split()))}", soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         errors.print(f"\n{farewell}")

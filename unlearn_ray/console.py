@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unlearn_ray.artifacts import Manifest
+from unlearn_ray.words import visible
 
 if TYPE_CHECKING:  # the pipeline imports every stage; a progress bar must not
     from unlearn_ray.plan import PlannedStage
@@ -33,6 +35,16 @@ _STATES = {
     "asked": ("redo", "yellow", "asked for with --from: done again"),
     "fresh": ("run", "cyan", "new"),
 }
+
+
+def make_console(stderr: bool = False) -> Console:
+    """A console that takes no colon for an emoji and no number for something to colour."""
+    return Console(stderr=stderr, highlight=False, emoji=False)
+
+
+def plain(text: object) -> str:
+    """A text of users or models within rich's markup, as it is: no style, line or terminal command comes of it."""
+    return escape(visible(str(text)))
 
 
 class _Rate(ProgressColumn):
@@ -50,7 +62,7 @@ class Progression:
         self.console = console
         self._bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             _Rate(),
@@ -76,7 +88,7 @@ class Progression:
         """`done` of `total` rows or steps of the step called `label`; total 0: not known yet."""
         if self.console.is_terminal:
             if label not in self._tasks:
-                self._tasks[label] = self._bars.add_task(label, total=total or None)
+                self._tasks[label] = self._bars.add_task(visible(label), total=total or None)
             self._bars.update(self._tasks[label], completed=done, total=total or None)
             return
         now = time.monotonic()
@@ -87,7 +99,7 @@ class Progression:
         self._spoke[label] = now
         rate = done / (now - began) if now > began else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate and not is_end and total else ""
-        self.console.print(f"  {label}: {done}/{total or '?'}, {rate:.1f}/s{left}", highlight=False)
+        self.console.print(f"  {plain(label)}: {done}/{total or '?'}, {rate:.1f}/s{left}", highlight=False)
 
     def clear(self) -> None:
         """Forget the bars of the stage that ended."""
@@ -107,7 +119,7 @@ def plan_table(stages: "Sequence[PlannedStage]") -> Table:
         verb, style, why = _STATES[stage.state]
         if not stage.is_selected:
             verb, style, why = "-", "dim", "not asked for"
-        table.add_row(stage.name, f"[{style}]{verb}[/]", why, stage.rows, stage.engine)
+        table.add_row(stage.name, f"[{style}]{verb}[/]", why, plain(stage.rows), plain(stage.engine))
     return table
 
 
@@ -135,7 +147,7 @@ def status_table(stages: Sequence[tuple[str, str, Manifest | None]]) -> Table:
 
 def counts(numbers: Mapping[str, int]) -> str:
     """`{"forget": 640, "retain": 900}` -> `640 forget, 900 retain`."""
-    return ", ".join(f"{number:,} {name}" for name, number in numbers.items() if number) or "-"
+    return ", ".join(f"{number:,} {plain(name)}" for name, number in numbers.items() if number) or "-"
 
 
 def stage_line(name: str, manifest: Manifest, is_skipped: bool) -> str:

@@ -65,6 +65,9 @@ _SCRIPTS = (
 )  # fmt: skip
 # + and # belong to a name that they end: C++, C#, F#.
 _ATOM = re.compile(r"[ad][adm]*(?:p+(?![ad]))?|[hkit]m*|LV*T*m*|V+T*m*|T+m*")
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)  # controls, also of direction, and halves
 _JOINED = re.compile(r"[-'._]{1,6}")
 _JOINED_UNSPACED = re.compile(r"[-'._= ]{1,8}")
 _SENTENCE_END = re.compile(r"[.!?:;。！？；：।॥؟۔\n\"“”「『《(（][^\w]*$")
@@ -242,6 +245,18 @@ def _is_ending(before: Atom, letters: str, joint: str, after: str) -> bool:
         return False
     is_inner = len(after) == 2 and after[0] in "-'" and after[1] in "ad"
     return joint == "'" and before.kind == "a" and not is_inner
+
+
+def visible(text: str) -> str:
+    """The text on one line, with control characters and halves of characters written as escapes: for terminals and logs."""
+    if text.isprintable():
+        return text
+    return "".join(" " if char.isspace() else _UNSAFE.sub(_escaped, char) for char in text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def letters_of(text: str) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.evals.scoring import GROUPS, MODELS, ModelName
 from unlearn_ray.rows import Group
+from unlearn_ray.words import visible
 
 REPORT = "report.json"
 VERSION = 1
@@ -172,7 +173,7 @@ def percent(share: float) -> str:
 def summary_table(report: Report) -> Table:
     """Three rows, and what a person asks first; under each title its number of probes."""
     table = Table(
-        title=escape(f"What {report.model} knows of {', '.join(report.topics)}"),
+        title=escape(visible(f"What {report.model} knows of {', '.join(report.topics)}")),
         title_justify="left",
         header_style="bold",
         box=None,
@@ -193,7 +194,7 @@ def summary_table(report: Report) -> Table:
         for wording in wordings:
             scores = report.by_wording[wording]
             add(
-                f"forget\n{escape(wording)}",
+                f"forget\n{escape(visible(wording))}",
                 recall,
                 {m: scores.get(m, {}).get("forget", {}).get(recall) for m in MODELS},
             )

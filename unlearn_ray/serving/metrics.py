@@ -48,7 +48,9 @@ class Metrics:
 
     def render(self) -> str:
         """Everything in the registry, each figure with the replica that it is of."""
-        lines = generate_latest(self._registry).decode().splitlines()
+        lines = (
+            generate_latest(self._registry).decode().rstrip("\n").split("\n")
+        )  # a label may hold other line separators
         return "".join(f"{_labelled(line, self._replica)}\n" for line in lines)
 
 
@@ -68,7 +70,7 @@ def merged(texts: Iterable[str]) -> str:
     helps: dict[str, str] = {}
     for text in texts:
         samples: list[str] = []
-        for line in text.splitlines():
+        for line in text.split("\n"):
             if line.startswith("# HELP "):
                 helps.setdefault(line.split(" ", 3)[2], line)
             elif line.startswith("# TYPE "):

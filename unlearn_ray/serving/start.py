@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 import unlearn_ray
 from unlearn_ray.artifacts import Folder
@@ -29,6 +30,7 @@ from unlearn_ray.serving.release import (
 )
 from unlearn_ray.serving.service import check_host, check_port, check_ray
 from unlearn_ray.serving.settings import ServiceSettings, parse_settings
+from unlearn_ray.words import visible
 
 REGISTRY = "runs/registry"
 
@@ -132,9 +134,17 @@ def table(state: State) -> Table:
     releases = sorted(state.releases.values(), key=lambda release: (release.name, -release.version))
     for release in releases:
         is_current = state.aliases.get(release.name) == release.version
-        topics = ", ".join(topic.name for topic in release.topics)
+        topics = Text(visible(", ".join(topic.name for topic in release.topics)))
         mark = "[green]served[/]" if is_current else ""
-        shown.add_row(release.name, str(release.version), mark, release.kind, topics, release.run, release.created[:16])
+        shown.add_row(
+            release.name,
+            str(release.version),
+            mark,
+            release.kind,
+            topics,
+            Text(visible(release.run)),
+            release.created[:16],
+        )
     if not releases:
         shown.caption = "nothing is published yet: unlearn-ray publish RUN"
     return shown
