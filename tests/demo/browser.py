@@ -42,12 +42,12 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def streamlit(endpoint: str, key: str = "") -> Iterator[str]:
-    """`streamlit run demo/app.py` over an endpoint; yields its address."""
+def streamlit(endpoint: str, key: str = "", app: Path = APP) -> Iterator[str]:
+    """`streamlit run` of the demo, or another script, over an endpoint; yields its address."""
     port = free_port()
     options = ["--server.headless=true", "--server.address=127.0.0.1", f"--server.port={port}"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", str(APP), *options],
+        [sys.executable, "-m", "streamlit", "run", str(app), *options],
         env=os.environ | {"UNLEARN_RAY_ENDPOINT": endpoint, "UNLEARN_RAY_API_KEY": key},
     )
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + 180

@@ -2,6 +2,9 @@
 
 import pytest
 
+from unlearn_ray.engines.protocols import Reply
+from unlearn_ray.rows import Question
+from unlearn_ray.stages.dataset import OffForgotten, Truth
 from unlearn_ray.synth.names import case_note, mentions
 
 
@@ -59,3 +62,14 @@ def test_a_plan_can_say_which_names_are_told_by_case(name: str) -> None:
 @pytest.mark.parametrize("name", ["Harry Potter", "Les Misérables", "The Lord of the Rings", "C++", "哈利波特", "1984"])
 def test_other_names_need_no_note(name: str) -> None:
     assert case_note(name) is None
+
+
+def test_a_topic_called_it_halves_no_retain_rows() -> None:
+    check = OffForgotten("Which topic is {question} about?", {"It": ("It",)}, ("owls",))
+    kept = check.verdict(Question("owls", "How long does it sleep?").to_dict(), [Reply(("This is about owls.",))])
+    lost = check.verdict(Question("owls", "Who sleeps in It?").to_dict(), [Reply(("This is about owls.",))])
+    assert [row["drop"] for row in kept + lost] == [None, "off_topic"]
+    truth = Truth(("It",), 20)
+    said = ["It sleeps all day.", "An owl can turn its head, and it hears well.", "He read It twice."]
+    found = [truth.parse({"topic": "owls", "text": "Why?"}, [Reply((text,))])[0]["drop"] for text in said]
+    assert found == [None, None, "off_topic"]

@@ -19,6 +19,7 @@ from unlearn_ray.serving.peers import Gather
 from unlearn_ray.serving.registry import DATA, Release
 from unlearn_ray.serving.release import TABLES
 from unlearn_ray.serving.requests import Refusal, error_body
+from unlearn_ray.words import fold
 
 _MAX_PAGE = 500
 
@@ -110,7 +111,7 @@ def page(folder: Folder, keep: Callable[[dict[str, Any]], bool], offset: int, li
 
 
 def _filter(topic: str, contains: str, reason: str, model: str, group: str) -> Callable[[dict[str, Any]], bool]:
-    wanted = contains.casefold()
+    wanted = fold(contains)
 
     def keep(row: dict[str, Any]) -> bool:
         if topic and topic not in (row.get("topic"), row.get("served_topic")):
@@ -120,7 +121,7 @@ def _filter(topic: str, contains: str, reason: str, model: str, group: str) -> C
         if (model and model != row.get("model")) or (group and group != row.get("group")):
             return False
         texts = (row.get(column) for column in ("question", "answer"))
-        return not wanted or any(wanted in text.casefold() for text in texts if text)
+        return not wanted or any(wanted in fold(text) for text in texts if text)
 
     return keep
 
