@@ -5,8 +5,8 @@ Data making, evaluation and demo all use it, so that a leak is the same to the t
 Folding. `Les MISÉRABLES` -> `les miserables`. NFKD, case folding, then the marks that write accents in Latin, Greek and Cyrillic
 letters and the vowels of Arabic and Hebrew are dropped, and so is what nobody sees (soft hyphens, zero-width characters). Cyrillic `й`
 becomes `и` and `ё` becomes `е`, everywhere alike. Marks of other scripts stay: they are letters there (Hindi vowel signs, Thai tones,
-the voicing marks of kana). Digits of any script become ASCII ones. A text gives the same words in NFC, NFD, NFKC and NFKD; the signs ™ and ℠
-are the exception: they end a word, where NFKC would make them letters of it.
+the voicing marks of kana). Digits of any script become ASCII ones. A text gives the same words in NFC, NFD, NFKC and NFKD, but for two
+kinds of sign that NFKC would join to the word before them: ™ and ℠ end it, and so do fractions (`9¾` is 9 3/4, not 93/4).
 
 Atoms are the smallest pieces that a phrase can begin or end at: a run of letters and digits in scripts with spaces, one letter with its
 marks in scripts without them, one syllable in Korean. The gap before an atom is one of
@@ -135,6 +135,8 @@ def _within(code: int, ranges: Sequence[tuple[int, int]]) -> bool:
 def _expanded(char: str) -> str:
     if char in _TRADE_MARKS:
         return " "
+    if unicodedata.decomposition(char).startswith("<fraction>"):
+        return " " + unicodedata.normalize("NFKD", char)
     cased = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", char).casefold())
     return "".join(_folded_char(c) for c in cased)
 

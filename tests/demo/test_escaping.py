@@ -1,5 +1,6 @@
 """Text of users and models reaches the page as it is."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,9 @@ def test_streamlit_shows_it_letter_by_letter(chromium: Browser, tmp_path: Path) 
         page = chromium.new_page()
         page.goto(url)
         expect(page.get_by_text("the end")).to_be_visible(timeout=60_000)
+        # What draws Markdown is loaded when it is first needed.
+        expect(page.get_by_test_id("stMarkdownContainer")).to_have_text([re.compile(r"\S")] * 4 * len(HOSTILE))
+        expect(page.get_by_test_id("stProgress")).to_have_text([re.compile(r"\S")] * len(HOSTILE))
         found = page.get_by_test_id("stMarkdownContainer").all_inner_texts()
         bars = page.get_by_test_id("stProgress").all_inner_texts()
         page.close()
