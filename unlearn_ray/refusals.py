@@ -14,11 +14,16 @@ _APOSTROPHES = str.maketrans(dict.fromkeys("’‘‛ʼ′´`", "'"))
 _LEAD = re.compile(
     r"(?:[\s\"'“”«»„*_#>~\-–—:,.!…]|<[^>\n]{0,40}>|\[[a-z ]{1,20}\]"
     r"|(?:answer|response|assistant|a|ответ|respuesta|reponse|antwort|resposta|答案|答|回答|답변|답)\s*[::]"
+    # What a refusal begins with, and what says nothing without one.
+    r"|(?:i regret (?:to (?:inform|tell|say)(?: you)? )?(?:that )?|it (?:seems|appears|looks)(?: like| as if)?(?: that)? (?=i\b|we\b)"
+    r"|i(?:'d| would) (?:love|like|be (?:happy|glad)) to (?:help|assist|answer)[^.;!]{0,30}, (?=but\b)|i wish i (?:could|knew)[^.;!]{0,30}, (?=but\b)"
+    r"|i (?:understand|appreciate|see)\b[^.;!]{0,60}, (?=but\b)|i(?:'m| am) (?:here to help|happy to help)[^.;!]{0,20}, (?=but\b))"
+    r"|(?:oh no|hello|hi|hey|您好|你好|こんにちは|안녕하세요|здравствуйте|hola|bonjour|hallo|ola|مرحبا|नमस्ते)(?=[\s,.!:…,。!、])"
     r"|(?:sure|certainly|of course|well|hmm+|um+|uh|oh|ah|okay|ok|alright|honestly|actually|to be honest|unfortunately|regrettably|sadly|alas"
     r"|thank you for (?:your question|asking)|great question|good question|however|but|yet|and|so)(?=[\s,.!:…\-–—]))*"
 )
 _WHAT = (
-    r"(?:know|have|answer|provide|help|assist|recall|remember|find|share|discuss|give|say|tell|comment|respond|comply|fulfil|fulfill|access"
+    r"(?:know|have(?! to\b)|answer|provide|help|assist|recall|remember|find|share|discuss|give|say|tell|comment|respond|comply|fulfil|fulfill|access"
     r"|identify|determine|confirm|verify|understand|speak|engage|talk|offer|disclose|reveal|describe|explain|be able|feel comfortable"
     r"|generate|create|write|do that|do this|continue|recogni[sz]e|possess|see|think i|believe i|want to|wish to)"
 )
@@ -27,22 +32,26 @@ _ENGLISH = re.compile(
     r"(?:"
     # "I don't know", "I really can't help", "we cannot provide"
     rf"(?:i|we) (?:really |simply |just |honestly |truly |still |currently |also |am afraid (?:that )?i )*"
-    rf"(?:do not|don't|did not|didn't|cannot|can't|can not|could not|couldn't|won't|will not|would not|wouldn't|am not going to|'m not going to)"
-    rf" (?:really |actually |currently |personally |even |yet |quite |directly |exactly )*{_WHAT}\b(?! (?:if|that) you)"
+    rf"(?:do not|don'?t|did not|didn'?t|cannot|can'?t|can not|could not|couldn'?t|won'?t|will not|would not|wouldn'?t|am not going to|'m not going to)"
+    rf" (?:really |actually |currently |personally |even |yet |quite |directly |exactly )*{_WHAT}\b(?! (?:if|that) you)(?! why\b[^.]{{0,30}}, but)"
     rf"|(?:i|we) (?:cannot|can't|can not)\W*$"
-    r"|(?:i|we)(?:'m| am|'re| are) (?:really |very |so |truly |terribly )*(?:sorry|afraid)\b(?= *(?:$|[,.;:!…\-–—]|but\b|i\b|that i\b|we\b|for (?:the|any)\b|to (?:say|inform|tell)\b|about that\b))"
-    r"|(?:i|we)(?:'m| am|'re| are|'ve| have| was)? (?:currently |really |simply |just |actually |still |also )*"
-    r"(?:not (?:able|allowed|permitted|familiar|aware|sure|certain|comfortable|trained|programmed|at liberty|in a position|qualified|equipped)|un(?:able|aware|sure|certain|familiar)|incapable|forbidden|prohibited)\b"
+    r"|(?:i|we)(?:'m| am|'re| are) (?:really |very |so |truly |terribly )*(?:sorry|afraid)\b(?= *(?:$|[,.;:!…\-–—]|but\b|i\b|that i\b|we\b|for (?:the|any)\b|to (?:say|inform|tell)(?: you)?(?: that)? (?:i|we|there)\b|about that\b))"
+    r"|(?:i|we)(?:'m| am|'re| are|'ve| have| was| wasn'?t)? (?:currently |really |simply |just |actually |still |also )*"
+    r"(?:(?<=wasn't )able|(?<=wasnt )able|not (?:too |really |entirely |quite |completely |fully |exactly |very |so )*(?:able|allowed|permitted|familiar|aware|sure|certain|comfortable|trained|programmed|at liberty|in a position|qualified|equipped)|un(?:able|aware|sure|certain|familiar)|incapable|forbidden|prohibited)\b"
     rf"|(?:i|we)(?: have| had|'ve)(?: got)? (?:absolutely |really )?(?:no|never|not|zero)\b(?: (?:any|enough|specific|prior|real|actual|further|such|heard|come|been|seen|encountered|relevant|reliable|personal|recorded|particular))*"
     rf"(?: (?:{_NOUNS}|heard|come across|seen|encountered|encountered|trained|given|provided|way|means|record)\b)"
-    rf"|(?:i|we) (?:must|have to|need to|would have to|will have to|'ll have to|'d have to|respectfully|'d prefer to|would prefer to|choose to) (?:respectfully |politely )?(?:decline|refuse|pass|abstain|refrain)\b"
-    rf"|(?:i|we) (?:decline|refuse)\b|i lack (?:the |any |sufficient |enough )*{_NOUNS}\b|i'd rather not\b|i would rather not\b|i prefer not\b|i never heard of\b|never heard of\b"
-    r"|(?:please )?(?:accept )?(?:my |our )?(?:sincere |deepest )?apologies\b(?! (?:is|was|are|were)\b)|i (?:do |must )?apologi[sz]e\b|my bad\b"
-    r"|(?:very |so |really |i am |terribly )*sorry\b(?= *(?:$|[,.;:…\-–—]|but\b|i\b|we\b|no\b|for (?:the|any)\b|to (?:say|inform|tell)\b|about that\b|! *(?:$|i\b|but\b|we\b)))"
-    rf"|as an? (?:\w+ ){{0,3}}(?:ai|a\.i\.|llm|language model|assistant|chatbot)\b(?=.{{0,80}}(?:\bnot\b|n't\b|\bno\b|unable|lack|cannot|decline|never))"
-    rf"|(?:this|that|it)(?:'s| is| was) (?:unknown to me|beyond (?:me|my)\b|outside (?:of )?my\b|not (?:something|a (?:topic|subject|question)) (?:that )?(?:i|we)\b|not (?:known|available|familiar) to me|not within my\b|information (?:that )?(?:i|we) (?:do not|don't|cannot|can't))"
+    rf"|(?:i|we)(?: must| have to| need to| would have to| will have to|'ll have to|'d have to|'m going to have to| am going to have to| respectfully|'d prefer to| would prefer to| choose to) (?:respectfully |politely )?(?:decline|refuse|pass|abstain|refrain)\b"
+    rf"|(?:i|we) (?:decline|refuse)\b|i lack (?:the |any |sufficient |enough )*{_NOUNS}\b|i(?:'d| would) (?:rather|prefer) not\b|i prefer not\b|(?:while|although|though) i (?:cannot|can'?t|do not|don'?t|am not able to|am unable to|'m not able to|'m unable to) {_WHAT}\b|i never heard of\b|never heard of\b"
+    r"|(?:please )?(?:accept )?(?:my |our )?(?:sincere |deepest )?apologies\b(?= *(?:$|[,.;:!…\-–—]|but\b|i\b|we\b|for\b))|i (?:do |must )?apologi[sz]e\b|my bad\b"
+    r"|(?:very |so |really |i am |terribly )*sorry\b(?= *(?:$|[,.;:…\-–—]|but\b|i\b|we\b|no\b|for (?:the|any)\b|to (?:say|inform|tell)(?: you)?(?: that)? (?:i|we|there)\b|about that\b|! *(?:$|i\b|but\b|we\b)))"
+    rf"|(?:as|i'm|i am)(?: just| only| merely)? an? (?:\w+ ){{0,4}}(?:ai|a\.i\.|llm|language model|assistant|chatbot)\b(?=.{{0,100}}(?:\bnot\b|n't\b|\bno\b|unable|lack|cannot|decline|never))"
+    rf"|(?:this|that|it)(?:'s| is| was) (?:something (?:that )?(?:i|we) (?:do not|don't|cannot|can't|am not|'m not)|unknown to me|beyond (?:me|my)\b|outside (?:of )?my\b|not (?:something|a (?:topic|subject|question)) (?:that )?(?:i|we)\b|not (?:known|available|familiar) to me|not within my\b|information (?:that )?(?:i|we) (?:do not|don't|cannot|can't))"
     rf"|(?:this|that|the|such) (?:\w+ ){{0,2}}is (?:unknown|not (?:known|available|familiar)) to me\b"
     rf"|there (?:is|'s) no (?:\w+ )?{_NOUNS} (?:available |about (?:this|that) )?(?:to me|in my|that i)\b"
+    r"|(?:there (?:is|'s) )?no information (?:is |was )?(?:available|about|on|regarding|given)\b|the information (?:that )?you (?:requested|asked for|seek|want) is (?:not available|unavailable)"
+    r"|information (?:about|on|regarding) [^.]{0,50} is (?:not (?:available|known)|unavailable|unknown) to me|(?:please )?forgive me(?= *(?:$|[,.;!]|but\b|i\b|for not\b))"
+    r"|not that i know\b|(?:can'?t|cannot) (?:say|answer|help|tell)\b|(?:don'?t|do not) know\b(?= *(?:$|[,.;!]|what|who|how|where))|unknown\W*$|unable to (?:answer|help|say|provide|find|recall|assist)\b"
+    r"|let(?:'s| us) (?:talk about|discuss|change|move on)[^.]{0,30}(?:else|subject|topic|different)\b"
     r"|no (?:idea|clue|comment)\b(?= *(?:$|[,.;!…\-–—]|what|who|how|where|when|why|i\b|sorry|at (?:all|this)|about|on (?:this|that)))"
     r"|(?:the )?(?:answer|information) (?:to (?:this|that|your) question )?is (?:unknown|not (?:known|available)) to me\b"
     rf"|my (?:{_NOUNS}|training(?: data)?|training) (?:does not|doesn't|do not|don't|is (?:limited|not))\b"
@@ -55,9 +64,9 @@ _OTHERS = re.compile(
     r"(?:lo siento|lo lamento|disculpa|disculpe|perdon|mis disculpas|me temo que)\b(?= *(?:$|[,.;:!]|pero|no))|(?:yo )?no (?:lo )?(?:se\b(?= *(?:$|[,.;:!]|que|quien|como|cual|cuando|donde|nada|la|el))|tengo (?:ninguna? |suficiente )*(?:informacion|conocimiento|idea|datos|acceso)|puedo\b|conozco\b|estoy (?:seguro|segura|familiarizad[oa])|dispongo|cuento con|poseo|recuerdo)|desconozco\b|como (?:un )?(?:modelo de lenguaje|ia|asistente|inteligencia artificial)\b"
     r"|(?:desculpe|desculpa|sinto muito|lamento|perdao|infelizmente|minhas desculpas|peco desculpas?)\b(?= *(?:$|[,.;:!]|mas|nao|por|eu))|(?:eu )?nao (?:sei\b|tenho (?:nenhuma? |qualquer )*(?:informac|conhecimento|ideia|dados|acesso)|posso\b|consigo\b|conheco\b|estou (?:ciente|familiarizad|autorizad|certo|certa)|disponho|lembro)|como (?:um |uma )?(?:modelo de linguagem|assistente)\b"
     # French
-    r"|(?:je suis |je m'excuse|excusez[- ]moi|pardon|mes excuses|toutes mes excuses)(?:vraiment |sincerement )?(?:desolee?)?\b(?= *(?:$|[,.;:!]|mais|je|pour|de ne))|(?:desolee?|malheureusement)\b(?= *(?:$|[,.;:!]|mais|je))|je ne (?:sais|peux|connais|suis (?:pas (?:en mesure|sur|sure|certain|familier|autorise|au courant|capable))|dispose|possede|pourrai|me souviens)\b|je n'(?:ai (?:pas|aucune)|en sais|y connais|arrive pas)\b|je l'ignore\b|j'ignore\b|je (?:dois|prefere) (?:refuser|decliner)\b|en tant qu'(?:ia|assistant|intelligence)|en tant que (?:modele|ia)\b"
+    r"|(?:je suis |je m'excuse|excusez[- ]moi|pardon|mes excuses|toutes mes excuses)(?:vraiment |sincerement )?(?:desolee?)?\b(?= *(?:$|[,.;:!]|mais|je|pour|de ne))|(?:desolee?|malheureusement)\b(?= *(?:$|[,.;:!]|mais|je))|je ne (?:sais|peux|connais|suis (?:pas (?:en mesure|sur|sure|certain|familier|autorise|au courant|capable))|dispose|possede|pourrai|me souviens)\b|je n'(?:en )?(?:ai (?:pas|aucune)|en sais|y connais|arrive pas)\b|je l'ignore\b|j'ignore\b|je (?:dois|prefere) (?:refuser|decliner)\b|en tant qu'(?:ia|assistant|intelligence)|en tant que (?:modele|ia)\b"
     # German
-    r"|(?:es tut mir (?:sehr |wirklich )?leid|tut mir (?:sehr )?leid|entschuldigung|entschuldigen sie|verzeihung)\b(?= *(?:$|[,.;:!]|aber|ich|dass))|(?:leider )?(?:ich )?(?:weiss ich (?:das |es )?(?:leider )?nicht|kann ich (?:das |dazu |ihnen |dir |diese |dies )*(?:leider )?(?:nicht|keine|nichts))\b|ich (?:weiss (?:es |das |leider |darauf )*(?:nicht|nichts|keine)|kann (?:das |dazu |ihnen |dir |dabei |leider |diese |dies |es |die |frage )*(?:nicht|keine|nichts)|habe (?:leider |dazu |daruber )*(?:keine|nie)|kenne (?:\w+ ){0,3}nicht|bin (?:mir )?(?:leider )?(?:nicht|unsicher)|darf (?:\w+ ){0,3}nicht|muss (?:\w+ ){0,2}ablehnen|besitze keine|verfuge (?:leider )?(?:uber )?(?:keine|nicht))\b|keine ahnung\b|als (?:ki|sprachmodell|assistent)\b"
+    r"|(?:das|dazu|darauf|daruber|dabei|davon) (?:weiss|kann|habe|kenne) ich (?:\w+ ){0,3}(?:nicht|nichts|keine)\b|(?:es tut mir (?:sehr |wirklich )?leid|tut mir (?:sehr )?leid|entschuldigung|entschuldigen sie|verzeihung)\b(?= *(?:$|[,.;:!]|aber|ich|dass))|(?:leider )?(?:ich )?(?:weiss ich (?:das |es )?(?:leider )?nicht|kann ich (?:das |dazu |ihnen |dir |diese |dies )*(?:leider )?(?:nicht|keine|nichts))\b|ich (?:weiss (?:es |das |leider |darauf )*(?:nicht|nichts|keine)|kann (?:das |dazu |ihnen |dir |dabei |leider |diese |dies |es |die |frage )*(?:nicht|keine|nichts)|habe (?:leider |dazu |daruber )*(?:keine|nie)|kenne (?:\w+ ){0,3}nicht|bin (?:mir )?(?:leider )?(?:nicht|unsicher)|darf (?:\w+ ){0,3}nicht|muss (?:\w+ ){0,2}ablehnen|besitze keine|verfuge (?:leider )?(?:uber )?(?:keine|nicht))\b|keine ahnung\b|als (?:ki|sprachmodell|assistent)\b"
     # Italian
     r"|(?:mi dispiace|mi spiace|scusa|scusami|mi scuso|purtroppo)\b(?= *(?:$|[,.;:!]|ma|non))|(?:io )?non (?:lo )?(?:so\b(?= *(?:$|[,.;:!]|che|chi|come|quale|nulla|niente|la|il))|posso\b|conosco\b|ho (?:alcuna |nessuna |abbastanza )*(?:informazion|conoscenz|idea|dati|accesso)|sono (?:in grado|sicur|a conoscenza))"
     # Russian (й and ё folded)
@@ -66,11 +75,11 @@ _OTHERS = re.compile(
     r"|(?:عذرا|اسف|انا اسف|انا اسفه|اعتذر|للاسف|المعذره|المعذرة)\b|(?:انا )?(?:لا اعرف|لا اعلم|لا ادري|لا استطيع|لا يمكنني|لا املك|لا اتذكر|لا اقدر|ليس لدي|لست متاكدا|لست علي علم|لم اسمع|غير قادر)\b|بصفتي (?:نموذج|مساعد)|كنموذج لغوي"
     r"|(?:मुझे )?(?:क्षमा करें|क्षमा कीजिए|माफ़? करें|माफ़? कीजिए|माफ करें|माफ कीजिए|माफ़ी|खेद है|अफ़सोस|अफसोस)|मैं (?:क्षमा|माफ़ी|माफी)|मुझे (?:खेद|अफ़सोस|अफसोस|माफ़ करें|माफ करें|नहीं (?:पता|मालूम)|(?:इसके|इस|इसकी|यह|इस विषय|इस प्रश्न|इस सवाल)[^।.]{0,40}नहीं)|मैं (?:[^।.]{0,40})?(?:नहीं (?:जानता|जानती|बता|दे|कर)|असमर्थ)|मेरे पास [^।.]{0,60}(?:नहीं|कोई जानकारी)|पता नहीं|एक (?:एआई|ai|भाषा मॉडल)"
     # Chinese, simple and traditional
-    r"|(?:很|非常|十分|真的|真是|实在|實在)?(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾)(?=[,,。.!!::、\s]|$|我|但|作为|作為|目前|您|你|无法|無法|关于|關於|这|這|没有|沒有|不)|(?:我|本人|目前我|我们|我們)(?:真的|并|並|也|还|還|目前|暂时|暫時|对此|對此|确实|確實|实在|實在|恐怕)*(?:不知道|不清楚|不了解|不太清楚|不太了解|不熟悉|不确定|不確定|不认识|不認識|不记得|不記得|不能|不会回答|不便|没有(?:关于|足够|相关|任何|这方面|听说|听过|办法|權限|权限|具体)|沒有(?:關於|足夠|相關|任何|這方面|聽說|聽過|辦法|具體)|没听说|没听过|沒聽說|沒聽過|无法|無法|无可奉告|拒绝|拒絕|没法|不方便|必须拒绝|对此一无所知|一无所知)|我对[^。]{0,30}(?:不了解|不熟悉|一无所知|没有了解|不清楚)|我對[^。]{0,30}(?:不了解|不熟悉|一無所知|不清楚)|(?:不知道|不清楚|无法回答|無法回答|无可奉告|無可奉告)(?=[,,。.!!\s]|$|您|你|这|這)|作为(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大型语言模型|助手)|作為(?:一個|一名)?(?:ai|人工智慧|語言模型|助手)"
+    r"|(?:我)?(?:很|非常|十分|真的|真是|实在|實在|感到)*(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾)(?=[,,。.!!::、\s]|$|我|但|作为|作為|目前|您|你|无法|無法|关于|關於|这|這|没有|沒有|不)|(?:目前|暂时|暫時)?(?:没有|沒有|暂无|暫無)(?:相关|相關|关于|關於|任何|足够)[^。]{0,15}(?:信息|资料|資料|資訊|数据|記錄|记录)|(?:(?:这个|這個|那个|这|该|此|這)(?:问题|問題|事)?,?)?(?:我|本人|目前我|我们|我們)(?:真的|并|並|也|还|還|目前|暂时|暫時|对此|對此|确实|確實|实在|實在|恐怕)*(?:不知道|不清楚|不了解|不太清楚|不太了解|不熟悉|不确定|不確定|不认识|不認識|不记得|不記得|不能|不会回答|不便|没有(?:关于|足够|相关|任何|这方面|听说|听过|办法|權限|权限|具体)|沒有(?:關於|足夠|相關|任何|這方面|聽說|聽過|辦法|具體)|没听说|没听过|沒聽說|沒聽過|无法|無法|无可奉告|拒绝|拒絕|没法|不方便|必须拒绝|对此一无所知|一无所知)|我对[^。]{0,30}(?:不了解|不熟悉|一无所知|没有了解|不清楚)|我對[^。]{0,30}(?:不了解|不熟悉|一無所知|不清楚)|(?:不知道|不清楚|无法回答|無法回答|无可奉告|無可奉告)(?=[,,。.!!\s]|$|您|你|这|這)|作为(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大型语言模型|助手)|作為(?:一個|一名)?(?:ai|人工智慧|語言模型|助手)"
     # Japanese
-    r"|(?:大変|誠に|まことに|本当に)?(?:申し訳(?:ありません|ございません|ないです|ないのです|ない)|すみません|すいません|ごめんなさい|恐れ入りますが|恐縮ですが|残念ながら|残念ですが|あいにく)(?=[、,。.!!\s]|が|$|けど|私|その|この|お|ご)|(?:私(?:は|には|に)?、?)?(?:その(?:質問|件|こと|情報|問い)[^。]{0,20}|それ(?:は|について(?:は)?)、?|この(?:質問|件)[^。]{0,20})?(?:わかりません|分かりません|知りません|存じません|存じ上げません|お答え(?:できません|できかねます|いたしかねます|することはできません)|答えられません|覚えていません|回答できません|回答を控え)|(?:その|この|それ)[^。]{0,30}(?:情報(?:は|を)(?:持って(?:い|おり)ません|ありません)|知識(?:は|が)ありません)|わからない(?=[。、!\s]|$|です)|ai(?:アシスタント|モデル|言語モデル)?として|aiとして|言語モデルとして"
+    r"|(?:大変|誠に|まことに|本当に)?(?:申し訳(?:ありません|ございません|ないです|ないのです|ない)|すみません|すいません|ごめんなさい|恐れ入りますが|恐縮ですが|残念ながら|残念ですが|あいにく)(?=[、,。.!!\s]|が|$|けど|私|その|この|お|ご)|(?:私(?:は|には|に)?、?)?(?:その(?:質問|件|こと|情報|問い)[^。]{0,20}|答え(?:が|は|を)|それ(?:は|について(?:は)?)、?|この(?:質問|件)[^。]{0,20})?(?:わかりません|分かりません|知りません|存じません|存じ上げません|お答え(?:できません|できかねます|いたしかねます|することはできません)|答えられません|覚えていません|回答できません|回答を控え)|(?:その|この|それ)[^。]{0,30}(?:情報(?:は|を)(?:持って(?:い|おり)ません|ありません)|知識(?:は|が)ありません)|わからない(?=[。、!\s]|$|です)|ai(?:アシスタント|モデル|言語モデル)?として|aiとして|言語モデルとして"
     # Korean
-    r"|(?:정말 |대단히 |매우 )?(?:죄송(?:합니다|하지만|해요|하게도)|미안(?:합니다|하지만|해요)|유감(?:스럽게도|입니다|이지만)|안타깝게도)|(?:저는 |저도 |나는 |제가 |잘 |그것은 |그건 |그 질문에 |그 질문은 |이 질문에 |이에 대해 |해당 )*(?:모르겠(?:습니다|어요|네요|다)|모릅니다|몰라요|알지 못합니다|알지 못해요|알 수 없습니다|답변(?:드릴|할|을 드릴|을 할) 수 없습니다|대답할 수 없습니다|도와드릴 수 없습니다|말씀드릴 수 없습니다|제공할 수 없습니다|기억(?:이 |하지 )?(?:나지 )?(?:않|못)|정보가 없습니다|들어본 적이? 없)|저는 [^.]{0,30}(?:모릅니다|모르겠습니다|알지 못합니다|정보가 없습니다|수 없습니다)|ai (?:언어 )?(?:모델|어시스턴트)로서|인공지능(?:으로서| 모델로서)"
+    r"|(?:정말 |대단히 |매우 )?(?:죄송(?:합니다|하지만|해요|하게도)|미안(?:합니다|하지만|해요)|유감(?:스럽게도|입니다|이지만)|안타깝게도)|(?:저는 |저도 |나는 |제가 |잘 |그것은 |그건 |그것에 대해(?:서는)? |이것에 대해(?:서는)? |그 질문에 |그 질문은 |이 질문에 |이에 대해 |해당 )*(?:모르겠(?:습니다|어요|네요|다)|모릅니다|몰라요|알지 못합니다|알지 못해요|알 수 없습니다|답변(?:드릴|할|을 드릴|을 할) 수 없습니다|대답할 수 없습니다|도와드릴 수 없습니다|말씀드릴 수 없습니다|제공할 수 없습니다|기억(?:이 |하지 )?(?:나지 )?(?:않|못)|정보가 없습니다|들어본 적이? 없)|저는 [^.]{0,30}(?:모릅니다|모르겠습니다|알지 못합니다|정보가 없습니다|수 없습니다)|ai (?:언어 )?(?:모델|어시스턴트)로서|인공지능(?:으로서| 모델로서)"
     r")"
 )
 
