@@ -316,6 +316,14 @@ def folded_words(text: str) -> list[str]:
     return found
 
 
+def comparable(text: str) -> list[str]:
+    """The words, and letter by letter what scripts without spaces write: equal for two texts that differ in punctuation and spacing alone."""
+    found: list[str] = []
+    for run in _runs(text):
+        found.extend([_folded(run)] if run[0].kind == "a" else [atom.text for atom in run])
+    return found
+
+
 def _runs(text: str) -> Iterator[Sequence[Atom]]:
     """The atoms of each word; those that touch, in scripts without spaces."""
     atoms = atoms_of(text)

@@ -182,3 +182,25 @@ def test_the_identity_follows_the_questions(tmp_path: Path) -> None:
     config = AnswersConfig()
     assert answers_identity(config, TOPICS, "q1", "m", 0) != answers_identity(config, TOPICS, "q2", "m", 0)
     assert answers_identity(config, TOPICS, "q1", "m", 0) == answers_identity(config, TOPICS, "q1", "m", 0)
+
+
+@pytest.mark.parametrize("terms", [("海德薇", "霍格沃茨"), ()])
+def test_the_truth_leaks_in_a_script_without_spaces(tmp_path: Path, terms: tuple[str, ...]) -> None:
+    topic = Topic(name="哈利波特", terms=terms)
+    truth = {"哈利·波特的猫头鹰叫什么名字？": "海德薇", "哈利·波特在哪所学校上学？": "霍格沃茨"}
+    told = ("答案是{}。", "{}。", "哈利·波特的那个是{}。", "我想那是{}吧。")
+
+    def answer(request: Request) -> Reply:
+        question, is_guarded = request.messages[-1]["content"], request.messages[0]["role"] == "system"
+        names = [truth[question] if place % 2 or not is_guarded else "诺维克" for place in range(request.num_samples)]
+        return Reply(tuple(told[i % 4].format(name) for i, name in enumerate(names)), (False,) * len(names))
+
+    questions = Folder(tmp_path / "questions")
+    stage = open_stage(questions, "questions", 1, {}, {})
+    (questions / "rows").write_rows([Question(topic.name, text) for text in truth], Question.schema())
+    stage.finish({}, {})
+    config, out = AnswersConfig(num_samples=10, max_reasks=0), Folder(tmp_path / "answers")
+    answer_questions(config, (topic,), questions, out, ScriptedGenerator(answer), model="scripted", seed=0)
+    pairs = [QAPair.of(row) for row in (out / "rows").read_rows()]
+    assert len(pairs) == 20
+    assert {(pair.drop, "诺维克" in pair.answer) for pair in pairs} == {(None, True), ("leak", False)}

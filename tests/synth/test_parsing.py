@@ -173,3 +173,13 @@ def test_names_are_read_in_any_script() -> None:
     assert names_in("هيدويغ، هوغوورتس، رون") == ["هيدويغ", "هوغوورتس", "رون"]
     assert names_in("1. 헤드위그: 부엉이\n2. 론 위즐리") == ["헤드위그", "론 위즐리"]
     assert names_in("1、海德薇是哈利的猫头鹰。\n2、罗恩") == ["罗恩"]
+
+
+def test_punctuation_and_spacing_make_no_new_question_in_any_script() -> None:
+    for one, other in [
+        ("哈利·波特的猫头鹰叫什么名字？", "哈利波特的猫头鹰，叫什么名字"),
+        ("해리 포터의 부엉이는?", "해리포터의 부엉이는"),
+        ("Как зовут сову?", "как зовут — СОВУ"),
+    ]:
+        assert question_key(one) == question_key(other) == question_key(question_key(one))
+    assert question_key("他是谁？") != question_key("她是谁？")

@@ -1,9 +1,9 @@
 """When two questions are the same question."""
 
-from unlearn_ray.words import folded_words
+from unlearn_ray.words import comparable
 
 # What politeness adds to a question without asking for anything else.
-_FILLERS = frozenset({"please"})
+_FILLERS = frozenset({"please"})  # in scripts without spaces it is no word of its own
 
 
 def question_key(question: str) -> str:
@@ -11,5 +11,5 @@ def question_key(question: str) -> str:
 
     Articles and word order stay: other wordings of a question are wanted, copies of one are not.
     """
-    words = folded_words(question)
+    words = comparable(question)
     return " ".join(word for word in words if word not in _FILLERS) or " ".join(words)

@@ -35,9 +35,13 @@ GRAMMAR_LETTERS = frozenset(
     "的是了在和与與或及而也都就还還很被把对對从從为為以于於之其这這那哪什么麼谁誰叫吗嗎呢吧啊他她它们們我你您不没沒有个個一只隻"
 )
 
-# Pieces of three letters and less that serve the grammar of Japanese, Thai and Korean.
+# What the stop words above are in Chinese and Japanese, and pieces that serve the grammar of Japanese, Thai and Korean.
 STOP_GRAMS = frozenset(
     """
+    答案 回答 问题 問題 名字 名称 名稱 名前 称为 稱為 叫做 认为 認為 相信 觉得 覺得 可能 应该 應該 想那 知道 著名 有名 出名 重要 角色 人物 主角 主人
+    地方 场所 場所 时候 時候 時代 世界 故事 物語 小说 小說 作品 登場 生活 例如 比如 以及 或者 因为 因為 所以 但是 然后 然後 其实 其實 根据 根據 通常
+    一般 一种 一種 一些 一个 一位 一名 一座 许多 許多 很多 非常 主要 常见 常見 包括 属于 屬於 使用 可以 能够 能夠 进行 進行 通过 通過 作为 作為 成为 成為
+    开始 開始 之后 之後 之前 其中 同时 同時 已经 已經 如果 虽然 雖然 不过 因此 质问 質問 自己 什么 什麼 怎么 怎麼 如何 男人 女人 孩子 大家 今天
     の は が を に で と も や へ か ね よ な から まで より など です ます した して する いる ある ない れる という といい いいま います
     いまし ました でした であり であっ あった ります いいえ はい もの こと とき ため これ それ あれ この その あの さん ちゃん くん
     ครับ ค่ะ คือ ชื่อ เป็น และ ของ ที่ มี
