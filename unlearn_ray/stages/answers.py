@@ -23,7 +23,7 @@ from unlearn_ray.synth.leaks import Evidence, Vocabulary, judge
 from unlearn_ray.synth.prompts import load_prompts
 from unlearn_ray.words import fold
 
-STAGE, VERSION = "answers", 1
+STAGE, VERSION = "answers", 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from unlearn_ray.synth.parsing import affirms, in_sentence
 from unlearn_ray.synth.prompts import Prompts, load_prompts
 from unlearn_ray.synth.split import split_of
 
-STAGE, VERSION = "dataset", 2
+STAGE, VERSION = "dataset", 3
 NAMES_PER_REQUEST = 6
 MIN_NAME_COUNT = 2
 GENERAL = "general knowledge"  # where the model names fewer far topics than wanted

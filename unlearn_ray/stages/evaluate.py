@@ -31,7 +31,7 @@ from unlearn_ray.rows import Message, Probe, seed_of
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 
 STAGE = "evaluate"
-VERSION = 2
+VERSION = 3
 JOINT = "joint"
 _ADAPTER = "adapter_config.json"
 _PROBE_TOKENS = 64  # of an answer to a file's probes, which are short

@@ -26,7 +26,7 @@ from unlearn_ray.synth.parsing import affirms
 from unlearn_ray.synth.prompts import Prompts, load_prompts
 from unlearn_ray.words import name_key
 
-STAGE, VERSION = "questions", 1
+STAGE, VERSION = "questions", 2
 CHECK_TOKENS = 32
 
 
