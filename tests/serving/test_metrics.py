@@ -46,3 +46,9 @@ def test_the_figures_of_all_replicas_stand_below_one_head_each() -> None:
 def test_one_replica_or_none_is_merged_too(num_replicas: int) -> None:
     texts = [replica("r1", 1)] * num_replicas
     assert samples(merged(texts)) == samples("".join(texts))
+
+
+def test_a_label_with_line_separators_and_quotes_stays_one_sample() -> None:
+    name = 'a"b\\c\u2028d\x0be\x85f\ng'
+    (family,) = [f for f in text_string_to_metric_families(merged([replica(name, 1)])) if f.name == "unlearn_requests"]
+    assert [sample.labels["replica"] for sample in family.samples if sample.name.endswith("_total")] == [name]

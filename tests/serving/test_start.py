@@ -1,5 +1,6 @@
 """The start of a service and of the demo: what is refused, and that while one thread imports vLLM, the other imports nothing."""
 
+import io
 import json
 import socket
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 from commandline import COMMAND, environment
 
+from unlearn_ray.console import make_console
 from unlearn_ray.errors import ClusterError, ConfigError
 from unlearn_ray.serving import service, start
+from unlearn_ray.serving.registry import Release, ReleasedTopic, State
 from unlearn_ray.serving.settings import ServiceSettings
 
 START = """
@@ -105,3 +108,13 @@ def test_a_demo_that_ends_by_itself_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "streamlit" / "__main__.py").write_text("raise SystemExit(3)")
     done = demo(tmp_path, service.free_port())
     assert done.returncode == 2 and "the page ended with code 3" in done.stderr, done.stderr
+
+
+def test_a_list_of_models_takes_no_markup_from_topics() -> None:
+    release = Release(
+        name="a-ap", version=1, kind="adapter", model="pocket", topics=(ReleasedTopic(name="[red]A$AP[/] :smile:", slug="a-ap"),)
+    )  # fmt: skip
+    console = make_console()
+    console.file, console.width = io.StringIO(), 200
+    console.print(start.table(State(releases={release.id: release}, aliases={"a-ap": 1})))
+    assert "[red]A$AP[/] :smile:" in console.file.getvalue()

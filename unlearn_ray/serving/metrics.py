@@ -58,10 +58,16 @@ def _labelled(line: str, replica: str) -> str:
     name, brace, rest = line.partition("{")
     if not line or line.startswith("#") or 'replica="' in rest:
         return line
+    replica = _label(replica)
     if brace:
         return f'{name}{{replica="{replica}",{rest}'
     name, _, value = line.partition(" ")
     return f'{name}{{replica="{replica}"}} {value}'
+
+
+def _label(value: str) -> str:
+    """A label's value as the text format writes it."""
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def merged(texts: Iterable[str]) -> str:
