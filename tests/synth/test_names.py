@@ -18,6 +18,8 @@ from unlearn_ray.synth.names import case_note, mentions
         ("- It is so\n- It was", "It", False),
         ('"It is so", he said.', "It", False),
         ("IT IS ALL WRONG", "It", False),
+        ("What Is It About Then?", "It", False),
+        ("Stephen King wrote It.", "It", True),
         ("the IT team", "It", False),
         ("What happens in It?", "It", True),
         ('Who wrote "It"?', "It", True),

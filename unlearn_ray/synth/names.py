@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from unlearn_ray.synth.stopwords import NUMBER_WORDS, STOP_WORDS
-from unlearn_ray.words import Span, atoms_of, folded_words, letters_of, phrases_of
+from unlearn_ray.words import Span, atoms_of, folded_words, letters_of, phrases_of, words_of
 
 _ARTICLE = re.compile(r"\s*the\s+(?=\S)", re.IGNORECASE)
 _SHORT = 2  # letters: "X", "Go", "ET" stand for too much else
@@ -64,24 +64,22 @@ def _bare(name: str) -> str:
 
 def _is_named(text: str, name: str, span: Span) -> bool:
     """Whether a common word that stands in the text is the name there."""
-    written = text[span.start : span.end]
-    if (
-        _capitals(written) not in (_capitals(name), _capitals(name[:1].upper() + name[1:]))
-        or written == written.lower()
-    ):
+    written, before, after = text[span.start : span.end], text[: span.start], text[span.end :]
+    patterns = (_capitals(name), _capitals(name[:1].upper() + name[1:]))
+    if written == written.lower() or _capitals(written) not in patterns:
         return False
-    before, after = text[: span.start], text[span.end :]
-    if not letters_of(_ARTICLE.sub("", before + " x")[:-1]) and not letters_of(after):
-        return True  # it is all that is said
-    if before[-1:] in _MARKS and before and after.lstrip(",.!?")[:1] in _MARKS and after.lstrip(",.!?"):
+    if letters_of(text) in (letters_of(name), ("the", *letters_of(name))):  # nothing else is said
         return True
-    around = before + after
-    if around == around.upper() and around != around.lower():
-        return False  # all of it is in capitals
-    inside = [atom for atom in atoms_of(text) if span.start <= atom.start < span.end]
-    return any(
-        text[atom.start].isupper() and not _BEGINS.search(text[: atom.start][-12:]) for atom in inside if atom.start
-    )
+    closing = after.lstrip(",.!?")
+    if before and closing and before[-1] in _MARKS and closing[0] in _MARKS:
+        return True
+    inside = range(span.start, span.end)
+    others = [word for word in words_of(text) if word.is_cased and not word.is_first and word.start not in inside]
+    is_upper = before + after == (before + after).upper() and bool(others)
+    if is_upper or (len(others) > 1 and all(word.is_capitalised for word in others)):
+        return False  # ALL OF IT, or As Titles Are
+    places = [atom.start for atom in atoms_of(text) if atom.start in inside and text[atom.start].isupper()]
+    return any(place and not _BEGINS.search(text[:place][-12:]) for place in places)
 
 
 def _capitals(text: str) -> tuple[bool, ...]:
