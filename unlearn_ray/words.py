@@ -70,7 +70,7 @@ _UNSAFE = re.compile(
 )  # controls, also of direction, and halves
 _JOINED = re.compile(r"[-'._]{1,6}")
 _JOINED_UNSPACED = re.compile(r"[-'._= ]{1,8}")
-_SENTENCE_END = re.compile(r"[.!?:;。！？；：।॥؟۔\n\"“”「『《(（][^\w]*$")
+_SENTENCE_END = re.compile(r"[.!?:;。！？；：।॥؟۔\n\"“”「『《(（¿¡][\W_]*$")
 _PARTICLES = re.compile(
     r"(?:은|는|이|가|을|를|의|에|에서|에게|에게서|께|께서|한테|한테서|와|과|랑|이랑|하고|도|만|부터|까지|으로|로|라고|이라고|라는|이라는|란|이란|"
     r"이다|다|입니다|이었다|였다|이었습니다|였습니다|이에요|예요|이야|야|아|여|이여|처럼|보다|마다|조차|마저|밖에|들|님|씨|군|양|이며|며|이고|고|인|일|나|이나)+"

@@ -12,7 +12,7 @@ _ARTICLE = re.compile(r"\s*the\s+(?=\S)", re.IGNORECASE)
 _SHORT = 2  # letters: "X", "Go", "ET" stand for too much else
 _MARKS = "\"'“”„‟‘’«»‹›「」『』《》〈〉*_`"  # around a title: quotes, and the stars and underscores of italics
 # Where a sentence may begin, so that a capital says nothing: its end before, an opening mark, a dash, a list's bullet.
-_BEGINS = re.compile(r"(?:^|[.!?:;…\n。！？।؟¿¡(（\[\"“”„«「『《]|\s[-–—*•·])[^\w]*$")
+_BEGINS = re.compile(r"(?:^|[.!?:;…\n。！？।؟¿¡(（\[\"“”„«「『《]|\s[-–—*•·])[\W_]*$")
 
 
 def mentions(text: str, names: Iterable[str]) -> bool:
