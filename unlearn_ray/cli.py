@@ -250,7 +250,7 @@ def _execute(
             )
             console.print(shown.plan_table(plan.stages))
             for note in plan.notes:
-                console.print(f"  [yellow]![/] {escape(note)}", soft_wrap=True)
+                console.print(shown.note_line(note), soft_wrap=True)
             return
         with ExitStack() as stack:
             progress = shown.Progression(console)
@@ -263,7 +263,7 @@ def _execute(
             planned = {stage.name: stage for stage in plan.stages}
             for note in plan.notes:
                 log.warning("%s", note)
-                console.print(f"  [yellow]![/] {escape(note)}", soft_wrap=True)
+                console.print(shown.note_line(note), soft_wrap=True)
 
             def started(stage: str) -> None:
                 if line := shown.start_line(planned[stage]):

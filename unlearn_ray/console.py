@@ -123,6 +123,11 @@ def plan_table(stages: "Sequence[PlannedStage]") -> Table:
     return table
 
 
+def note_line(note: str) -> str:
+    """One line for what is worth knowing before a run."""
+    return f"  [yellow]![/] {plain(note)}"
+
+
 def start_line(stage: "PlannedStage") -> str | None:
     """One line for a stage that begins with what an earlier run left; None for one that finds nothing, or nothing to do."""
     if stage.state in {"fresh", "finished"}:

@@ -14,10 +14,12 @@ from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifes
 from unlearn_ray.chat import placed
 from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, RunConfig
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
+from unlearn_ray.evals.probes import near_misses, read_probes
 from unlearn_ray.rows import Message, digest
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
 from unlearn_ray.stages.stage import State, state_of
 from unlearn_ray.synth.guardrails import guardrail_prefixes
+from unlearn_ray.synth.names import case_note
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets, unreached
 
 STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
@@ -92,6 +94,9 @@ def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | N
 
 def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
     yield from model.notes
+    yield from filter(None, (case_note(topic.name) for topic in config.topics))
+    if config.evaluate.probes_path is not None:
+        yield from near_misses(read_probes(config.evaluate.probes_path), config.topics)
     longest = max(
         _num_asked(model, prefix, "") for prefix in guardrail_prefixes(config.answers, config.topics).values()
     )
