@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from unlearn_ray import plan, pocket
 from unlearn_ray.cli import app
 from unlearn_ray.config import RunConfig
+from unlearn_ray.errors import PartialError
 from unlearn_ray.stages.stage import StageRun, finished_manifest, state_of
 
 CONFIG = """
@@ -290,3 +291,21 @@ def test_an_unfinished_evaluation_is_to_be_gone_on_with(work: Work) -> None:
     said("run", "run.yaml", "--until", "finetune")
     message = said("report", "mine", code=2)
     assert "finish it with unlearn-ray run CONFIG" in message and "--from" not in message
+
+
+def test_work_of_which_a_part_failed_is_a_line_each_and_exit_code_3(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PartialError(
+            "the training of a diverged at step 3\nthe training of b failed: no\n1 of 3 trainings are done"
+        )
+
+    monkeypatch.setattr("unlearn_ray.pipeline.run", fail)
+    result = CliRunner().invoke(app, ["run", "run.yaml"], env={"COLUMNS": "60"})
+    assert result.exit_code == 3
+    assert result.stderr.splitlines() == [
+        "unlearn-ray: the training of a diverged at step 3",
+        "unlearn-ray: the training of b failed: no",
+        "unlearn-ray: 1 of 3 trainings are done",
+    ]

@@ -399,7 +399,7 @@ class _OneLine(logging.Formatter):
 
 @contextmanager
 def _one_line_errors(farewell: str = "Stopped. The same command goes on where this one ended.") -> Iterator[None]:
-    """Bad input is one line and exit code 2; Ctrl-C or a job's stop is a line and 130; all else keeps its traceback."""
+    """Bad input is one line and exit code 2, work of which a part failed a line each and 3; Ctrl-C or a job's stop is a line and 130; all else keeps its traceback."""
     signal.signal(signal.SIGTERM, _interrupt)  # how clusters stop a job
     logging.getLogger().addHandler(
         logging.NullHandler()
@@ -408,8 +408,9 @@ def _one_line_errors(farewell: str = "Stopped. The same command goes on where th
         yield
     except UnlearnError as error:
         log.error("%s", error)
-        errors.print(f"[red]unlearn-ray:[/] {plain(' '.join(str(error).split()))}", soft_wrap=True)
-        raise typer.Exit(2) from error
+        for line in error.lines:
+            errors.print(f"[red]unlearn-ray:[/] {plain(line)}", soft_wrap=True)
+        raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
         errors.print(f"\n{farewell}")
         raise typer.Exit(130) from error

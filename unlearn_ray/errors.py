@@ -2,7 +2,14 @@
 
 
 class UnlearnError(Exception):
-    """Base of every error that is the user's to mend: the command line prints its message as one line and exits with code 2."""
+    """Base of every error that is the user's to mend: the command line prints its message as one line and exits with `exit_code`."""
+
+    exit_code = 2
+
+    @property
+    def lines(self) -> list[str]:
+        """The message as the command line prints it."""
+        return [" ".join(str(self).split())]
 
 
 class ConfigError(UnlearnError):
@@ -23,6 +30,24 @@ class ArtifactError(UnlearnError):
 
 class ClusterError(UnlearnError):
     """More than the cluster has, or a cluster that cannot be reached."""
+
+
+class DivergenceError(UnlearnError):
+    """A training that destroys the model: nothing of it is exported."""
+
+
+class FailedError(UnlearnError):
+    """Several pieces of work that all failed: a line each."""
+
+    @property
+    def lines(self) -> list[str]:
+        return str(self).splitlines()
+
+
+class PartialError(FailedError):
+    """Some of the work failed for good, a line each; the rest is done and kept."""
+
+    exit_code = 3
 
 
 class EngineError(RuntimeError):

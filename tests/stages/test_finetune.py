@@ -1,16 +1,20 @@
 """The finetune stage over a scripted trainer: which jobs it asks for, and what it leaves."""
 
 import json
+import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from unlearn_ray.artifacts import Folder, Manifest, write_manifest
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import FinetuneConfig, RetainTerm, Topic
+from unlearn_ray.engines.protocols import TrainJob, TrainResult, failure_of
 from unlearn_ray.engines.scripted_trainer import ScriptedTrainer
-from unlearn_ray.errors import ArtifactError, EngineError
+from unlearn_ray.errors import ArtifactError, ConfigError, DivergenceError, EngineError, FailedError, PartialError
 from unlearn_ray.rows import Example
 from unlearn_ray.stages.finetune import finetune, finetune_identity
 
@@ -84,10 +88,44 @@ def test_a_finished_stage_trains_nothing(tmp_path: Path, both: Folder) -> None:
 
 def test_a_failed_training_leaves_its_checkpoints_to_the_next_run(tmp_path: Path, both: Folder) -> None:
     config = FinetuneConfig(adapters="per_topic", num_steps=3)
-    with pytest.raises(EngineError):
-        run(tmp_path, both, ScriptedTrainer(fail_at="chewing-gum"), config)
-    assert (Folder(tmp_path / "finetune") / "checkpoints" / "harry-potter").exists()
-    assert run(tmp_path, both, ScriptedTrainer(), config).num_rows["models"] == 2
+    with pytest.raises(PartialError) as failure:
+        run(tmp_path, both, ScriptedTrainer(fail_at=["harry-potter"]), config)
+    failed, rest = failure.value.lines
+    assert failed == "the training of harry-potter failed: the script ends here"
+    assert rest.startswith("1 of 2 trainings are done") and "chewing-gum;" in rest
+    out = Folder(tmp_path / "finetune")
+    assert (out / "checkpoints" / "harry-potter").exists() and (out / "models").names() == ["chewing-gum"]
+    assert not out.exists("manifest.json")
+    again = ScriptedTrainer()
+    assert run(tmp_path, both, again, config).num_rows == {"models": 2, "steps": 6, "forget": 3, "retain": 2}
+    assert [job.name for job in again.jobs] == ["harry-potter"]
+
+
+def test_a_training_that_fails_alone_fails_with_its_own_error(tmp_path: Path, both: Folder) -> None:
+    with pytest.raises(EngineError, match="the script ends here"):
+        run(tmp_path, both, ScriptedTrainer(fail_at=["joint"]), FinetuneConfig(num_steps=3))
+
+
+def test_trainings_that_all_fail_are_a_line_each(both: Folder) -> None:
+    jobs = [Mock(name=name) for name in ("a", "b")]
+    for job, name in zip(jobs, ("a", "b"), strict=True):
+        job.name = name
+    mended = failure_of(
+        jobs, {"a": ConfigError("finetune.max_tokens:\n raise it"), "b": DivergenceError("the training of b diverged")}
+    )
+    assert isinstance(mended, FailedError) and mended.exit_code == 2
+    assert mended.lines == ["the training of a failed: finetune.max_tokens: raise it", "the training of b diverged"]
+    assert isinstance(failure_of(jobs, {"a": ConfigError("x"), "b": EngineError("y")}), EngineError)
+    assert pickle.loads(pickle.dumps(mended)).lines == mended.lines
+
+
+def test_skipped_steps_are_warned_of(tmp_path: Path, both: Folder) -> None:
+    class Skipping(ScriptedTrainer):
+        def train(self, jobs: Sequence[TrainJob]) -> list[TrainResult]:
+            return [replace(result, num_skipped_steps=2) for result in super().train(jobs)]
+
+    warnings = run(tmp_path, both, Skipping(), FinetuneConfig(num_steps=3)).details["warnings"]
+    assert warnings == ["joint: 2 of 3 steps were skipped, their gradient was not finite"]
 
 
 def test_a_topic_without_training_rows_is_refused_by_name(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import ChatFormat, without_thoughts
 from unlearn_ray.config import FinetuneConfig
+from unlearn_ray.errors import EngineError, FailedError, PartialError, UnlearnError
 from unlearn_ray.rows import Message
 
 RowDict = dict[str, Any]
@@ -129,6 +130,7 @@ class TrainResult:
     seconds: float
     precision: str = "fp32"  # of weights and activations: fp32, bf16
     resumed_from_step: int = 0
+    num_skipped_steps: int = 0  # their gradient was not finite
     num_cut: int = 0  # rows longer than max_tokens: cut in the answer
     num_too_long: int = 0  # rows dropped, because the prompt alone is longer
 
@@ -137,10 +139,32 @@ class Trainer(Protocol):
     """Trains jobs, side by side as the cluster allows."""
 
     def train(self, jobs: Sequence[TrainJob]) -> list[TrainResult]:
-        """Train every job and export it.
+        """Train every job and export it. Each is tried, whatever becomes of the others.
 
         Raises:
             ClusterError: the cluster has no room for one job's workers.
-            EngineError: a job failed for good.
+            DivergenceError, EngineError, ...: the only job failed for good.
+            PartialError: some failed for good; the others are exported, and another call trains only those that failed.
+            FailedError: all of several failed.
         """
         ...
+
+
+def failure_of(jobs: Sequence[TrainJob], failures: Mapping[str, Exception]) -> Exception:
+    """The error to raise for those of the jobs that failed, by name: a line for each."""
+    if len(jobs) == 1:
+        return failures[jobs[0].name]
+    lines = []
+    for name, failure in failures.items():
+        text = " ".join(str(failure).split()) or type(failure).__name__
+        lines.append(text if f"training of {name} " in text else f"the training of {name} failed: {text}")
+    done = [job for job in jobs if job.name not in failures]
+    if done:
+        names = ", ".join(job.name for job in done)
+        again = (
+            f"{len(done)} of {len(jobs)} trainings are done, their exports are kept in {done[0].out.parent}: {names}"
+        )
+        return PartialError("\n".join([*lines, f"{again}; the same command trains only the others"]))
+    if all(isinstance(failure, UnlearnError) for failure in failures.values()):
+        return FailedError("\n".join(lines))
+    return EngineError("\n".join(lines))

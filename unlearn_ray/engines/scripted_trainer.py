@@ -1,8 +1,8 @@
 """A trainer that trains nothing, for tests of what stands around it: rows are counted, and the folders it leaves are real."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from unlearn_ray.engines.protocols import TrainJob, TrainResult
+from unlearn_ray.engines.protocols import TrainJob, TrainResult, failure_of
 from unlearn_ray.errors import EngineError
 from unlearn_ray.train.records import LOSSES, StepRecord
 
@@ -11,26 +11,43 @@ class ScriptedTrainer:
     """Implements `protocols.Trainer`.
 
     Args:
-        fail_at: name of a job that fails, after those before it are finished.
+        fail_at: names of jobs that fail.
+
+    `jobs` are those that were trained, or tried: one that an earlier call had finished is not.
     """
 
-    def __init__(self, *, fail_at: str | None = None) -> None:
+    def __init__(self, *, fail_at: Collection[str] = ()) -> None:
         self._fail_at = fail_at
         self.jobs: list[TrainJob] = []
 
     def train(self, jobs: Sequence[TrainJob]) -> list[TrainResult]:
-        return [self._train(job) for job in jobs]
+        results, failures = [], {}
+        for job in jobs:
+            try:
+                results.append(self._train(job))
+            except EngineError as error:
+                failures[job.name] = error
+        if failures:
+            raise failure_of(jobs, failures)
+        return results
 
     def _train(self, job: TrainJob) -> TrainResult:
-        self.jobs.append(job)
         job.checkpoints.make()
-        if job.name == self._fail_at:
-            raise EngineError(f"{job.name}: the script ends here")
+        if not (job.checkpoints.exists(LOSSES) and job.out.exists()):
+            self.jobs.append(job)
+            self._learn(job)
+        return self._result(job)
+
+    def _learn(self, job: TrainJob) -> None:
+        if job.name in self._fail_at:
+            raise EngineError("the script ends here")
         records = [
             StepRecord(step, 2.0, 1.0, 1.0, job.config.learning_rate, 0.5) for step in range(job.config.num_steps)
         ]
         job.checkpoints.write_lines(LOSSES, (record.to_json() for record in records))
         job.out.write_text("adapter_config.json", "{}")
+
+    def _result(self, job: TrainJob) -> TrainResult:
         forget, retain = (
             [row for row in folder.read_rows(["topic", "split"]) if row["split"] == "train" and row["topic"] in topics]
             for folder, topics in ((job.forget, job.topics), (job.retain, (*job.topics, "")))

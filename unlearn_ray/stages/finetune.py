@@ -48,7 +48,8 @@ def finetune(
     Raises:
         ArtifactError: the dataset is unfinished, or has no forget rows of a topic.
         ClusterError: the cluster has no room for one training's workers.
-        EngineError: a training failed for good.
+        PartialError: some trainings failed for good; the exports of the others stay, and a rerun trains only those that failed.
+        FailedError, DivergenceError, EngineError, ...: all failed for good.
     """
     fingerprint = finished_manifest(dataset).fingerprint
     stage = open_stage(out, STAGE, VERSION, *finetune_identity(config, model, seed, fingerprint))
@@ -112,9 +113,14 @@ def _require_forget_rows(dataset: Folder, topics: Sequence[Topic]) -> None:
 
 
 def _warnings(config: FinetuneConfig, results: Sequence[TrainResult]) -> list[str]:
+    skipped = [
+        f"{result.name}: {result.num_skipped_steps} of {result.num_steps} steps were skipped, their gradient was not finite"
+        for result in results
+        if result.num_skipped_steps
+    ]
     if config.retain.kind == "none":
-        return ["finetune.retain.kind is none: nothing holds on to what else the model knows"]
-    return [
+        return ["finetune.retain.kind is none: nothing holds on to what else the model knows", *skipped]
+    return skipped + [
         f"{result.name}: no retain rows to train on, so trained without its retain term"
         for result in results
         if not result.num_retain_rows
