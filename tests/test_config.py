@@ -148,3 +148,11 @@ def test_files_are_found_beside_the_config_and_not_beside_the_caller(tmp_path: P
     assert loaded.questions.file == tmp_path / "mine.csv"
     assert loaded.evaluate.probes == str(tmp_path / "p.jsonl")
     assert loaded.model_path == str(tmp_path / "m")
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "1e999"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("name: x\ntopics: [{name: a}]\n")
+    with pytest.raises(ConfigError, match=r"finetune\.learning_rate: Input should be a finite number"):
+        config.load(file, [f"finetune.learning_rate={value}"])

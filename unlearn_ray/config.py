@@ -42,9 +42,9 @@ SERVED_RANK, SERVED_LENGTH = (
 
 
 class Strict(BaseModel):
-    """Rejects unknown keys and values of another type."""
+    """Rejects unknown keys, values of another type and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Topic(Strict):
