@@ -1,9 +1,11 @@
 """Run by test_deepspeed_runtime.py: two ranks take a few steps under every way to share a model out, and under none, each by itself."""
 
+import gc
 import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -46,6 +48,20 @@ def rows_of(folder: Path, name: str, count: int) -> EncodedRows:
     return EncodedRows(path)
 
 
+def sharded(config: FinetuneConfig, workers: WorkerResources, batches: Batches) -> DeepSpeedRuntime:
+    return DeepSpeedRuntime(MODEL, config, workers, CPU, seed=SEED, num_micro_batches=batches.num_micro_batches)
+
+
+def num_elements() -> int:
+    """Of all tensors that are alive: weights, their masters, the optimizer's moments, and what else there is."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    storages = {
+        each.untyped_storage()._cdata: each.untyped_storage().nbytes() // each.element_size() for each in tensors
+    }
+    return sum(storages.values())
+
+
 def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
     torch.set_num_threads(1)
     forget, retain = rows_of(folder, "forget", 11), rows_of(folder, "retain", 7)
@@ -72,17 +88,29 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
         if "ranks_with_bf16" in case:
             has_bf16 = int(os.environ["RANK"]) in case["ranks_with_bf16"]
             deepspeed_runtime.has_bf16 = lambda device, answer=has_bf16: answer
+        held = num_elements()
         if case.get("plain"):
             module = prepare(
                 load_base(MODEL, DTYPES[config.precision], CPU), config.weights, seed=SEED, gradient_checkpointing=False
             )
             runtime: PlainRuntime | DeepSpeedRuntime = PlainRuntime(module, config, CPU)
         else:
-            runtime = DeepSpeedRuntime(
-                MODEL, config, workers, CPU, seed=SEED, num_micro_batches=batches.num_micro_batches
-            )
+            runtime = sharded(config, workers, batches)
         records: list[StepRecord] = []
-        train(runtime, batches, config, seed=SEED, on_step=records.append)
+        if case.get("resumed") and isinstance(runtime, DeepSpeedRuntime):
+
+            def stop(record: StepRecord, records: list[StepRecord] = records) -> None:
+                records.append(record)
+                if len(records) == 2:
+                    raise StopIteration
+
+            with suppress(StopIteration):
+                train(runtime, batches, config, seed=SEED, on_step=stop)
+            runtime.save(folder.parent / "states" / name)
+            runtime.close()
+            runtime = sharded(config, workers, batches)
+            runtime.load(folder.parent / "states" / name)
+        train(runtime, batches, config, seed=SEED, first_step=len(records), on_step=records.append)
         found[name] = {"losses": [record.loss for record in records], "norms": [record.grad_norm for record in records]}
         found[name]["retain"] = [record.retain_loss for record in records]
         if isinstance(runtime, DeepSpeedRuntime):
@@ -90,7 +118,9 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
             found[name]["weights"] = weights and sorted(
                 [key, float(value.double().norm())] for key, value in weights.items()
             )
+            del weights
             runtime.close()
+            found[name]["left"] = num_elements() - held
         else:
             found[name]["weights"] = sorted(
                 [key, float(value.detach().double().norm())]

@@ -31,35 +31,47 @@ def workers(stage: int, micro_batch: int = 2, **more: Any) -> dict[str, Any]:
     return {"num_workers": 2, "zero_stage": stage, "micro_batch": micro_batch, **more}
 
 
+BF16 = {"precision": "bf16"}
 PLAIN = {"full": FULL, "full kl": FULL | KL, "lora": LORA, "lora kl": LORA | KL}
-CASES: dict[str, dict[str, Any]] = {name: {"config": config, "plain": True} for name, config in PLAIN.items()} | {
-    "full, stage 0": {"config": FULL, "workers": workers(0)},
-    "full, stage 1": {"config": FULL, "workers": workers(1)},
-    "full, stage 2": {"config": FULL, "workers": workers(2)},
-    "full, stage 3": {"config": FULL, "workers": workers(3)},
+PLAIN |= {f"{name} bf16": config | BF16 for name, config in PLAIN.items()}
+# Weight decay acts in DeepSpeed's own first step, too.
+PLAIN["decay"] = FULL | BF16 | {"weight_decay": 30.0}
+Cases = dict[str, dict[str, Any]]
+GRID: Cases = {
+    f"{name}, stage {stage}": {"config": config, "workers": workers(stage)}
+    for name, config in PLAIN.items()
+    for stage in (0, 1, 2, 3)
+}
+# In every run of the tests; the rest of the grid takes minutes.
+CORE = [
+    "full, stage 0", "full, stage 1", "full kl, stage 2", "full kl, stage 3", "lora, stage 0", "lora, stage 2", "lora kl, stage 3",
+    "full bf16, stage 0", "full bf16, stage 3", "lora bf16, stage 0", "lora bf16, stage 2", "decay, stage 0",
+]  # fmt: skip
+CASES: Cases = {name: GRID[name] for name in CORE} | {
     "full, stage 2 offloaded": {"config": FULL, "workers": workers(2, offload="optimizer")},
     "full, one pass": {"config": FULL, "workers": workers(2, micro_batch=64)},
-    "full kl, stage 2": {"config": FULL | KL, "workers": workers(2)},
-    "full kl, stage 3": {"config": FULL | KL, "workers": workers(3)},
-    "lora, stage 0": {"config": LORA, "workers": workers(0)},
-    "lora, stage 2": {"config": LORA, "workers": workers(2)},
-    "lora, stage 3": {"config": LORA, "workers": workers(3)},
     "lora, checkpointed activations": {"config": LORA, "workers": workers(2, gradient_checkpointing=True)},
-    "lora kl, stage 2": {"config": LORA | KL, "workers": workers(2)},
-    "lora kl, stage 3": {"config": LORA | KL, "workers": workers(3)},
-    "lora, bf16": {"config": LORA | {"precision": "bf16"}, "workers": workers(2)},
     "lora, auto, all have bf16": AUTO | {"ranks_with_bf16": [0, 1]},
     "lora, auto, one has none": AUTO | {"ranks_with_bf16": [0]},
+    "full bf16, stage 0, resumed": {"config": FULL | BF16, "workers": workers(0), "resumed": True},
 }
+LONG: Cases = {name: case for name, case in GRID.items() if name not in CORE} | {
+    "full, stage 3 offloaded": {"config": FULL, "workers": workers(3, offload="all")},
+    "full bf16, stage 2 offloaded": {"config": FULL | BF16, "workers": workers(2, offload="optimizer")},
+    "full bf16, stage 3 offloaded": {"config": FULL | BF16, "workers": workers(3, offload="all")},
+    "full bf16, one pass": {"config": FULL | BF16, "workers": workers(0, micro_batch=64)},
+} | {
+    f"{name}, stage {stage}, resumed": {"config": PLAIN[name], "workers": workers(stage), "resumed": True}
+    for name, stage in (("full", 0), ("lora bf16", 1), ("full bf16", 2), ("lora bf16", 3))
+}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each case saw, from rank 0."""
+def seen(folder: Path, cases: Cases) -> dict[str, Any]:
+    """What each case saw, from rank 0: those given, and the plain trainings that they are held to."""
+    plain: Cases = {name: {"config": PLAIN[name], "plain": True} for name in {name.split(",")[0] for name in cases}}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("ranks")
     variables = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -69,14 +81,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
     with (folder / "log").open("w") as log:
         ranks = subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(folder), json.dumps(CASES)],
+            [sys.executable, str(SCRIPT), str(folder), json.dumps(plain | cases)],
             env=os.environ | variables,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        assert ranks.wait(timeout=500) == 0, (folder / "log").read_text()[-3000:]
+        assert ranks.wait(timeout=900) == 0, (folder / "log").read_text()[-3000:]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(ranks.pid, signal.SIGKILL)  # one that waits for the other
@@ -84,34 +96,66 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize(
-    "case", [name for name in CASES if name not in PLAIN and "bf16" not in name and "auto" not in name]
-)
-def test_sharded_training_equals_one_plain_process(found: dict[str, Any], case: str) -> None:
-    plain, sharded = found[case.split(",")[0]], found[case]
-    assert sharded["losses"] == pytest.approx(plain["losses"], abs=1e-4)
-    assert sharded["norms"] == pytest.approx(plain["norms"], rel=1e-3)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return seen(tmp_path_factory.mktemp("ranks"), CASES)
+
+
+@pytest.fixture(scope="module")
+def found_long(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return seen(tmp_path_factory.mktemp("ranks"), LONG)
+
+
+def assert_equal(case: str, config: dict[str, Any], plain: dict[str, Any], sharded: dict[str, Any]) -> None:
+    """float32 to the fourth decimal; in bf16, whose third digit is rounded, what ranks and passes sum up differs a little."""
+    is_bf16 = config["precision"] == "bf16"
+    assert sharded["losses"] == pytest.approx(plain["losses"], rel=5e-3 if is_bf16 else 0, abs=1e-4), case
+    assert sharded["norms"] == pytest.approx(plain["norms"], rel=2e-2 if is_bf16 else 1e-3), case
     assert [name for name, _ in sharded["weights"]] == [name for name, _ in plain["weights"]]
     assert [norm for _, norm in sharded["weights"]] == pytest.approx(
-        [norm for _, norm in plain["weights"]], rel=1e-3, abs=1e-3
+        [norm for _, norm in plain["weights"]], rel=5e-3 if is_bf16 else 1e-3, abs=1e-3
     )
+    # Closed, it holds neither weights nor what learnt them: the model alone has 2.8 million.
+    assert sharded["left"] < 100_000, case
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "auto" not in name])
+def test_sharded_training_equals_one_plain_process(found: dict[str, Any], case: str) -> None:
+    assert_equal(case, CASES[case]["config"], found[case.split(",")[0]], found[case])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", LONG)
+def test_so_it_does_in_every_way_to_share_it_out(found_long: dict[str, Any], case: str) -> None:
+    assert_equal(case, LONG[case]["config"], found_long[case.split(",")[0]], found_long[case])
+    if "kl" in case:
+        assert found_long[case]["retain"][0] == pytest.approx(0.0, abs=1e-5) != found_long[case]["retain"][-1]
+
+
+def test_a_state_that_is_taken_up_goes_on_as_if_unbroken(found: dict[str, Any]) -> None:
+    assert found["full bf16, stage 0, resumed"]["losses"] == found["full bf16, stage 0"]["losses"]
 
 
 def test_bf16_stays_near_fp32(found: dict[str, Any]) -> None:
-    assert found["lora, bf16"]["losses"] == pytest.approx(found["lora"]["losses"], rel=0.03)
+    for name in ("full", "lora"):
+        assert found[f"{name} bf16"]["losses"] == pytest.approx(found[name]["losses"], rel=0.05)
 
 
 def test_ranks_compute_in_bf16_where_all_of_them_can(found: dict[str, Any]) -> None:
-    assert found["lora, auto, all have bf16"]["losses"] == found["lora, bf16"]["losses"][:1]
+    assert found["lora, auto, all have bf16"]["losses"] == found["lora bf16, stage 2"]["losses"][:1]
     assert found["lora, auto, one has none"]["losses"] == found["lora, stage 2"]["losses"][:1]
 
 
 def test_training_learns(found: dict[str, Any]) -> None:
-    assert all(case["losses"][-1] < case["losses"][0] for name, case in found.items() if "auto" not in name)
+    assert all(
+        case["losses"][-1] < case["losses"][0]
+        for name, case in found.items()
+        if "auto" not in name and "decay" not in name
+    )
 
 
 def test_divergence_from_the_base_model_starts_at_zero_and_grows(found: dict[str, Any]) -> None:
-    for name in ("full kl, stage 2", "full kl, stage 3", "lora kl, stage 2", "lora kl, stage 3"):
+    for name in ("full kl, stage 2", "full kl, stage 3", "lora kl, stage 3"):
         assert found[name]["retain"][0] == pytest.approx(0.0, abs=1e-5)
         assert found[name]["retain"][-1] > 1e-5
 

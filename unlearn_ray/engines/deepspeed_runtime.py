@@ -1,6 +1,8 @@
 """A model under DeepSpeed: ZeRO 0 to 3 on any number of ranks, as the training loop's runtime."""
 
+import gc
 import logging
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -90,7 +92,7 @@ class DeepSpeedRuntime:
             base, config.weights, seed=seed, gradient_checkpointing=workers.gradient_checkpointing
         )
         self.is_adapter = isinstance(config.weights, Lora)
-        self._answers = AnswerLogits(self.module)
+        self._answers: Any = AnswerLogits(self.module)
         self._weights = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         optimizer: Any = torch.optim.AdamW
         if device.type == "cuda" and workers.offload != "none":
@@ -108,8 +110,11 @@ class DeepSpeedRuntime:
             config=settings,
             dist_init_required=False,
         )
+        if workers.zero_stage == 0 and config.precision == "bf16":
+            _undo_first_step(self._engine.optimizer)
         # An adapter is switched off to see the base model; full weights have left it behind.
         self._base: Any = None
+        self._base_answers: Any = None
         if config.retain.kind == "kl" and not self.is_adapter:
             frozen: Any = load_base(model, dtype, device).eval().requires_grad_(False)
             self._base_answers = AnswerLogits(frozen)
@@ -138,13 +143,25 @@ class DeepSpeedRuntime:
     def step(self, learning_rate: float) -> float:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = self._plain_norm() if self._zero_stage == 0 else None
+        if self._zero_stage == 0 and self.precision == "fp32":
+            return self._plain_step()
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+        return float(self._engine.get_global_grad_norm())
 
-    def _plain_norm(self) -> torch.Tensor:
-        """Without ZeRO, DeepSpeed clips and does not tell the norm."""
-        return torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None])
+    def _plain_step(self) -> float:
+        """In fp32 without ZeRO, DeepSpeed clips, but neither tells the norm nor leaves out a gradient that is not finite."""
+        norm = float(
+            torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None])
+        )
+        groups = self._engine.optimizer.param_groups
+        learnt = [group["params"] for group in groups]
+        if not math.isfinite(norm):
+            for group in groups:
+                group["params"] = []
+        self._engine.step()
+        for group, weights in zip(groups, learnt, strict=True):
+            group["params"] = weights
+        return norm
 
     def sum(self, values: list[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -175,12 +192,48 @@ class DeepSpeedRuntime:
         return gathered if self.rank == 0 else None
 
     def close(self) -> None:
-        """Give the memory back: what is exported is loaded next."""
-        self._engine.destroy()
-        del self._engine, self.module, self._answers
-        self._base = None
+        """Give the memory back: what is exported is loaded next. Nothing can be asked of this runtime afterwards."""
+        for engine in (self._engine, self._base if self._zero_stage == 3 else None):
+            if engine is not None:
+                _destroy(engine, is_sharded=self._zero_stage == 3)
+        self._engine = self.module = self._answers = self._base = self._base_answers = None
+        self._weights = []
+        gc.collect()  # hooks and what they belong to hold each other
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _destroy(engine: Any, is_sharded: bool) -> None:
+    """End an engine. ZeRO-3's would keep its weights as long as the process lives: a global list holds its module, and the hooks of
+    its modules hold all else. So they are emptied.
+
+    deepspeedai/DeepSpeed#7204; when a destroyed engine leaves nothing behind, `engine.destroy()` will do.
+    """
+    parameters = list(engine.module.parameters())
+    engine.destroy()
+    if is_sharded:
+        from deepspeed.runtime.zero import parameter_offload
+
+        parameter_offload.FWD_MODULE_STACK.clear()
+        if (learner := getattr(engine, "basic_optimizer", None)) is not None:
+            learner.state.clear()
+            learner.param_groups.clear()
+        vars(engine.optimizer).clear()
+        for parameter in parameters:
+            parameter.grad = None
+            vars(parameter).clear()  # this rank's share of it
+            parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+
+
+def _undo_first_step(optimizer: Any) -> None:
+    """Begin as if nothing was learnt yet.
+
+    In bf16 without ZeRO, DeepSpeed has the optimizer take a step of zero gradients to allocate its state. Adam counts it, and corrects its
+    moments as in a second step: the first update was three quarters of what it should be. Weight decay acts in it, too.
+    deepspeedai/DeepSpeed#5104 would end this; then this function can go.
+    """
+    optimizer.optimizer.state.clear()
+    optimizer.refresh_fp32_params()
 
 
 def _common_precision(device: torch.device) -> Literal["fp32", "bf16"]:

@@ -1,6 +1,6 @@
 """The training loop. What runs it (one process, or DeepSpeed on many) comes in as an argument."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from unlearn_ray.config import FinetuneConfig
 from unlearn_ray.rows import seed_of
 from unlearn_ray.train.batches import Batches, MicroBatch
 from unlearn_ray.train.objectives import answer_ce, kl_to_base
-from unlearn_ray.train.records import StepRecord
+from unlearn_ray.train.records import StepRecord, finite
 
 
 class Runtime(Protocol):
@@ -35,7 +35,10 @@ class Runtime(Protocol):
         ...
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update the weights and clear the gradients; returns the gradient's norm before clipping."""
+        """Clip, update the weights and clear the gradients; returns the gradient's norm before clipping, over all ranks.
+
+        A gradient whose norm is not finite is dropped: the weights stay as they are.
+        """
         ...
 
     def sum(self, values: list[float]) -> list[float]:
@@ -97,14 +100,18 @@ def train(
         grad_norm = runtime.step(rate)
         forget_sum, retain_sum = runtime.sum(totals)
         forget_loss = forget_sum / max(1, num_forget)
-        retain_loss = retain_sum / num_retain if num_retain else None
-        loss = forget_loss + objective.weight * (retain_loss or 0.0)
-        on_step(StepRecord(step, loss, forget_loss, retain_loss, rate, grad_norm))
+        retain_loss = retain_sum / num_retain if num_retain else 0.0
+        loss = forget_loss + objective.weight * retain_loss
+        retained = finite(retain_loss) if num_retain else None
+        on_step(StepRecord(step, finite(loss), finite(forget_loss), retained, rate, finite(grad_norm)))
 
 
 @torch.no_grad()
-def mean_ce(runtime: Runtime, batch: MicroBatch) -> float:
-    """Mean cross-entropy of the learnt tokens of one batch: what an export is held to."""
-    batch = batch.to(runtime.device)
-    targets_N = batch.targets_N
-    return float(answer_ce(runtime.logits(batch), targets_N)) / len(targets_N)
+def mean_ce(runtime: Runtime, passes: Sequence[MicroBatch]) -> float:
+    """Mean cross-entropy of the learnt tokens of these passes, which every rank runs: what an export is held to."""
+    total, num_tokens = 0.0, 0
+    for batch in passes:
+        batch = batch.to(runtime.device)
+        total += float(answer_ce(runtime.logits(batch), batch.targets_N))
+        num_tokens += len(batch.targets_N)
+    return total / num_tokens

@@ -27,7 +27,12 @@ class PlainRuntime:
         self._answers = AnswerLogits(module)
         self._base_answers = self._answers if self._base is module else AnswerLogits(self._base)
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        # A step is often smaller than the last digit of a bf16 weight: masters in float32 sum them up, as DeepSpeed's do.
+        self._masters = [
+            value if value.dtype == torch.float32 else value.detach().float().requires_grad_()
+            for value in self._parameters
+        ]
+        self._optimizer = torch.optim.AdamW(self._masters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         return self._answers(self.module, batch)
@@ -43,10 +48,23 @@ class PlainRuntime:
     def step(self, learning_rate: float) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for master, parameter in zip(self._masters, self._parameters, strict=True):
+            if master is not parameter:
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+        norm = torch.nn.utils.clip_grad_norm_(self._masters, self._config.max_grad_norm)
+        if torch.isfinite(norm):
+            self._optimizer.step()
+            self._round()
+        for parameter in (*self._masters, *self._parameters):
+            parameter.grad = None
         return float(norm)
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        """The module's weights from their masters."""
+        for master, parameter in zip(self._masters, self._parameters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
 
     def sum(self, values: list[float]) -> list[float]:
         return values
