@@ -2,15 +2,17 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from unlearn_ray import pocket
 from unlearn_ray.config import FinetuneConfig, FullWeights, Lora
-from unlearn_ray.errors import EngineError
+from unlearn_ray.errors import EngineError, ModelError
 from unlearn_ray.train.batches import Batches
-from unlearn_ray.train.export import check_export, reloaded_loss, save_adapter, save_model
+from unlearn_ray.train.export import check_export, rehearse, reloaded_loss, save_adapter, save_model
 from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import load_base, prepare
 from unlearn_ray.train.plain import PlainRuntime
@@ -46,20 +48,89 @@ def test_an_adapter_loads_again_with_the_loss_it_had(base, rows, tmp_path):
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["r"]) == (MODEL, 4)
     (check,) = rows.micro_batches(0, 0)
-    had, has = mean_ce(runtime, check), reloaded_loss(tmp_path / "adapter", MODEL, torch.float32, check)
+    had, has = mean_ce(runtime, [check]), reloaded_loss(tmp_path / "adapter", MODEL, torch.float32, [check])
     assert has == pytest.approx(had, rel=1e-4)
-    assert has < 0.9 * reloaded_loss(pocket.MODEL_DIR, MODEL, torch.float32, check)
+    assert has < 0.9 * reloaded_loss(pocket.MODEL_DIR, MODEL, torch.float32, [check])
 
 
-def test_a_model_loads_again_in_its_own_precision_with_all_that_a_chat_needs(base, rows, tokenizer, tmp_path):
+def test_a_model_loads_again_in_its_own_precision_with_all_that_a_chat_needs(base, rows, tmp_path):
     runtime, weights = trained(base, FullWeights(), rows)
-    save_model(MODEL, tokenizer, weights, tmp_path / "model")
+    save_model(MODEL, weights, tmp_path / "model")
+    assert not weights  # taken out one by one: a large model is not held twice
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
     names = {file.name for file in (tmp_path / "model").iterdir()}
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json"} <= names
     (check,) = rows.micro_batches(0, 0)
-    had, has = mean_ce(runtime, check), reloaded_loss(tmp_path / "model", MODEL, torch.float32, check)
+    had, has = mean_ce(runtime, [check]), reloaded_loss(tmp_path / "model", MODEL, torch.float32, [check])
     check_export("model", had, has, is_exact=False)
+
+
+def variant(folder, dtype=None, shard="50GB", tied=True, **values):
+    """The pocket model as another publisher might have saved it; `values` are of files, by their stem."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype or "auto")
+    shutil.copytree(MODEL, folder)
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.5)
+    if dtype or shard or not tied:
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size=shard)
+    for name, content in values.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | content))
+    return str(folder)
+
+
+# Llama-2-chat's; a model config that holds what belongs into the other file; and both in other floats.
+LLAMA2 = {"temperature": 0.6, "top_p": 0.9, "_from_model_config": False}
+VARIANTS = {
+    "generation config that can't be saved": {"generation_config": LLAMA2},
+    "config that can't be saved": {"config": {"temperature": 0.7}},
+    "float16": {"dtype": torch.float16},
+    "float32": {"dtype": torch.float32},
+    "shards": {"shard": "1MB"},
+    "untied": {"tied": False},
+    "older tokenizer files": {"special_tokens_map": {"pad_token": "<pad>"}, "added_tokens": {}},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_any_base_is_exported_as_it_was_saved_itself(name, tmp_path):
+    model = variant(tmp_path / "base", **VARIANTS[name])
+    (tmp_path / "base" / "additional_chat_templates").mkdir()
+    (tmp_path / "base" / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
+    (tmp_path / "base" / "LICENSE").write_text("free")
+    rehearse(model, tmp_path / "rehearsed")
+    before = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    weights = {key: value.detach() + 0.25 for key, value in before.named_parameters()}
+    out = tmp_path / "out"
+    save_model(model, dict(weights), out)
+    after = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert after.dtype == before.dtype
+    parameters = dict(after.named_parameters())
+    assert parameters.keys() == weights.keys()
+    assert all(torch.equal(parameters[key], value) for key, value in weights.items())
+    for file in (tmp_path / "base").glob("*.j*"):
+        if "safetensors" not in file.name and file.name not in ("check.json", "fingerprint.json"):
+            assert (out / file.name).read_text() == file.read_text(), file.name
+    assert (out / "additional_chat_templates" / "tools.jinja").exists() and (out / "LICENSE").exists()
+    assert not (out / "README.md").exists()  # it speaks of the base
+
+
+def test_a_model_whose_copy_would_not_load_is_refused_before_it_is_trained(tmp_path):
+    model = variant(tmp_path / "base", config={"hidden_size": "many"})
+    with pytest.raises(ModelError, match="can't be exported"):
+        rehearse(model, tmp_path / "rehearsed")
+
+
+def test_weights_that_the_bases_floats_cannot_hold_are_refused(tmp_path):
+    model = variant(tmp_path / "base", dtype=torch.float16)
+    weights = {
+        name: value * 1e6
+        for name, value in AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).named_parameters()
+    }
+    with pytest.raises(EngineError, match=r"does not fit into the base's torch\.float16"):
+        save_model(model, weights, tmp_path / "out")
 
 
 def test_an_adapter_that_changes_nothing_is_refused(base, tmp_path):
@@ -69,9 +140,9 @@ def test_an_adapter_that_changes_nothing_is_refused(base, tmp_path):
         save_adapter(module, weights, tmp_path / "adapter")
 
 
-def test_a_model_that_lacks_weights_is_refused(tokenizer, tmp_path):
+def test_a_model_that_lacks_weights_is_refused(tmp_path):
     with pytest.raises(EngineError, match="lacks weights"):
-        save_model(MODEL, tokenizer, {}, tmp_path / "model")
+        save_model(MODEL, {}, tmp_path / "model")
 
 
 @pytest.mark.parametrize(("reloaded", "is_exact"), [(2.01, True), (2.2, False), (float("nan"), False)])

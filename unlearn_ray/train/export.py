@@ -1,18 +1,27 @@
 """Save what was trained as transformers, PEFT and vLLM load it, and hold the saved to the trained."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
 
-from unlearn_ray.errors import EngineError
+from unlearn_ray.errors import EngineError, ModelError
 from unlearn_ray.train.batches import MicroBatch
 from unlearn_ray.train.objectives import answer_ce
 
 ADAPTER = "adapter_config.json"
 _EXACT, _ROUNDED = 1e-3, 3e-2  # how far losses may differ, as a share: of the same weights, of weights rounded to bf16
+# What stands beside the weights in a model's folder and belongs to it. A model card does not: it is the base's.
+_BESIDE = (
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*",
+    "merges.txt", "*.model", "*.jinja", "*.tiktoken", "tekken.json", "*processor_config.json", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+_TEMPLATES = "additional_chat_templates"  # a folder
 
 
 def save_adapter(trained: Any, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -30,25 +39,87 @@ def save_adapter(trained: Any, weights: Mapping[str, torch.Tensor], folder: Path
     trained.save_pretrained(folder, state_dict=dict(weights))
 
 
-def save_model(base: str, tokenizer: Any, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """A model folder in the base's dtype, with tokenizer, chat template and generation config.
+def save_model(base: str, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """A model folder in the base's dtype; all that stands beside the weights is the base's, as it is.
+
+    Args:
+        weights: whole and on the CPU; taken out one by one, so that they are not held twice.
 
     Raises:
-        EngineError: weights of the model are missing.
+        EngineError: weights of the model are missing, or too large for the base's dtype.
     """
     # A fresh copy of the base takes the weights: the trained one may hold them in pieces.
     whole = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    missing, unexpected = whole.load_state_dict(dict(weights), strict=False)
     parameters = dict(whole.named_parameters())  # names a tied weight once
-    lacking = [name for name in missing if name in parameters] + list(unexpected)
+    lacking = [*(parameters.keys() - weights.keys()), *(weights.keys() - whole.state_dict().keys())]
     if lacking:
-        raise EngineError(f"the export to {folder.name} lacks weights: {', '.join(lacking[:3])}")
-    whole.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        raise EngineError(f"the export to {folder.name} lacks weights: {', '.join(sorted(lacking)[:3])}")
+    with torch.no_grad():
+        for name, value in whole.state_dict(keep_vars=True).items():
+            if name in weights:
+                value.copy_(weights.pop(name))
+                if not bool(torch.isfinite(value).all()):
+                    raise EngineError(f"the export to {folder.name}: {name} does not fit into the base's {value.dtype}")
+    _save_weights(whole, folder)
+    copy_beside(base, folder)
+
+
+def _save_weights(model: Any, folder: Path) -> None:
+    """The weights alone: `save_pretrained` writes the configs anew as well, and raises where the base's hold what it would not write."""
+    model.can_generate = lambda: False
+    model.config.save_pretrained = lambda *_, **__: None
+    model.save_pretrained(folder)
+
+
+def copy_beside(base: str, folder: Path) -> None:
+    """Copy a model's files but its weights and its card.
+
+    Raises:
+        ModelError: they can't be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        config = cached_file(base, "config.json")
+        source = Path(base) if Path(base).is_dir() else Path(str(config)).parent
+        for file in sorted(source.iterdir()):
+            if file.is_file() and any(fnmatch(file.name, pattern) for pattern in _BESIDE):
+                shutil.copyfile(file, folder / file.name)
+        if (source / _TEMPLATES).is_dir():
+            shutil.copytree(source / _TEMPLATES, folder / _TEMPLATES, dirs_exist_ok=True)
+    except OSError as error:
+        if error.filename2 is not None or str(folder) in str(error.filename):  # the copy is at fault
+            raise
+        raise ModelError(f"model {base} can't be copied: {' '.join(str(error).split())[:200]}") from error
+
+
+def weight_bytes(base: str) -> int:
+    """What a model's weights take on disk."""
+    config = cached_file(base, "config.json")
+    folder = Path(base) if Path(base).is_dir() else Path(str(config)).parent
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in {".safetensors", ".bin"})
+
+
+def rehearse(base: str, folder: Path) -> None:
+    """Make of `folder` what an export is but for its weights, and load it as anybody would: a matter of seconds.
+
+    Raises:
+        ModelError: what was copied does not load.
+    """
+    copy_beside(base, folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+        AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # libraries have classes of their own
+        gist = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"model {base} can't be exported: a copy of its config and tokenizer does not load ({gist})"
+        ) from error
 
 
 @torch.no_grad()
-def reloaded_loss(folder: Path, base: str, dtype: torch.dtype, rows: MicroBatch) -> float:
+def reloaded_loss(folder: Path, base: str, dtype: torch.dtype, passes: Sequence[MicroBatch]) -> float:
     """Mean cross-entropy an answer token of an export, loaded and run as anybody would."""
     if (folder / ADAPTER).exists():
         from peft import PeftModel
@@ -58,9 +129,12 @@ def reloaded_loss(folder: Path, base: str, dtype: torch.dtype, rows: MicroBatch)
         )
     else:
         again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    again = again.to(rows.ids_BL.device).eval()
-    logits_BLV = again(input_ids=rows.inputs_BL, use_cache=False).logits
-    return float(answer_ce(logits_BLV[rows.predicts_BL], rows.targets_N)) / len(rows.targets_N)
+    again = again.to(passes[0].ids_BL.device).eval()
+    total = 0.0
+    for rows in passes:
+        logits_BLV = again(input_ids=rows.inputs_BL, use_cache=False).logits
+        total += float(answer_ce(logits_BLV[rows.predicts_BL], rows.targets_N))
+    return total / sum(len(rows.targets_N) for rows in passes)
 
 
 def check_export(name: str, trained: float, reloaded: float, is_exact: bool) -> None:
