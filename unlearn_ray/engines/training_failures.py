@@ -1,0 +1,94 @@
+"""Which failures of a training are worth another try. Runs in Ray Train's controller, so it imports no torch."""
+
+import errno
+import traceback
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.train import UserCallback
+from ray.train.v2.api.exceptions import ControllerError
+
+from unlearn_ray.errors import EngineError, UnlearnError
+
+_LASTING = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT,
+}  # fmt: skip
+# What the ranks beside a lost one see: torch has no class of its own for all of it.
+_CONNECTION = ("gloo", "nccl", "c10d", "connection", "socket", "timed out", "timeout")
+_PASSING = ("cuda error", "out of memory")
+_STEP = "at step "
+
+
+def mark(error: Exception, step: int) -> None:
+    """Have an error say at which step it came."""
+    error.add_note(f"{_STEP}{step}")
+
+
+def is_loss(error: Exception) -> bool:
+    """A worker or node that is gone, or a connection to one."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, RayError | ConnectionError | TimeoutError) or names & {"RayTrainError", "DistError"}:
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _CONNECTION)
+
+
+def comes_again(error: Exception) -> bool:
+    """Whether the same rows and the same config lead to it again."""
+    if isinstance(error, UnlearnError | EngineError):
+        return True
+    if is_loss(error):
+        return False
+    if isinstance(error, OSError):
+        return error.errno in _LASTING
+    return not (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PASSING))
+
+
+class NoSecondTry(UserCallback):
+    """Ends a training whose error will come again.
+
+    Ray Train 2.60 counts every error of a worker against `max_failures`, and has no way to tell them apart but this: an error that a
+    callback raises is the controller's own, which is never tried again.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._seen: set[tuple[str, str]] = set()
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        errors = [error for _, error in sorted(worker_exceptions.items())]
+        ours = [error for error in errors if isinstance(error, UnlearnError | EngineError)]
+        final: list[Exception] = [*ours] or (
+            [] if any(map(is_loss, errors)) else [error for error in errors if self._is_final(error)]
+        )
+        if not final:
+            return
+        error = final[0]
+        if not ours:
+            error = EngineError(f"the training of {self._name} failed: {gist(error)}")
+        raise ControllerError(error)
+
+    def _is_final(self, error: Exception) -> bool:
+        """One that comes again, or may pass but came at this very step before."""
+        notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(_STEP)]
+        sign = (type(error).__name__, notes[-1] if notes else "")
+        came_before = sign in self._seen
+        self._seen.add(sign)
+        return came_before or comes_again(error)
+
+
+def gist(error: BaseException) -> str:
+    """An error in one line, with its class where that is what tells."""
+    text = " ".join("".join(traceback.format_exception_only(error)).split())
+    return text.removeprefix(f"{type(error).__module__}.")[:500]
+
+
+def cause(name: str, error: Exception) -> Exception:
+    """What went wrong in the workers of a training: an error of ours, or an EngineError that says which training."""
+    found = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
+    for failure in found:
+        inner = getattr(failure, "_base_exc", failure)
+        if isinstance(inner, UnlearnError | EngineError):
+            return inner
+    failed = EngineError(f"the training of {name} failed: {gist(found[0])}")
+    failed.__cause__ = error
+    return failed
