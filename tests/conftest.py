@@ -35,7 +35,7 @@ settings.load_profile("busy")
 # Tests that share something big run in one process, so that it is there once; two processes share the rest, module by module.
 _SHARED = {"service": "service", "head": "head", "ray_session": "engines", "generator": "engines"}
 _REAL = {"quickstart", *_SHARED}
-_LONG = {"head", "broken"}  # fixtures that take minutes
+_LONG = {"head", "broken", "tried"}  # fixtures that take minutes
 # A service with room for what tests ask at once, and no more: a crowd finds it full.
 LIMITS = ("scaling.max_ongoing_requests=32", "scaling.max_queued_requests=8", "scaling.target_ongoing_requests=32")
 

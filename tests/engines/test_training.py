@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +12,14 @@ from unittest.mock import Mock
 
 import psutil
 import pytest
+import ray
 import torch
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig, FinetuneConfig, WorkerResources
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
-from unlearn_ray.errors import ClusterError, ConfigError, EngineError
+from unlearn_ray.errors import ClusterError, ConfigError, EngineError, PartialError
 from unlearn_ray.rows import Example
 from unlearn_ray.train import loop
 from unlearn_ray.train.batches import Batches
@@ -222,6 +225,101 @@ def test_a_training_is_named_by_what_goes_into_it(dataset: Folder, tmp_path: Pat
     ):
         assert run_name(other, cluster) != name
     assert run_name(replace(job, config=CONFIG.model_copy(update={"max_failures": 9})), cluster) == name
+
+
+def saying(model: Path, name: str, **values: Any) -> str:
+    """A copy of the pocket model, one of whose files says something else."""
+    shutil.copytree(pocket.MODEL_DIR, model)
+    file = model / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return str(model)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Trainings of which some fail, asked for twice: the second time with nothing that hinders them."""
+
+    jobs: list[TrainJob]
+    failure: PartialError
+    left: dict[str, set[str]]  # what is in each one's output folder after the first call
+    wild_losses: list[str]
+    wild_files: list[str]
+    decisions: list[str]  # of Ray Train, on each failure
+    log: str
+    results: list[TrainResult]
+
+
+@pytest.fixture(scope="module")
+def tried(ray_session: ClusterConfig, dataset: Folder, tmp_path_factory: pytest.TempPathFactory) -> Tried:
+    """Four jobs, one after the other: the first destroys its model, the second can't write, and two succeed."""
+    home = tmp_path_factory.mktemp("tried")
+    full = {"weights": {"kind": "full"}, "num_steps": 3, "checkpoint_every": 1, "warmup_steps": 1}
+    config = FinetuneConfig.model_validate(CONFIG.model_dump() | full)
+    wild = config.model_copy(update={"learning_rate": 1e6, "num_steps": NUM_STEPS})
+    llama2 = saying(home / "llama2", "generation_config.json", temperature=0.6, top_p=0.9)
+    first = replace(job_of(dataset, home, config=wild), name="wild")
+    second = replace(job_of(dataset, home, config=config), name="shut", out=Folder(home / "file" / "shut"))
+    third = replace(job_of(dataset, home, config=config), name="llama2", model=llama2)
+    fourth = replace(job_of(dataset, home, config=config.model_copy(update={"weights": CONFIG.weights})), name="lora", model=llama2)  # fmt: skip
+    (home / "file").write_text("no folder")
+    jobs = [replace(job, checkpoints=Folder(home / "checkpoints" / job.name)) for job in (first, second, third, fourth)]
+    jobs = [job if job.name == "shut" else replace(job, out=Folder(home / "models" / job.name)) for job in jobs]
+    workers = WorkerResources(num_workers=1, zero_stage=0, micro_batch=4, concurrent_jobs=1)
+    handler = logging.FileHandler(home / "log")
+    logging.getLogger("unlearn_ray").addHandler(handler)
+    logging.getLogger("unlearn_ray").setLevel(logging.INFO)
+    with pytest.raises(PartialError) as failure:
+        train(ray_session, workers, *jobs)
+    left = {job.name: set(job.out.names()) if job.name != "shut" else set() for job in jobs}
+    losses = jobs[0].checkpoints.read_text(LOSSES).splitlines()
+    files = [str(file) for file in jobs[0].checkpoints.local.rglob("*")]
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path(), "train").glob("ray-train-app-controller-*.log")
+    words = [line for log in logs for line in log.read_text().splitlines() if "[FailurePolicy]" in line]
+    decisions = [line for line in words if "training of wild" in line or str(jobs[1].out) in line]
+    (home / "file").unlink()
+    again = [replace(job, config=config) if job.name == "wild" else job for job in jobs]
+    results = train(ray_session, workers, *again)
+    logging.getLogger("unlearn_ray").removeHandler(handler)
+    return Tried(jobs, failure.value, left, losses, files, decisions, (home / "log").read_text(), results)
+
+
+def test_each_training_is_tried_and_each_failure_told(tried: Tried) -> None:
+    wild, shut, rest = tried.failure.lines
+    assert "training of wild diverged at step " in wild and "lower finetune.learning_rate (it is 1e+06)" in wild
+    assert shut.startswith(f"the training of shut failed: {tried.jobs[1].out} can't be written")
+    assert "2 of 4 trainings are done" in rest
+    assert rest.endswith(": llama2, lora; the same command trains only the others")
+    assert tried.failure.exit_code == 3
+
+
+def test_a_training_that_went_wrong_leaves_no_export_and_no_bad_state_but_its_losses(tried: Tried) -> None:
+    assert tried.left["wild"] == set() == tried.left["shut"]
+    assert "nothing of it is exported: " in tried.failure.lines[0]  # and of no state that was kept
+    assert not [file for file in tried.wild_files if file.endswith(".pt")]
+    losses = [json.loads(line, parse_constant=pytest.fail)["loss"] for line in tried.wild_losses]
+    assert len(losses) < NUM_STEPS
+
+
+def test_an_error_that_will_come_again_is_not_retried(tried: Tried) -> None:
+    assert CONFIG.max_failures > 0 and len(tried.decisions) == 2
+    assert all("[FailurePolicy] RAISE" in decision for decision in tried.decisions)
+
+
+def test_only_what_failed_is_trained_again(tried: Tried) -> None:
+    begun = [line.split(":")[0] for line in tried.log.splitlines() if line.endswith("training begins")]
+    assert begun == ["wild", "shut", "llama2", "lora", "wild", "shut"]
+    assert [result.name for result in tried.results] == ["wild", "shut", "llama2", "lora"]
+
+
+def test_what_stands_beside_the_weights_is_the_bases(tried: Tried) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    job = tried.jobs[2]
+    for name in ("generation_config.json", "config.json", "tokenizer.json", "chat_template.jinja"):
+        assert job.out.read_text(name) == (Path(job.model) / name).read_text()
+    assert AutoModelForCausalLM.from_pretrained(job.out.local).dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(job.out.local).chat_template
+    assert not (job.out.local / "README.md").exists()
 
 
 @pytest.mark.parametrize(("floats", "is_taken_up"), [("fp32", True), ("bf16", False)])

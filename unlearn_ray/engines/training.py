@@ -12,20 +12,20 @@ import queue
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig
-from unlearn_ray.engines.protocols import TrainJob, TrainResult
+from unlearn_ray.engines.protocols import TrainJob, TrainResult, failure_of
 from unlearn_ray.engines.session import capacity, device_of
 from unlearn_ray.engines.training_job import RESULT, Assignment, Progress, check_workers, work
-from unlearn_ray.errors import ClusterError, EngineError, UnlearnError
+from unlearn_ray.errors import ClusterError, EngineError
 from unlearn_ray.rows import digest
 
 OnProgress = Callable[[str, int, int], None]
@@ -51,7 +51,8 @@ class RayDeepSpeedTrainer:
         Raises:
             ConfigError: the sharding does not go together.
             ClusterError: the cluster has no room for one job's workers.
-            EngineError: a job failed for good. Those beside it are finished first: a rerun need not train them again.
+            PartialError, FailedError, ...: jobs failed for good, see `protocols.Trainer`. Each is tried; a rerun need not train those again
+                that are done.
         """
         workers = self._cluster.workers
         check_workers(workers)
@@ -64,15 +65,40 @@ class RayDeepSpeedTrainer:
             # Torch and all: not above, for a run whose training is finished; nor in the threads, which may trip over each other.
             import_module("ray.train.torch")
         progress: Any = ray.remote(num_cpus=0)(Progress).remote() if left and self._on_progress else None
+        try:
+            failures = self._train_all(left, runs, device, num_side_by_side, progress)
+        finally:
+            if progress is not None:
+                ray.kill(progress)
+        results = [read_result(job, runs[job.name]) for job in jobs]
+        for job, result in zip(jobs, results, strict=True):
+            if result is None and job.name not in failures:
+                failures[job.name] = EngineError(
+                    f"the training of {job.name} ended without a result in {job.checkpoints}"
+                )
+        if failures:
+            raise failure_of(jobs, failures)
+        return [result for result in results if result is not None]
+
+    def _train_all(
+        self,
+        left: deque[TrainJob],
+        runs: Mapping[str, str],
+        device: Literal["cpu", "cuda"],
+        num_side_by_side: int,
+        progress: Any,
+    ) -> dict[str, Exception]:
+        """Try each job; returns what went wrong, by name."""
+        workers = self._cluster.workers
         ended: queue.Queue[tuple[TrainJob, Exception | None]] = queue.Queue()
         num_running = 0
-        failures: list[Exception] = []
-        while num_running or (left and not failures):
-            while left and not failures and num_running < num_side_by_side:
+        failures: dict[str, Exception] = {}
+        while num_running or left:
+            while left and num_running < num_side_by_side:
                 job = left.popleft()
                 run = runs[job.name]
                 launch = Launch(
-                    Assignment(job, workers, run, f"unlearn-ray-{run}-{uuid.uuid4().hex[:8]}", progress), device
+                    Assignment(job, workers, run, f"unlearn-ray-{run}-{uuid.uuid4().hex[:8]}", device, progress)
                 )
                 # Not a pool: a thread that waits for Ray must not keep an interrupted driver alive.
                 threading.Thread(target=launch.run, args=(ended,), name=f"train-{job.name}", daemon=True).start()
@@ -87,23 +113,14 @@ class RayDeepSpeedTrainer:
             log.info("%s: training %s", job.name, "ended" if failure is None else "failed")
             self._tell(progress)
             if failure is not None:
-                failures.append(failure)
-        if failures:
-            raise failures[0]
-        results = [read_result(job, runs[job.name]) for job in jobs]
-        if progress is not None:
-            ray.kill(progress)
-        return [self._present(job, result) for job, result in zip(jobs, results, strict=True)]
+                log.error("%s: %s", job.name, failure, exc_info=failure)
+                failures[job.name] = failure
+        return failures
 
     def _tell(self, progress: Any) -> None:
         if progress is not None and self._on_progress is not None:
             for name, (step, num_steps) in ray.get(progress.take.remote()).items():
                 self._on_progress(f"{LABEL} {name}", step, num_steps)
-
-    def _present(self, job: TrainJob, result: TrainResult | None) -> TrainResult:
-        if result is None:
-            raise EngineError(f"the training of {job.name} ended without a result in {job.checkpoints}")
-        return result
 
     def _num_side_by_side(self, num_jobs: int) -> int:
         """How many jobs the cluster holds at a time.
@@ -133,7 +150,6 @@ class Launch:
     """One job in Ray Train."""
 
     assignment: Assignment
-    device: str
 
     def run(self, ended: "queue.Queue[tuple[TrainJob, Exception | None]]") -> None:
         """Train, and say how it ended: this runs in a thread."""
@@ -141,7 +157,9 @@ class Launch:
         try:
             self._fit()
         except Exception as error:
-            ended.put((job, _cause(job, error)))
+            from unlearn_ray.engines.training_failures import cause
+
+            ended.put((job, cause(job.name, error)))
         else:
             ended.put((job, None))
 
@@ -149,8 +167,10 @@ class Launch:
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        from unlearn_ray.engines.training_failures import NoSecondTry
+
         job, workers = self.assignment.job, self.assignment.workers
-        is_cuda = self.device == "cuda"
+        is_cuda = self.assignment.device == "cuda"
         resources: dict[str, float] = {"CPU": workers.num_cpus}
         if is_cuda:
             resources["GPU"] = 1.0
@@ -168,16 +188,22 @@ class Launch:
                 storage_filesystem=job.checkpoints.filesystem,
                 failure_config=FailureConfig(max_failures=job.config.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
-                worker_runtime_env={"env_vars": self._environment()},
+                callbacks=[NoSecondTry(job.name)],
+                worker_runtime_env={"env_vars": self.environment()},
             ),
         ).fit()
 
-    def _environment(self) -> dict[str, str]:
-        variables = {"TOKENIZERS_PARALLELISM": "true"}
-        if self.device == "cpu":
+    def environment(self) -> dict[str, str]:
+        """Variables of the workers' processes."""
+        variables = {
+            "TOKENIZERS_PARALLELISM": "true",
+            # On a GPU's worker, too: an offloaded optimizer runs on the CPU, and Ray would give it one thread.
+            "OMP_NUM_THREADS": f"{max(1, int(self.assignment.workers.num_cpus))}",
+        }
+        if self.assignment.device == "cpu":
             variables |= {
                 "DS_ACCELERATOR": "cpu",
-                "OMP_NUM_THREADS": f"{max(1, int(self.assignment.workers.num_cpus))}",
+                "CUDA_VISIBLE_DEVICES": "",  # GPUs that are there are not ours to take memory of
                 "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep: where others share the cores, spinning ones take seconds for a step
             }
         return variables
@@ -214,16 +240,3 @@ def read_result(job: TrainJob, run: str) -> TrainResult | None:
         return None
     found = json.loads(job.checkpoints.read_text(RESULT))
     return TrainResult(**found["result"]) if found["run"] == run else None
-
-
-def _cause(job: TrainJob, error: Exception) -> Exception:
-    """What went wrong in the workers: an error that is the user's to mend, or an EngineError that says which job."""
-    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for failure in failures:
-        inner = getattr(failure, "_base_exc", failure)
-        if isinstance(inner, UnlearnError | EngineError):
-            return inner
-    lines = [line for line in str(failures[0]).splitlines() if line.strip()]
-    failed = EngineError(f"the training of {job.name} failed: {lines[-1] if lines else type(error).__name__}")
-    failed.__cause__ = error
-    return failed

@@ -2,7 +2,7 @@
 seconds that importing transformers, PEFT and DeepSpeed takes."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ray.actor import ActorHandle
 
@@ -21,6 +21,7 @@ class Assignment:
     workers: WorkerResources
     run: str  # names the training: same rows, same config, same sharding
     scratch: str  # a folder's name, below each node's temporary folder, that no other training has
+    device: Literal["cpu", "cuda"]
     progress: ActorHandle | None
 
 

@@ -1,11 +1,14 @@
 """What one worker of a training does, from rows to export. Runs inside Ray Train, once on every rank."""
 
 import json
+import logging
 import shutil
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,21 @@ from pyarrow import fs
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
+from unlearn_ray.engines.training_failures import mark
 from unlearn_ray.engines.training_job import RESULT, Assignment
+from unlearn_ray.errors import ArtifactError, DivergenceError
 from unlearn_ray.rows import Drop
 from unlearn_ray.train.batches import Batches, MicroBatch
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows
 from unlearn_ray.train.encoding import CUT, encode_rows, require_fit
-from unlearn_ray.train.export import check_export, reloaded_loss, save_adapter, save_model
+from unlearn_ray.train.export import check_export, rehearse, reloaded_loss, save_adapter, save_model, weight_bytes
 from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import DTYPES
 from unlearn_ray.train.records import LOSSES, StepRecord, read_records, write_records
+from unlearn_ray.train.watch import CheckLosses, Watch
 
+log = logging.getLogger(__name__)
 PRECISION = "precision"  # of the state in a checkpoint, a file
 CHECK_ROWS = 8  # of each kind, on which the export is held to the engine
 
@@ -37,6 +44,8 @@ def work(loop_config: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: finetune.max_tokens leaves no forget row, or none of the retain rows.
+        ModelError, ArtifactError: an export could not be written in the end.
+        DivergenceError: the training destroys the model.
         EngineError: the export is not what was trained.
     """
     assignment: Assignment = loop_config["assignment"]
@@ -50,9 +59,9 @@ def work(loop_config: dict[str, Any]) -> None:
 
 def _work(assignment: Assignment, scratch: Path, started: float) -> None:
     job, config = assignment.job, assignment.job.config
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(assignment.workers.num_cpus)))
+    if dist.get_rank() == 0:
+        _rehearse(job)
+    device = _device(assignment)
     tokenizer = load_tokenizer(job.model)
     forget, retain, counts = _encode(job, scratch, tokenizer)
     batches = Batches(
@@ -73,19 +82,41 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         seed=job.seed,
         num_micro_batches=batches.num_micro_batches,
     )
+    check = Check.of(batches, assignment.workers.micro_batch)
+    base = check.losses(runtime)
+    if runtime.is_adapter:
+        _rehearse_adapter(runtime)
     records = _resume(runtime)
     resumed_from = len(records)
+    watch = Watch(job.name, config, len(tokenizer), records)
+    if records:
+        watch.kept = _kept(job, resumed_from)
 
     def on_step(record: StepRecord) -> None:
         records.append(record)
         done = record.step + 1
+        watch.see(record)
         if runtime.rank == 0 and assignment.progress is not None:
             assignment.progress.put.remote(job.name, done, config.num_steps)
-        if done % config.checkpoint_every == 0 and done < config.num_steps:
+        # A state is looked at before it takes the place of the last one, which was good.
+        if (
+            done % config.checkpoint_every == 0
+            and done < config.num_steps
+            and check.losses(runtime).fault(base, watch.guessing) is None
+        ):
             _checkpoint(runtime, records)
+            watch.kept = _kept(job, done)
 
-    train(runtime, batches, config, seed=job.seed, first_step=resumed_from, on_step=on_step)
-    losses = _export(runtime, job, batches.collate(_check_rows(batches)), tokenizer)
+    try:
+        with _marked(records):
+            train(runtime, batches, config, seed=job.seed, first_step=resumed_from, on_step=on_step)
+            learnt = check.losses(runtime)
+            watch.judge(len(records) - 1, learnt, base)
+            losses = _export(runtime, job, check, learnt, watch)
+    except DivergenceError:
+        if runtime.rank == 0:  # they show what went wrong, and where
+            job.checkpoints.write_lines(LOSSES, (record.to_json() for record in records))
+        raise
     if losses is None:  # not rank 0
         return
     result = TrainResult(
@@ -99,11 +130,71 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         precision=runtime.precision,
         seconds=round(time.monotonic() - started, 3),
         resumed_from_step=resumed_from,
+        num_skipped_steps=watch.num_skipped,
         num_cut=counts[CUT],
         num_too_long=counts[Drop.TOO_LONG.value],
     )
     job.checkpoints.write_lines(LOSSES, (record.to_json() for record in records))
-    job.checkpoints.write_text(RESULT, json.dumps({"run": assignment.run, "result": asdict(result)}))
+    job.checkpoints.write_text(RESULT, json.dumps({"run": assignment.run, "result": asdict(result)}, allow_nan=False))
+
+
+@contextmanager
+def _marked(records: list[StepRecord]) -> Iterator[None]:
+    """Have errors say at which step they came: one that comes at the same step again will come for ever."""
+    try:
+        yield
+    except Exception as error:
+        mark(error, len(records))
+        raise
+
+
+def _kept(job: TrainJob, step: int) -> str:
+    return f", its state after step {step - 1} stays in {job.checkpoints}"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Rows of the first step, on which a model is compared with its base and an export with the engine."""
+
+    passes: dict[str, list[MicroBatch]]  # forget and, where they are trained on, retain
+
+    @classmethod
+    def of(cls, batches: Batches, micro_batch: int) -> "Check":
+        passes = {}
+        for name, kind in (("forget", False), ("retain", True)):
+            rows = [row for row in batches.placed(0) if row.is_retain is kind][:CHECK_ROWS]
+            cuts = [rows[first : first + micro_batch] for first in range(0, len(rows), micro_batch)]
+            if cuts:
+                passes[name] = [batches.collate(cut) for cut in cuts]
+        return cls(passes)
+
+    def losses(self, runtime: DeepSpeedRuntime) -> CheckLosses:
+        """As rank 0 sees them: on other devices, the last digit may differ, and all must decide alike."""
+        runtime.module.eval()
+        found = [mean_ce(runtime, passes) for passes in self.passes.values()]
+        runtime.module.train()
+        found = runtime.sum([loss if runtime.rank == 0 else 0.0 for loss in found])
+        return CheckLosses(found[0], found[1] if len(found) > 1 else None)
+
+    def mean(self, losses: CheckLosses) -> float:
+        """Of all its rows together."""
+        total, num_tokens = 0.0, 0
+        for loss, passes in zip((losses.forget, losses.retain), self.passes.values(), strict=False):
+            assert loss is not None
+            count = sum(len(batch.targets_N) for batch in passes)
+            total, num_tokens = total + loss * count, num_tokens + count
+        return total / num_tokens
+
+    def to(self, device: torch.device) -> list[MicroBatch]:
+        return [batch.to(device) for passes in self.passes.values() for batch in passes]
+
+
+def _device(assignment: Assignment) -> torch.device:
+    """As assigned, not as found: a machine with GPUs may be told to leave them alone."""
+    if assignment.device == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    torch.set_num_threads(max(1, int(assignment.workers.num_cpus)))
+    return torch.device("cpu")
 
 
 def _encode(job: TrainJob, scratch: Path, tokenizer: Any) -> tuple[EncodedRows, EncodedRows | None, Counter[str]]:
@@ -130,13 +221,16 @@ def _encode(job: TrainJob, scratch: Path, tokenizer: Any) -> tuple[EncodedRows, 
 def _resume(runtime: DeepSpeedRuntime) -> list[StepRecord]:
     """Load the last checkpoint of this training, if there is one; returns the steps that it has behind it.
 
-    A state in other floats, of workers on other machines, is no state of theirs: the training begins anew.
+    A state in other floats, of workers on other machines, is no state of theirs: the training begins anew, and its log says so.
     """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return []
     with checkpoint.as_directory() as folder:
-        if Path(folder, PRECISION).read_text() != runtime.precision:
+        if (found := Path(folder, PRECISION).read_text()) != runtime.precision:
+            log.warning(
+                "the state is in %s, these workers compute in %s: training begins anew", found, runtime.precision
+            )
             return []
         runtime.load(Path(folder))
         return read_records(Path(folder) / LOSSES)
@@ -151,36 +245,77 @@ def _checkpoint(runtime: DeepSpeedRuntime, records: list[StepRecord]) -> None:
         ray.train.report({"step": records[-1].step + 1}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _check_rows(batches: Batches) -> list[Any]:
-    placed = batches.placed(0)
-    kinds = ([row for row in placed if row.is_retain is kind][:CHECK_ROWS] for kind in (False, True))
-    return [row for rows in kinds for row in rows]
+def _rehearse(job: TrainJob) -> None:
+    """Try before the first step what must go well after the last: copying what stands beside the weights, and writing to the output.
+
+    Raises:
+        ModelError: the copy of the model's config and tokenizer does not load.
+        ArtifactError: the output can't be written, or is too small.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        rehearse(job.model, Path(folder, job.name))
+    trial = job.out.parent / f".{job.name}.trial"
+    try:
+        trial.write_text("trial", "")
+        trial.delete()
+    except (OSError, ArtifactError) as error:
+        raise ArtifactError(f"{job.out} can't be written: {' '.join(str(error).split())[:200]}") from error
+    if job.out.is_local and job.config.weights.kind == "full":
+        free, needed = shutil.disk_usage(job.out.local.parent).free, weight_bytes(job.model)
+        if free < needed:
+            raise ArtifactError(
+                f"{job.out} can't be written: the model takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free there"
+            )
 
 
-def _export(runtime: DeepSpeedRuntime, job: TrainJob, check: MicroBatch, tokenizer: Any) -> dict[str, float] | None:
+def _rehearse_adapter(runtime: DeepSpeedRuntime) -> None:
+    """Save the adapter that nothing has taught yet."""
+    weights = runtime.weights()
+    if weights is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            runtime.module.save_pretrained(folder, state_dict=weights)
+
+
+def _export(
+    runtime: DeepSpeedRuntime, job: TrainJob, check: Check, learnt: CheckLosses, watch: Watch
+) -> dict[str, float] | None:
     """Write the export to `job.out` from rank 0, once it is seen to give the engine's loss; returns both losses there."""
-    runtime.module.eval()
-    trained = mean_ce(runtime, check)
     weights = runtime.weights()
     if weights is None:
         return None
-    dtype = DTYPES[runtime.precision]
-    beside = None
-    if job.out.is_local:  # where a rename makes it visible at once
-        beside = job.out.local.parent
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{job.name}-", dir=beside) as folder:
-        path = Path(folder) / job.name
+    for name, value in weights.items():
+        if not bool(torch.isfinite(value).all()):
+            watch.refuse_weights(job.config.num_steps - 1, name)
+    trained, dtype, device = check.mean(learnt), DTYPES[runtime.precision], runtime.device
+    is_exact = runtime.is_adapter and dtype == torch.float32
+    with _beside(job) as folder:
+        path = folder / job.name
         if runtime.is_adapter:
             save_adapter(runtime.module, weights, path)
+            runtime.close()
         else:
-            save_model(job.model, tokenizer, weights, path)
-        is_exact = runtime.is_adapter and dtype == torch.float32
-        runtime.close()
-        reloaded = reloaded_loss(path, job.model, dtype, check.to(runtime.device))
+            runtime.close()
+            save_model(job.model, weights, path)
+        del weights
+        reloaded = reloaded_loss(path, job.model, dtype, check.to(device))
         check_export(job.name, trained, reloaded, is_exact)
         _publish(path, job.out)
     return {"engine": trained, "reloaded": reloaded}
+
+
+@contextmanager
+def _beside(job: TrainJob) -> Iterator[Path]:
+    """A folder to write the export to. Beside a local output, where a rename makes it visible at once; what a killed process left there goes."""
+    if not job.out.is_local:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    partial = Folder(job.out.local.parent / f".{job.name}.partial")
+    partial.delete()
+    try:
+        yield partial.make().local
+    finally:
+        partial.delete()
 
 
 def _publish(path: Path, out: Folder) -> None:
@@ -190,15 +325,17 @@ def _publish(path: Path, out: Folder) -> None:
         return
     # An object store renames no folder: what makes a folder a model goes up last.
     files = sorted(path.iterdir(), key=lambda file: file.name in {"config.json", "adapter_config.json"})
-    for file in files:
-        fs.copy_files(str(file), f"{out.path}/{file.name}", destination_filesystem=out.filesystem)
+    try:
+        for file in files:
+            fs.copy_files(str(file), f"{out.path}/{file.name}", destination_filesystem=out.filesystem)
+    except OSError:
+        out.delete()
+        raise
 
 
 def _final_loss(records: list[StepRecord]) -> dict[str, float]:
     """Means of the last tenth of the steps: one step's is noise."""
     last = records[-max(1, len(records) // 10) :]
-    means = {"forget": sum(record.forget_loss for record in last) / len(last)}
-    retained = [record.retain_loss for record in last if record.retain_loss is not None]
-    if retained:
-        means["retain"] = sum(retained) / len(retained)
-    return {name: round(value, 6) for name, value in means.items()}
+    columns = {"forget": [record.forget_loss for record in last], "retain": [record.retain_loss for record in last]}
+    there = {name: [value for value in values if value is not None] for name, values in columns.items()}
+    return {name: round(sum(values) / len(values), 6) for name, values in there.items() if values}

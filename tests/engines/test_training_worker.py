@@ -1,0 +1,121 @@
+"""What a worker does around the loop, without Ray or DeepSpeed."""
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from storage import Storage
+
+from unlearn_ray import pocket
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import FinetuneConfig, FullWeights, WorkerResources
+from unlearn_ray.engines import training_worker
+from unlearn_ray.engines.protocols import TrainJob
+from unlearn_ray.engines.training import Launch
+from unlearn_ray.engines.training_job import Assignment
+from unlearn_ray.engines.training_worker import Check
+from unlearn_ray.errors import ArtifactError
+from unlearn_ray.rows import Example
+from unlearn_ray.train.batches import Batches
+from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
+from unlearn_ray.train.encoded import EncodedRows, write_encoded
+from unlearn_ray.train.loop import mean_ce
+from unlearn_ray.train.models import load_base
+from unlearn_ray.train.plain import PlainRuntime
+
+MODEL = str(pocket.MODEL_DIR)
+
+
+def assigned(home: Path, device: Any = "cpu", num_cpus: float = 3, **values: Any) -> Assignment:
+    config = FinetuneConfig(weights=FullWeights(), **values)
+    folder = Folder(home / "out" / "models" / "joint")
+    job = TrainJob("joint", MODEL, config, 0, Folder(home), Folder(home), ("t",), folder, Folder(home / "checkpoints"))
+    return Assignment(job, WorkerResources(num_cpus=num_cpus, offload="none"), "run", "scratch", device, None)
+
+
+def test_workers_compute_where_they_are_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a machine with GPUs
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    assert training_worker._device(assigned(tmp_path, "cpu")) == torch.device("cpu")
+    assert training_worker._device(assigned(tmp_path, "cuda")) == torch.device("cuda", 1)
+
+
+def test_the_environment_of_workers_follows_from_where_they_compute(tmp_path: Path) -> None:
+    on_cpu, on_gpu = (Launch(assigned(tmp_path, device)).environment() for device in ("cpu", "cuda"))
+    assert (on_cpu["DS_ACCELERATOR"], on_cpu["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
+    assert on_cpu["OMP_NUM_THREADS"] == on_gpu["OMP_NUM_THREADS"] == "3"  # an offloaded optimizer computes with them
+    assert not {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"} & on_gpu.keys()
+    assert Launch(assigned(tmp_path, num_cpus=0.5)).environment()["OMP_NUM_THREADS"] == "1"
+
+
+def test_the_check_is_of_both_kinds_of_rows_and_does_not_depend_on_the_passes(tmp_path: Path) -> None:
+    encoder = ChatEncoder(load_tokenizer(MODEL), 128)
+    for name, number in (("forget", 11), ("retain", 5)):
+        rows = [Example("t", "forget", "t", f"What is {i}?", "It is that." + " Oh!" * (i % 3)) for i in range(number)]
+        write_encoded(tmp_path / name, [row for row in encoder.encode(rows) if row])
+    forget, retain = EncodedRows(tmp_path / "forget"), EncodedRows(tmp_path / "retain")
+    module = load_base(MODEL, torch.float32, torch.device("cpu")).train()
+    runtime: Any = PlainRuntime(module, FinetuneConfig(weights=FullWeights()), torch.device("cpu"))
+    for source in (retain, None):
+        batches = Batches(
+            forget, source, forget_batch=11, retain_batch=5, micro_batch=8, world_size=1, seed=0, pad_id=5
+        )
+        one, all_at_once = (Check.of(batches, micro_batch) for micro_batch in (1, 64))
+        losses = one.losses(runtime)
+        assert losses.forget == pytest.approx(all_at_once.losses(runtime).forget, rel=1e-4)
+        assert (losses.retain is None) is (source is None)
+        assert one.mean(losses) == pytest.approx(mean_ce(runtime, all_at_once.to(runtime.device)), rel=1e-4)
+        assert losses.fault(losses, guessing=8.0) is None
+    assert module.training
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = assigned(tmp_path).job
+    training_worker._rehearse(job)
+    assert not list((tmp_path / "out" / "models").iterdir())  # nothing is left of the trial
+    monkeypatch.setattr(training_worker, "weight_bytes", lambda model: 2**60)
+    with pytest.raises(ArtifactError, match=r"models/joint can't be written: the model takes 1073741824\.0 GiB, "):
+        training_worker._rehearse(job)
+
+    def full(folder: Folder, name: str, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Folder, "write_text", full)
+    with pytest.raises(ArtifactError, match=r"models/joint can't be written: \[Errno 28\] No space left"):
+        training_worker._rehearse(job)
+
+
+def test_what_a_killed_export_left_goes_and_nothing_stays_of_one_that_fails(tmp_path: Path) -> None:
+    job = assigned(tmp_path).job
+    left = tmp_path / "out" / "models" / ".joint.partial" / "joint"
+    left.mkdir(parents=True)
+    with pytest.raises(ValueError, match="no"), training_worker._beside(job) as folder:
+        assert not list(folder.iterdir())
+        raise ValueError("no")
+    assert not list((tmp_path / "out" / "models").iterdir())
+
+
+def test_an_output_in_remote_storage_is_tried_as_well(
+    tmp_path: Path, s3_storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, s3_storage.environment[name])
+    options = f"?scheme=http&endpoint_override={s3_storage.endpoint}"
+    job = assigned(tmp_path).job
+    there, nowhere = (Folder(f"s3://{bucket}/out/models/joint{options}") for bucket in ("bucket", "no-such-bucket"))
+    training_worker._rehearse(replace(job, out=there))
+    assert there.parent.names() == []
+    with pytest.raises(ArtifactError, match=r"no-such-bucket/out/models/joint.* can't be written"):
+        training_worker._rehearse(replace(job, out=nowhere))
+    (tmp_path / "export" / "additional_chat_templates").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "additional_chat_templates/tools.jinja"):
+        (tmp_path / "export" / name).write_text(name)
+    training_worker._publish(tmp_path / "export", there)
+    assert there.names() == ["additional_chat_templates", "config.json", "model.safetensors"]
+    assert (there / "additional_chat_templates").read_text("tools.jinja") == "additional_chat_templates/tools.jinja"
