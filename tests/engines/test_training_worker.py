@@ -22,17 +22,21 @@ from unlearn_ray.rows import Example
 from unlearn_ray.train.batches import Batches
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows, write_encoded
+from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.loop import mean_ce
 from unlearn_ray.train.models import load_base
 from unlearn_ray.train.plain import PlainRuntime
 
 MODEL = str(pocket.MODEL_DIR)
+CHAT = inspect_model(MODEL).chat
 
 
 def assigned(home: Path, device: Any = "cpu", num_cpus: float = 3, **values: Any) -> Assignment:
     config = FinetuneConfig(weights=FullWeights(), **values)
     folder = Folder(home / "out" / "models" / "joint")
-    job = TrainJob("joint", MODEL, config, 0, Folder(home), Folder(home), ("t",), folder, Folder(home / "checkpoints"))
+    job = TrainJob(
+        "joint", MODEL, CHAT, config, 0, Folder(home), Folder(home), ("t",), folder, Folder(home / "checkpoints")
+    )
     return Assignment(job, WorkerResources(num_cpus=num_cpus, offload="none"), "run", "scratch", device, None)
 
 
@@ -53,7 +57,7 @@ def test_the_environment_of_workers_follows_from_where_they_compute(tmp_path: Pa
 
 
 def test_the_check_is_of_both_kinds_of_rows_and_does_not_depend_on_the_passes(tmp_path: Path) -> None:
-    encoder = ChatEncoder(load_tokenizer(MODEL), 128)
+    encoder = ChatEncoder(load_tokenizer(MODEL), CHAT, 128)
     for name, number in (("forget", 11), ("retain", 5)):
         rows = [Example("t", "forget", "t", f"What is {i}?", "It is that." + " Oh!" * (i % 3)) for i in range(number)]
         write_encoded(tmp_path / name, [row for row in encoder.encode(rows) if row])
