@@ -1,8 +1,11 @@
 """What the engine answers, held against transformers and PEFT on the same weights."""
 
+import os
 import pickle
+import subprocess
 import sys
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -152,6 +155,44 @@ def test_an_engine_without_a_gpu_takes_its_share_of_the_cores() -> None:
     assert environment(spec)["VLLM_CPU_KVCACHE_SPACE"] == "2"
     assert "HF_HUB_OFFLINE" not in environment(spec)
     assert "OMP_NUM_THREADS" not in environment(EngineSpec("some/model", EngineResources(), "cuda"))
+
+
+def test_a_cuda_engine_starts_without_a_cuda_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = EngineSpec("some/model", EngineResources(), "cuda")
+    monkeypatch.delenv("VLLM_USE_FLASHINFER_SAMPLER", raising=False)
+    assert environment(spec)["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")  # where there is one
+    assert environment(spec)["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+    assert "VLLM_USE_FLASHINFER_SAMPLER" not in environment(replace(spec, device="cpu"))
+
+
+def test_vllm_reads_the_variable_that_is_set_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import envs
+
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    assert envs.VLLM_USE_FLASHINFER_SAMPLER is False
+
+
+def test_an_engine_on_the_cpu_stays_there_on_a_machine_with_gpus() -> None:
+    """vLLM's CUDA build, which looks for GPUs past CUDA_VISIBLE_DEVICES, decides what it runs on in a process of its own."""
+    script = """
+import vllm.platforms as platforms
+platforms.vllm_version_matches_substr = lambda text: False
+platforms.builtin_platform_plugins["cuda"] = lambda: "vllm.platforms.cuda.CudaPlatform"
+print(platforms.resolve_current_platform_cls_qualname())
+"""
+
+    def platform(device: Literal["cpu", "cuda"]) -> str:
+        variables = environment(EngineSpec("some/model", EngineResources(), device))
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | variables, capture_output=True, text=True
+        )
+        return done.stdout.strip().splitlines()[-1]
+
+    assert platform("cpu") == "vllm.platforms.cpu.CpuPlatform"
+    assert platform("cuda") == "vllm.platforms.cuda.CudaPlatform"
+    assert environment(EngineSpec("some/model", EngineResources(), "cpu"))["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in environment(EngineSpec("some/model", EngineResources(), "cuda"))
 
 
 def test_a_reply_is_small_to_send() -> None:

@@ -92,3 +92,15 @@ def test_the_model_of_a_full_fine_tune_in_remote_storage_is_brought_to_the_repli
     assert config.model_loading_config.model_source == "/there/bucket/versions/dune@1/weights"
     assert config.callback_config.callback_kwargs == {"uri": "s3://bucket/versions/dune@1/weights"}
     assert "enable_lora" not in config.engine_kwargs
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+def test_a_service_tells_vllm_what_to_run_on(tmp_path: Path, accelerator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unlearn_ray.serving.app import llm_config
+    from unlearn_ray.serving.settings import parse_settings
+
+    monkeypatch.delenv("VLLM_USE_FLASHINFER_SAMPLER", raising=False)
+    settings = parse_settings({"registry": str(tmp_path), "engine": {"accelerator": accelerator}})
+    variables = llm_config(settings, read_keys(None)).runtime_env["env_vars"]
+    told = variables.get("CUDA_VISIBLE_DEVICES"), variables.get("VLLM_USE_FLASHINFER_SAMPLER")
+    assert told == (("", None) if accelerator == "cpu" else (None, "0"))

@@ -44,6 +44,12 @@ class EngineSpec:
     lora: Lora | None = None  # the shape of the adapters that requests will name; its targets by name
     max_loras: int = 4  # adapters that one batch may mix
 
+    @property
+    def shape(self) -> dict[str, float]:
+        """What the engine's actor asks of a node."""
+        num_gpus = self.resources.tensor_parallel_size if self.device == "cuda" else 0
+        return {"CPU": self.resources.num_cpus, "GPU": float(num_gpus)}
+
 
 def environment(spec: EngineSpec) -> dict[str, str]:
     """Variables that must stand before vLLM is imported."""
@@ -59,8 +65,22 @@ def environment(spec: EngineSpec) -> dict[str, str]:
             "OMP_NUM_THREADS": f"{max(1, int(spec.resources.num_cpus))}",
             "MALLOC_ARENA_MAX": "1",  # the engine's is not the first thread, whose arena alone is quick: a tenth of its time
             "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep: other engines and trainers share these cores
+            # On a machine with GPUs too: vLLM asks the driver's library for them, whatever is visible, unless it is told.
+            "VLLM_TARGET_DEVICE": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
         }
+    else:
+        variables |= _without_toolkit()
     return variables
+
+
+def _without_toolkit() -> dict[str, str]:
+    """Start a CUDA engine where there is no nvcc that fits: FlashInfer's sampler is compiled when vLLM warms up, and nothing falls back.
+
+    Can go when vLLM tries whether it can be compiled first (vllm-project/vllm#49497). Other parts of FlashInfer are left out by vLLM
+    itself where there is no nvcc, or fall back.
+    """
+    return {"VLLM_USE_FLASHINFER_SAMPLER": os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "0")}
 
 
 @dataclass(slots=True)
@@ -145,7 +165,8 @@ class VllmEngine:
             if self._failure is not None:
                 break
         if batch.num_left:
-            raise EngineError(f"the engine died: {self._failure}") from self._failure
+            gist = " ".join(f"{type(self._failure).__name__}: {self._failure}".split())[:400]
+            raise EngineError(f"the engine died: {gist}") from self._failure
         return batch.outputs
 
     def _reply(self, request: Request, prompt: list[int], output: Any) -> Reply:
