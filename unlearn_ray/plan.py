@@ -15,6 +15,7 @@ from unlearn_ray.chat import placed
 from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, RunConfig
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
 from unlearn_ray.evals.probes import near_misses, read_probes
+from unlearn_ray.lease import leased
 from unlearn_ray.rows import Message, digest
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
 from unlearn_ray.stages.stage import State, state_of
@@ -24,7 +25,7 @@ from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets,
 
 STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
 MARKER = "run.json"  # makes a folder ours
-LOCK = "run.lock"
+LOCK = "run.lock"  # a locked file; in remote storage a folder of leases
 _HEAD, _STRIDE, _BLOCK = 16 * 2**20, 4 * 2**20, 64 * 2**10  # bytes of a weights file that tell it from others
 _CHAT = " chat:"  # in the identity of a model whose chat format the user changes
 Prospect = State | Literal["asked"]  # asked: done again because of --from
@@ -172,11 +173,16 @@ def states(folder: Folder) -> list[tuple[str, str, Manifest | None]]:
 
 
 @contextmanager
-def claimed(config: RunConfig, redo_from: str | None = None) -> Iterator[None]:
+def claimed(
+    config: RunConfig, redo_from: str | None = None, on_wait: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
     """Make the run's folder ours, for one process at a time, and undo the stages from `redo_from` on.
 
     They are undone once: the marker says until the end that they are being done again, so that a job that is sent again, `--from` and
     all, goes on where it was stopped.
+
+    Args:
+        on_wait: told what is waited for: in remote storage, whether the last process there still lives.
 
     Raises:
         ArtifactError: it can't be written, holds something else, or another process is at work in it.
@@ -184,7 +190,7 @@ def claimed(config: RunConfig, redo_from: str | None = None) -> Iterator[None]:
     home = config.folder
     check_owner(config)
     home.make()
-    with _locked(home):
+    with _locked(home, on_wait):
         for stage in _undone_by(home, redo_from):
             (home / stage).delete()
         _mark(config, redo_from)
@@ -225,9 +231,10 @@ def _read_marker(home: Folder) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(home: Folder) -> Iterator[None]:
+def _locked(home: Folder, on_wait: Callable[[str], None]) -> Iterator[None]:
     if not home.is_local:
-        yield  # an object store has no locks: a job's submission id keeps two drivers apart
+        with leased(home / LOCK, on_wait):
+            yield
         return
     with open(home.local / LOCK, "w") as lock:
         try:

@@ -1,0 +1,172 @@
+"""Whose turn it is to write a folder of an object store, which has no locks: one small object a driver, renewed while it lives.
+
+Two that begin at the same moment: each writes an object of its own, waits until the other's would show, and lists them. One that holds
+the folder already goes first, else the one whose name sorts first; every other one takes its object back. Storage must show an object to
+whoever lists after it was written, which S3 and Google's do. Ages are told by the storage's clock alone: machines' clocks differ.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pyarrow import fs
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.errors import ArtifactError
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_BEATS = 10.0
+SECONDS_TO_DIE = 60.0  # without a beat: its driver is taken for dead
+_SECONDS_TO_SETTLE = 2.0  # longer than a write takes
+_CANDIDATE, _HOLDER = "candidate", "holder"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A driver's object."""
+
+    name: str
+    written: float  # by the storage's clock, in seconds
+    is_holder: bool
+    owner: str
+
+
+@contextmanager
+def leased(folder: Folder, on_wait: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Hold a remote folder. Its objects are those of `folder`, and nothing else's.
+
+    Args:
+        on_wait: told how long is waited for one that may be dead.
+
+    Raises:
+        ArtifactError: another driver holds it, or took it over while this one was not heard of.
+    """
+    lease = _Lease(folder)
+    lease.acquire(on_wait)
+    ended = threading.Event()
+    beats = threading.Thread(target=lease.keep, args=(ended,), name="lease", daemon=True)
+    beats.start()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if lease.is_lost:
+            raise ArtifactError(f"{folder.parent} was taken over by another run: this one was not heard of") from error
+        raise
+    finally:
+        ended.set()
+        beats.join()
+        lease.release()
+
+
+class _Lease:
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._name = f"{time.time_ns():020d}-{uuid.uuid4().hex}.json"
+        self._owner = f"{socket.gethostname()}, process {os.getpid()}"
+        self.is_lost = False
+
+    def acquire(self, on_wait: Callable[[str], None]) -> None:
+        self._write(_CANDIDATE)
+        try:
+            self._outlast(on_wait)
+            self._write(_HOLDER)
+            # A write that took longer than the others waited: whose name sorts first goes on.
+            self._give_way([entry for entry in self._others() if entry.is_holder and entry.name < self._name])
+        except BaseException:
+            self.release()
+            raise
+
+    def _outlast(self, on_wait: Callable[[str], None]) -> None:
+        """Return once nobody else can have the folder; whoever is not heard of for long enough is dead."""
+        began = time.monotonic()
+        time.sleep(_SECONDS_TO_SETTLE)
+        first = {entry.name: entry for entry in self._others()}
+        said = False
+        while True:
+            self._write(_CANDIDATE)
+            now = self._now()
+            others = self._others()
+            before = [entry for entry in others if entry.is_holder or entry.name < self._name]
+            # Written while we looked: they live.
+            self._give_way([entry for entry in before if first.get(entry.name) != entry])
+            living = [entry for entry in before if now - entry.written <= SECONDS_TO_DIE]
+            if not living:
+                for entry in before:
+                    log.warning("%s was left by %s, which is not heard of any more", self._folder.parent, entry.owner)
+                    self._delete(entry.name)
+                return
+            if time.monotonic() - began > 2 * SECONDS_TO_DIE:  # one that starts over and over
+                self._give_way(living)
+            if not said:
+                said = True
+                left = max(SECONDS_TO_DIE - (now - entry.written) for entry in living)
+                on_wait(
+                    f"{self._folder.parent} was last written by {living[0].owner}: waiting up to {left:.0f} s to see whether it lives"
+                )
+            time.sleep(1.0)
+
+    def _give_way(self, others: list[_Entry]) -> None:
+        if others:
+            raise ArtifactError(
+                f"{self._folder.parent} is being written by another run ({others[0].owner}): wait for it, or give this one another name"
+            )
+
+    def keep(self, ended: threading.Event) -> None:
+        """Renew it until the end. One that was taken over ends the process: two would write the same files."""
+        while not ended.wait(SECONDS_BETWEEN_BEATS):
+            try:
+                if not self._folder.exists(self._name):
+                    self.is_lost = True
+                    log.error("%s was taken over by another run", self._folder.parent)
+                    # As a cluster stops a job; a real signal, which also wakes a main thread that waits in the kernel.
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                    return
+                self._write(_HOLDER)
+            except (OSError, ArtifactError) as error:
+                log.warning("the lease on %s can't be renewed: %s", self._folder.parent, error)
+
+    def release(self) -> None:
+        try:
+            self._delete(self._name)
+        except OSError as error:
+            log.warning("the lease on %s stays for %d s: %s", self._folder.parent, SECONDS_TO_DIE, error)
+
+    def _write(self, state: str) -> None:
+        try:
+            self._folder.write_text(self._name, json.dumps({"state": state, "owner": self._owner}))
+        except OSError as error:
+            raise ArtifactError(f"{self._folder.parent} can't be written: {error}") from error
+
+    def _delete(self, name: str) -> None:
+        filesystem, path = self._folder.filesystem, self._folder.path
+        if filesystem.get_file_info(f"{path}/{name}").type == fs.FileType.File:
+            filesystem.delete_file(f"{path}/{name}")
+
+    def _now(self) -> float:
+        """By the storage's clock: when our own object was written, which just was."""
+        return self._written(self._name) or time.time()
+
+    def _written(self, name: str) -> float | None:
+        info = self._folder.filesystem.get_file_info(f"{self._folder.path}/{name}")
+        return info.mtime_ns / 1e9 if info.type == fs.FileType.File and info.mtime_ns else None
+
+    def _others(self) -> list[_Entry]:
+        found = []
+        for name in self._folder.names(".json"):
+            if name == self._name or (written := self._written(name)) is None:
+                continue
+            try:
+                content = json.loads(self._folder.read_text(name))
+                found.append(_Entry(name, written, content["state"] == _HOLDER, content["owner"]))
+            except (OSError, ValueError, KeyError) as error:  # it was taken back between list and read
+                log.info("%s/%s can't be read: %s", self._folder, name, error)
+        return sorted(found, key=lambda entry: (not entry.is_holder, entry.name))
