@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class Head:
         return done
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [probe.getsockname()[1] for probe in probes]
     for probe in probes:
@@ -75,13 +75,22 @@ def _wait_for(page: str, process: "subprocess.Popen[bytes]", seconds: float = 30
 @contextmanager
 def started(more: Mapping[str, str]) -> Iterator[Head]:
     """A head with the service's environment, and `more`."""
-    gcs, dashboard, client, agent = _free_ports(4)
+    gcs, dashboard, client, agent = free_ports(4)
     home = tempfile.mkdtemp(prefix="ur-", dir="/tmp")  # short: a socket's path has 107 bytes
     settings = environment() | SERVE_ENVIRONMENT | _OF_A_SMALL_MACHINE | more
     settings["PATH"] = f"{BIN}:{settings['PATH']}"  # the `python` of jobs, as an image has it
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=8", "--node-ip-address=127.0.0.1"]
     command += [f"--port={gcs}", f"--temp-dir={home}", "--include-dashboard=true", f"--dashboard-port={dashboard}"]
     command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
+    with running(command, settings, gcs, dashboard, agent) as head:
+        yield head
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path], settings: dict[str, str], gcs: int, dashboard: int, agent: int
+) -> Iterator[Head]:
+    """A head started by `ray start --block`, in a process group of its own that is ended with it."""
     process = subprocess.Popen(
         command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

@@ -234,6 +234,7 @@ class ClusterConfig(Strict):
     address: str | None = None  # none: RAY_ADDRESS, or a Ray of our own on this machine
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     num_cpus: PositiveInt | None = None  # of our own local Ray; none: what the machine has, eight at least
+    start_timeout_seconds: PositiveFloat = 1800.0  # that engines or workers wait for room on the cluster
     engines: EngineResources = EngineResources()
     workers: WorkerResources = WorkerResources()
 

@@ -1,16 +1,20 @@
 """Ray for one run: joined or started, sized, refused in one line, and gone at the end."""
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from unlearn_ray.config import ClusterConfig, EngineResources, WorkerResources
-from unlearn_ray.engines import session
+from unlearn_ray.engines import capacity, session
+from unlearn_ray.engines.capacity import Growth, NodeKind
 from unlearn_ray.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
@@ -109,15 +113,35 @@ def test_an_address_that_no_cluster_answers_at_is_refused_soon() -> None:
     assert err == ""
 
 
+@pytest.mark.real
+def test_what_ray_says_of_a_lost_worker_is_in_the_log_and_not_on_the_console(tmp_path: Path) -> None:
+    script = """
+        import logging, os, sys, time
+        import ray
+        from unlearn_ray.config import ClusterConfig
+        from unlearn_ray.engines.session import connect
+
+        logging.basicConfig(filename=sys.argv[1], level=logging.INFO)
+        with connect(ClusterConfig()):
+            ray.wait([ray.remote(lambda: os._exit(1)).options(max_retries=0).remote()])
+            time.sleep(3)
+    """
+    out, err = driver(script, str(tmp_path / "log")).communicate(timeout=300)
+    assert out == err == ""
+    assert "A worker died or was killed" in (tmp_path / "log").read_text()
+
+
 @pytest.mark.parametrize(
     ("cluster", "key"),
     [
-        (ClusterConfig(engines=EngineResources(num_engines=1000)), "cluster.engines.num_engines"),
-        (ClusterConfig(accelerator="cuda"), "cluster.engines.num_engines"),
-        (ClusterConfig(workers=WorkerResources(num_workers=1000)), "cluster.workers.num_workers"),
+        (ClusterConfig(engines=EngineResources(num_engines=1000)), "cluster.engines.num_engines: 1000 engines"),
+        (ClusterConfig(accelerator="cuda"), "tensor_parallel_size: .* the cluster has 0: set cluster.accelerator: cpu"),
+        (ClusterConfig(workers=WorkerResources(num_workers=1000)), "cluster.workers.num_workers: 1000 workers"),
+        (ClusterConfig(workers=WorkerResources(num_cpus=1000)), "cluster.workers.num_cpus: 1 worker of 1000 CPUs"),
+        (ClusterConfig(engines=EngineResources(num_cpus=9)), "cluster.engines.num_cpus: 1 engine of 9 CPUs"),
         (
             ClusterConfig(engines=EngineResources(num_engines=8)),
-            "num_engines: 8 engines of 1 CPUs and 1 beside ask for 9",
+            "num_engines: 8 engines of 1 CPUs and 1 beside ask for 9, the cluster has 8: lower it, or add nodes",
         ),
     ],
 )
@@ -135,29 +159,103 @@ def test_the_default_config_fits_a_small_machine(ray_session: None) -> None:
     assert session.device_of(ClusterConfig()) == "cpu"
 
 
-def test_an_autoscaling_cluster_counts_the_gpus_it_can_grow_to(
-    ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ray._private.state import state
-    from ray.core.generated import autoscaler_pb2
-
-    grown = autoscaler_pb2.ClusterConfig()
-    grown.node_group_configs.add(max_count=4, resources={"CPU": 16, "GPU": 4})
-    monkeypatch.setattr(state, "get_cluster_config", lambda: grown)
-    cluster = ClusterConfig(engines=EngineResources(tensor_parallel_size=2, num_cpus=4))
-    assert session.device_of(cluster) == "cuda"
-    assert session.num_engines(cluster) == 8
-    session.require(cluster)
-    with pytest.raises(ClusterError, match="18"):
-        session.require(ClusterConfig(engines=EngineResources(tensor_parallel_size=2, num_engines=9)))
+def test_no_autoscaler_runs_on_a_machine_of_our_own(ray_session: None) -> None:
+    assert capacity.growth() is None
+    assert capacity.capacity("CPU") == 8 and capacity.places({"CPU": 3}) == 2
 
 
-def test_an_engine_spans_no_two_nodes(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}] * 4
-    monkeypatch.setattr(session, "capacity", lambda: {"CPU": 32.0, "GPU": 4.0})
-    monkeypatch.setattr(session.ray, "nodes", lambda: nodes)
-    assert session.num_engines(ClusterConfig()) == 4
-    with pytest.raises(ClusterError, match="1 engine of 2 GPUs ask for 2, the cluster has 4 in nodes with room for 0"):
-        session.require(ClusterConfig(engines=EngineResources(tensor_parallel_size=2)))
-    with pytest.raises(ClusterError, match="1 worker of 9 CPUs ask for 9, the cluster has 32 in nodes with room for 0"):
-        session.require(ClusterConfig(workers=WorkerResources(num_cpus=9)))
+@pytest.mark.long
+@pytest.mark.real
+def test_nodes_are_counted_one_by_one_and_told_in_the_log(tmp_path: Path) -> None:
+    """Four nodes with a GPU each, as `ray start` makes them: no engine spans two. One is lost meanwhile."""
+    script = """
+        import logging, sys, time
+        import ray
+        from ray.cluster_utils import Cluster
+        from unlearn_ray.config import ClusterConfig, EngineResources, WorkerResources
+        from unlearn_ray.engines import session
+        from unlearn_ray.errors import ClusterError
+
+        logging.basicConfig(filename=sys.argv[1], level=logging.INFO)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "temp_dir": sys.argv[2]})
+        nodes = [cluster.add_node(num_cpus=8, num_gpus=1) for _ in range(4)]
+
+        def tried(config):
+            try:
+                session.require(config)
+            except ClusterError as error:
+                print(error)
+
+        with session.connect(ClusterConfig(address=cluster.address)):
+            print(session.device_of(ClusterConfig()), session.num_engines(ClusterConfig()))
+            tried(ClusterConfig(engines=EngineResources(tensor_parallel_size=2)))
+            tried(ClusterConfig(workers=WorkerResources(num_cpus=9)))
+            time.sleep(3)
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            cluster.add_node(num_cpus=3)
+            time.sleep(12)
+        cluster.shutdown()
+    """
+    home = tempfile.mkdtemp(prefix="ur-", dir="/tmp")
+    process = driver(script, str(tmp_path / "log"), home, RAY_AUTH_MODE="disabled")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    first, gpus, cpus = out.splitlines()
+    assert first == "cuda 4"
+    beginning = (
+        "cluster.engines.tensor_parallel_size: 1 engine of 2 GPUs ask for 2, the cluster has 4 in nodes with room for 0"
+    )
+    assert gpus.startswith(beginning)
+    assert cpus.startswith(
+        "cluster.workers.num_cpus: 1 worker of 9 CPUs ask for 9, the cluster has 34 in nodes with room"
+    )
+    text = (tmp_path / "log").read_text()
+    assert re.search(r"node \S+ at \S+ \(8 CPUs, 1 GPUs\) was lost: \S+", text)
+    assert re.search(r"node \S+ at \S+ \(3 CPUs\) joined", text)
+
+
+@pytest.mark.long
+@pytest.mark.real
+def test_what_an_autoscaler_reports_itself_is_believed(tmp_path: Path) -> None:
+    """As hosted ones do: Ray's own does not."""
+    script = """
+        import ray
+        from ray._raylet import GcsClient
+        from ray.core.generated.autoscaler_pb2 import ClusterConfig as Reported
+        from unlearn_ray.config import ClusterConfig, EngineResources
+        from unlearn_ray.engines import session
+
+        with session.connect(ClusterConfig()):
+            reported = Reported()
+            reported.node_group_configs.add(max_count=4, resources={"CPU": 16, "GPU": 4})
+            client = GcsClient(ray.get_runtime_context().gcs_address)
+            client.report_cluster_config(reported.SerializeToString())
+            cluster = ClusterConfig(engines=EngineResources(tensor_parallel_size=2, num_cpus=4))
+            print(session.device_of(cluster), session.num_engines(cluster))
+            session.require(cluster)
+    """
+    out, err = driver(script).communicate(timeout=300)
+    assert (out, err) == ("cuda 8\n", "")
+
+
+def test_the_shipped_clusters_tell_what_they_may_grow_to() -> None:
+    grown = capacity.growth_from(yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text()))
+    assert grown.most(lambda resources: capacity.holds(resources, {"GPU": 4, "CPU": 8})) == 4
+    for name in ("raycluster", "rayjob"):
+        found = yaml.safe_load((ROOT / "cluster" / "kuberay" / f"{name}.yaml").read_text())
+        found = {
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": found["spec"].get("rayClusterSpec", found["spec"]),
+        }
+        of_pods = capacity.of_ray_cluster(found)
+        assert of_pods is not None and not of_pods.unknown
+        assert of_pods.most(lambda resources: resources.get("GPU", 0)) == 16
+        found["spec"]["enableInTreeAutoscaling"] = False
+        assert capacity.of_ray_cluster(found) is None
+
+
+def test_kinds_of_nodes_share_the_limit_of_all_workers() -> None:
+    kinds = NodeKind({"CPU": 4.0}, 5), NodeKind({"CPU": 8.0, "GPU": 8.0}, 2)
+    grown = Growth(kinds, max_workers=4)
+    assert grown.most(lambda resources: resources.get("GPU", 0)) == 16
+    assert grown.most(lambda resources: resources.get("CPU", 0)) == 2 * 8 + 2 * 4

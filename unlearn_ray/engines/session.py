@@ -5,10 +5,9 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -17,6 +16,9 @@ import ray
 import ray.data  # its handlers of logs exist once it is imported
 
 from unlearn_ray.config import ClusterConfig
+from unlearn_ray.engines.capacity import capacity, growth, in_words, places
+from unlearn_ray.engines.nodes import watching_nodes
+from unlearn_ray.engines.room import end_trainings
 from unlearn_ray.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
         yield
         return
     _quieten()
+    _hear_raylets()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if address:
@@ -54,9 +57,10 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
             raise ClusterError(f"the Ray cluster at {address} can't be reached: {gist}") from error
         _hear_sigterm(on_sigterm)
         try:
-            yield
+            with watching_nodes():
+                yield
         finally:
-            ray.shutdown()
+            _shut_down()
         return
     os.environ.setdefault("RAY_worker_niceness", "0")  # the default, 15, starves workers beside ordinary processes
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")  # a killed engine's processes keep no GPU memory
@@ -71,10 +75,16 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
         _hear_sigterm(on_sigterm)
         yield
     finally:
-        ray.shutdown()
+        _shut_down()
         if logs is not None:
             _keep_logs(home, logs)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _shut_down() -> None:
+    if ray.is_initialized():
+        end_trainings()
+    ray.shutdown()
 
 
 def _hear_sigterm(before: Any) -> None:
@@ -134,6 +144,20 @@ def _quieten() -> None:
                 handler.setLevel(logging.ERROR)
 
 
+def _hear_raylets() -> None:
+    """Log what Ray prints to the console about lost workers and full clusters, dozens of lines a time, whatever `log_to_driver` says.
+
+    Can go when Ray lets a driver choose where its error messages go (ray-project/ray#30832).
+    """
+    from ray._private import worker
+
+    def into_the_log(data: Mapping[str, Any], print_file: Any, ignore_prefix: bool = False) -> None:
+        for line in data.get("lines", ()):
+            log.warning("Ray (%s): %s", data.get("pid"), line)
+
+    worker.print_worker_logs = into_the_log
+
+
 def _keep_logs(home: Path, logs: Path) -> None:
     """Copy what workers wrote, and only if there is something: a worker's own words are what explains its death."""
     if not logs.is_dir():
@@ -146,42 +170,50 @@ def _keep_logs(home: Path, logs: Path) -> None:
 
 
 def device_of(cluster: ClusterConfig) -> Literal["cpu", "cuda"]:
-    """What engines and trainers run on: as configured, or CUDA where the cluster has, or can grow to, a GPU."""
+    """What engines and trainers run on: as configured, or CUDA where the cluster has, or can grow to, a GPU.
+
+    Raises:
+        ClusterError: it can't be told.
+    """
     if cluster.accelerator != "auto":
         return cluster.accelerator
-    return "cuda" if capacity().get("GPU", 0) >= 1 else "cpu"
+    if capacity("GPU") >= 1:
+        return "cuda"
+    _known("cluster.accelerator: auto", "set it to cpu or cuda")
+    return "cpu"
 
 
-def capacity() -> dict[str, float]:
-    """The most that the cluster has or, where an autoscaler runs, can grow to."""
-    from ray._private.state import state
-
-    now = ray.cluster_resources()
-    limit = state.get_max_resources_from_cluster_config() or {}
-    return {name: max(float(now.get(name, 0)), float(limit.get(name, 0))) for name in {*now, *limit}}
+def _known(key: str, advice: str) -> None:
+    grown = growth()
+    if grown is not None and grown.unknown:
+        raise ClusterError(f"{key} asks what the cluster can grow to, and {grown.unknown}: {advice}")
 
 
-def places(resource: str, each: float) -> int:
-    """How many actors that want `each` of a resource the cluster's nodes hold, now or grown: none spans two nodes."""
-    from ray._private.state import state
+def engine_shape(cluster: ClusterConfig) -> dict[str, float]:
+    """What one engine's actor asks for."""
+    engines = cluster.engines
+    num_gpus = engines.tensor_parallel_size if device_of(cluster) == "cuda" else 0
+    return {"CPU": engines.num_cpus, "GPU": float(num_gpus)}
 
-    now = sum(int(node["Resources"].get(resource, 0) // each) for node in ray.nodes() if node["Alive"])
-    kinds = getattr(state.get_cluster_config(), "node_group_configs", ())
-    grown = sum(
-        int(kind.resources.get(resource, 0) // each) * (sys.maxsize if kind.max_count == -1 else kind.max_count)
-        for kind in kinds
-    )
-    return max(now, min(grown, int(capacity().get(resource, 0) // each)))
+
+def worker_shape(cluster: ClusterConfig) -> dict[str, float]:
+    """What one training worker asks for."""
+    return {"CPU": cluster.workers.num_cpus, "GPU": 1.0 if device_of(cluster) == "cuda" else 0.0}
 
 
 def num_engines(cluster: ClusterConfig) -> int:
-    """How many engines a fleet has: as configured, or as many as the cluster's GPUs hold, and one without GPUs."""
+    """How many engines a fleet has: as configured, or as many as the cluster's GPUs hold, and one without GPUs.
+
+    Raises:
+        ClusterError: it can't be told how many GPUs there can be.
+    """
     engines = cluster.engines
     if engines.num_engines != "auto":
         return engines.num_engines
     if device_of(cluster) == "cpu":
         return 1
-    return max(1, places("GPU", engines.tensor_parallel_size))
+    _known("cluster.engines.num_engines: auto", "set a number")
+    return max(1, places(engine_shape(cluster)))
 
 
 def require(cluster: ClusterConfig) -> None:
@@ -191,10 +223,7 @@ def require(cluster: ClusterConfig) -> None:
         ClusterError: engines or training workers ask for more CPUs or GPUs than there are or can be.
     """
     require_engines(cluster)
-    workers = cluster.workers
-    _require("cluster.workers.num_workers", "worker", workers.num_workers, "CPU", workers.num_cpus)
-    if device_of(cluster) == "cuda":
-        _require("cluster.workers.num_workers", "worker", workers.num_workers, "GPU", 1)
+    require_workers(cluster)
 
 
 def require_engines(cluster: ClusterConfig) -> None:
@@ -203,19 +232,50 @@ def require_engines(cluster: ClusterConfig) -> None:
     Raises:
         ClusterError: they ask for more than there is or can be.
     """
-    engines, count = cluster.engines, num_engines(cluster)
-    _require("cluster.engines.num_engines", "engine", count, "CPU", engines.num_cpus, spare=1)
-    if device_of(cluster) == "cuda":
-        _require("cluster.engines.num_engines", "engine", count, "GPU", engines.tensor_parallel_size)
+    keys = {"CPU": "cluster.engines.num_cpus", "GPU": "cluster.engines.tensor_parallel_size"}
+    _require("cluster.engines.num_engines", keys, "engine", num_engines(cluster), engine_shape(cluster), spare=1)
 
 
-def _require(key: str, what: str, count: int, resource: str, each: float, spare: int = 0) -> None:
-    """`spare`: what Ray Data's tasks, which ask the engines, need beside them."""
-    wanted, there, fitting = count * each + spare, capacity().get(resource, 0), places(resource, each)
-    if wanted > there or count > fitting:
-        beside = f" and {spare} beside" if spare else ""
-        nodes = f" in nodes with room for {fitting} of them" if count > fitting and wanted <= there else ""
+def require_workers(cluster: ClusterConfig) -> None:
+    """`require`, of the workers of one training.
+
+    Raises:
+        ClusterError: they ask for more than there is or can be.
+    """
+    keys = {"CPU": "cluster.workers.num_cpus", "GPU": "cluster.accelerator"}
+    _require("cluster.workers.num_workers", keys, "worker", cluster.workers.num_workers, worker_shape(cluster))
+
+
+def _require(
+    key: str, keys: Mapping[str, str], what: str, count: int, shape: Mapping[str, float], spare: int = 0
+) -> None:
+    """Refuse `count` actors of a shape if they can't all be there at once.
+
+    Args:
+        keys: of each resource the key that sets one actor's share.
+        spare: CPUs that Ray Data's tasks, which ask the engines, need beside them.
+    """
+    if (grown := growth()) is not None and grown.unknown:
+        return  # it shows while the fleet waits
+    fitting = places(shape)
+    for resource, each in ((name, amount) for name, amount in shape.items() if amount):
+        beside = spare if resource == "CPU" else 0
+        wanted, there = count * each + beside, capacity(resource)
+        if wanted <= there and count <= places({resource: each}):
+            continue
+        # Where not even one fits, fewer of them would not either.
+        alone = places({resource: each})
+        named = key if alone else keys[resource]
+        room = f" in nodes with room for {alone} of them" if count > alone and wanted <= there else ""
+        also = f" and {beside} beside" if beside else ""
+        advice = "lower it" if there or resource != "GPU" else "set cluster.accelerator: cpu"
         raise ClusterError(
-            f"{key}: {count} {what}{'s' if count > 1 else ''} of {each:g} {resource}s{beside} ask for {wanted:g}, "
-            f"the cluster has {there:g}{nodes}: lower it, or add nodes"
+            f"{named}: {count} {what}{'s' if count > 1 else ''} of {each:g} {resource}s{also} ask for {wanted:g}, "
+            f"the cluster {'has' if grown is None else 'has, or can grow to,'} {there:g}{room}: "
+            f"{advice}, or add nodes"
+        )
+    if count > fitting:
+        raise ClusterError(
+            f"{key}: {count} {what}{'s' if count > 1 else ''} of {in_words(shape)} each, the cluster's nodes have room "
+            f"for {fitting} of them: lower it, or add nodes"
         )

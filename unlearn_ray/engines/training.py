@@ -22,10 +22,12 @@ import ray
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig
+from unlearn_ray.engines.capacity import capacity, growth
 from unlearn_ray.engines.protocols import TrainJob, TrainResult, failure_of
-from unlearn_ray.engines.session import capacity, device_of
+from unlearn_ray.engines.room import THREAD, Room
+from unlearn_ray.engines.session import device_of, require_workers, worker_shape
 from unlearn_ray.engines.training_job import RESULT, Assignment, Progress, check_workers, work
-from unlearn_ray.errors import ClusterError, EngineError
+from unlearn_ray.errors import EngineError
 from unlearn_ray.rows import digest
 
 OnProgress = Callable[[str, int, int], None]
@@ -39,18 +41,26 @@ class RayDeepSpeedTrainer:
 
     Args:
         on_progress: called with a label that names the job, its steps done and their number.
+        on_wait: told what is waited for while no training has room for its workers.
     """
 
-    def __init__(self, cluster: ClusterConfig, *, on_progress: OnProgress | None = None) -> None:
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        *,
+        on_progress: OnProgress | None = None,
+        on_wait: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self._cluster = cluster
         self._on_progress = on_progress
+        self._on_wait = on_wait
 
     def train(self, jobs: Sequence[TrainJob]) -> list[TrainResult]:
         """Train every job and export it; those that an interrupted call had finished are not trained again.
 
         Raises:
             ConfigError: the sharding does not go together.
-            ClusterError: the cluster has no room for one job's workers.
+            ClusterError: the cluster has no room for one job's workers, or had none in time.
             PartialError, FailedError, ...: jobs failed for good, see `protocols.Trainer`. Each is tried; a rerun need not train those again
                 that are done.
         """
@@ -91,6 +101,8 @@ class RayDeepSpeedTrainer:
         """Try each job; returns what went wrong, by name."""
         workers = self._cluster.workers
         ended: queue.Queue[tuple[TrainJob, Exception | None]] = queue.Queue()
+        shape, timeout = worker_shape(self._cluster), self._cluster.start_timeout_seconds
+        room = Room(workers.num_workers, shape, timeout, self._on_wait)
         num_running = 0
         failures: dict[str, Exception] = {}
         while num_running or left:
@@ -101,13 +113,14 @@ class RayDeepSpeedTrainer:
                     Assignment(job, workers, run, f"unlearn-ray-{run}-{uuid.uuid4().hex[:8]}", device, progress)
                 )
                 # Not a pool: a thread that waits for Ray must not keep an interrupted driver alive.
-                threading.Thread(target=launch.run, args=(ended,), name=f"train-{job.name}", daemon=True).start()
+                threading.Thread(target=launch.run, args=(ended,), name=f"{THREAD}{job.name}", daemon=True).start()
                 num_running += 1
                 log.info("%s: training begins", job.name)
             try:
                 job, failure = ended.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 self._tell(progress)
+                room.check()
                 continue
             num_running -= 1
             log.info("%s: training %s", job.name, "ended" if failure is None else "failed")
@@ -128,18 +141,15 @@ class RayDeepSpeedTrainer:
         Raises:
             ClusterError: none.
         """
-        workers, has = self._cluster.workers, capacity()
+        require_workers(self._cluster)
+        workers = self._cluster.workers
         wanted = {"CPU": workers.num_workers * workers.num_cpus}
         if device_of(self._cluster) == "cuda":
             wanted["GPU"] = float(workers.num_workers)
-        for name, amount in wanted.items():
-            if amount > has.get(name, 0):
-                raise ClusterError(
-                    f"cluster.workers.num_workers: {workers.num_workers} workers ask for {amount:g} {name}s, the cluster has {has.get(name, 0):g}: lower it, or add nodes"
-                )
+        has = {name: capacity(name) for name in wanted}
         if workers.concurrent_jobs != "auto":
             return workers.concurrent_jobs
-        if len(ray.nodes()) == 1:
+        if len(ray.nodes()) == 1 and growth() is None:
             # On one machine, logical CPUs may be more than there are: a Ray of our own has eight on two cores.
             has["CPU"] = max(wanted["CPU"], min(has["CPU"], float(os.cpu_count() or 1)))
         return max(1, min(num_jobs, *(int(has[name] // amount) for name, amount in wanted.items())))
@@ -215,7 +225,8 @@ def run_name(job: TrainJob, cluster: ClusterConfig) -> str:
     # ZeRO's state belongs to a number of workers and a stage: with others, training begins anew.
     where = cluster.workers.model_dump(mode="json", include={"num_workers", "zero_stage", "offload"})
     rows = [_content(folder) for folder in (job.forget, job.retain)]
-    return f"{job.name[:40]}-{digest(job.model, json.dumps([what, where, rows]), job.seed, *job.topics)}"
+    asked = job.chat.model_dump_json()
+    return f"{job.name[:40]}-{digest(job.model, asked, json.dumps([what, where, rows]), job.seed, *job.topics)}"
 
 
 def _content(folder: Folder) -> str:

@@ -10,6 +10,7 @@ from ray.serve.llm import LLMConfig, build_llm_deployment, build_openai_app
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EngineResources
 from unlearn_ray.engines import forks
+from unlearn_ray.engines.capacity import capacity
 from unlearn_ray.engines.vllm_engine import EngineSpec, environment, place_of
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
@@ -163,7 +164,8 @@ def llm_config(settings: ServiceSettings, keys: Keys, release: Release | None = 
 
 
 def _device() -> Literal["cpu", "cuda"]:
+    """CUDA where the cluster has, or can grow to, a GPU."""
     import ray
 
-    has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1
+    has_gpu = ray.is_initialized() and capacity("GPU") >= 1
     return "cuda" if has_gpu or Path("/dev/nvidia0").exists() else "cpu"

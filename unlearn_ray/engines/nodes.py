@@ -1,0 +1,54 @@
+"""The cluster's nodes, watched from the driver: one that joins or is lost is told in the run's log."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+log = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_TO_END = 5.0  # a head that is gone answers nothing for a while
+
+
+@contextmanager
+def watching_nodes() -> Iterator[None]:
+    """Log each node that joins or leaves meanwhile. Ray must be connected until the end."""
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(ended,), name="nodes", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join(_SECONDS_TO_END)
+
+
+def _watch(ended: threading.Event) -> None:
+    up: dict[str, str] | None = None  # id -> the node in words: of one that is lost Ray tells no resources
+    while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+        try:
+            nodes = ray.nodes()
+        except (RayError, RuntimeError, ConnectionError) as error:  # the head itself may be gone
+            log.warning("the cluster's nodes can't be asked for: %s", " ".join(str(error).split()))
+            continue
+        now = {node["NodeID"]: _named(node) for node in nodes if node["Alive"]}
+        if up is None:
+            log.info("nodes: %s", "; ".join(now.values()))
+            up = now
+        for name in now.keys() - up.keys():
+            log.info("node %s joined", now[name])
+        for node in nodes:
+            if node["NodeID"] in up.keys() - now.keys():
+                log.warning(
+                    "node %s was lost: %s", up[node["NodeID"]], node.get("DeathReasonMessage") or "nobody says why"
+                )
+        up = now
+
+
+def _named(node: dict[str, Any]) -> str:
+    resources = [f"{node['Resources'][name]:g} {name}s" for name in ("CPU", "GPU") if node["Resources"].get(name)]
+    return f"{node['NodeID'][-12:]} at {node['NodeManagerAddress']} ({', '.join(resources) or 'no CPUs'})"

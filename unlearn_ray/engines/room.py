@@ -1,0 +1,90 @@
+"""Whether trainings have got their workers' room on the cluster: Ray Train waits for it in silence and for ever."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import ray
+from ray.util import placement_group_table
+
+from unlearn_ray.engines.capacity import Shape, described, in_words
+from unlearn_ray.errors import ClusterError
+
+log = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_TO_FIRST_WORD = 5.0
+_SECONDS_BETWEEN_WORDS = 30.0
+_SECONDS_TO_END = 5.0
+THREAD = "train-"  # how the names of threads begin that wait for a training
+
+
+class Room:
+    """Watches the placement groups in which Ray Train asks for the workers of this driver's trainings."""
+
+    def __init__(
+        self, num_workers: int, shape: Shape, timeout_seconds: float, on_wait: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """
+        Args:
+            shape: what each worker asks for.
+            timeout_seconds: that may pass while no training has its workers.
+            on_wait: told again and again what is waited for, while it is.
+        """
+        self._num_workers, self._shape, self._timeout, self._on_wait = num_workers, shape, timeout_seconds, on_wait
+        self._since: float | None = None
+        self._looked = self._spoke = 0.0
+        # Longer than ours, which says more; by its own, a minute, Ray Train would take back what an autoscaler is starting nodes for.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{2 * timeout_seconds:g}")
+
+    def check(self) -> None:
+        """Say what is waited for. Cheap: to be called often.
+
+        Raises:
+            ClusterError: no training got its workers in time.
+        """
+        now = time.time()
+        if now - self._looked < _SECONDS_BETWEEN_LOOKS:
+            return
+        self._looked = now
+        states = self._states()
+        if not states & {"PENDING", "RESCHEDULING"}:  # the second, of a node that was lost
+            self._since = None
+            return
+        self._since = self._since or now
+        waited = now - self._since
+        text = f"{in_words(self._shape)} for each of {self._num_workers} training worker{'s' if self._num_workers > 1 else ''}"
+        if "CREATED" not in states and waited > self._timeout:
+            raise ClusterError(
+                f"cluster.start_timeout_seconds: the cluster had no room of {text} for {waited:.0f} s: "
+                f"{described()}: end what holds it, add nodes, or wait longer"
+            )
+        if waited >= _SECONDS_TO_FIRST_WORD and now - self._spoke >= _SECONDS_BETWEEN_WORDS:
+            self._spoke = now
+            began = time.strftime("%H:%M:%S", time.localtime(self._since))
+            line = f"waiting since {began} ({waited:.0f} s) for room of {text}: {described()}"
+            log.info("%s", line)
+            if "CREATED" not in states:  # else a training is at work, and its steps are what is shown
+                self._on_wait(line)
+
+    def _states(self) -> set[str]:
+        job = ray.get_runtime_context().get_job_id()
+        # A placement group's id ends with the id of its job.
+        return {group["state"] for name, group in placement_group_table().items() if name.endswith(job)}
+
+
+def end_trainings() -> None:
+    """End this driver's trainings that still go on. To be called before Ray is shut down: a thread that waits for a training then would abort
+    the process, and the last words of the run with it. Ray Train has no way to end a `fit()` from outside its thread."""
+    from ray._private import state, worker
+
+    waiting = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD)]
+    if not waiting:
+        return
+    job = ray.get_runtime_context().get_job_id()
+    for actor in state.actors().values():
+        if actor["ActorClassName"] == "TrainController" and actor["JobID"] == job and actor["State"] != "DEAD":
+            worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
+    for thread in waiting:
+        thread.join(_SECONDS_TO_END)
