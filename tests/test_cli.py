@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from unlearn_ray import plan, pocket
 from unlearn_ray.cli import app
 from unlearn_ray.config import RunConfig
-from unlearn_ray.errors import PartialError
+from unlearn_ray.errors import EngineError, PartialError
 from unlearn_ray.stages.stage import StageRun, finished_manifest, state_of
 
 CONFIG = """
@@ -245,6 +245,18 @@ def test_from_says_what_it_does_again_and_goes_on_after_ctrl_c(work: Work) -> No
     assert work.done == ["dataset", "finetune"]
     said(*again)
     assert work.done == ["answers", "dataset", "finetune"]
+
+
+def test_an_engine_that_failed_is_said_without_a_traceback(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **hooks: Any) -> None:
+        raise EngineError("vLLM dies of every request: the engine died: RuntimeError: no kernel image")
+
+    monkeypatch.setattr("unlearn_ray.pipeline.run", fail)
+    result = CliRunner().invoke(app, ["run", "run.yaml"])
+    assert result.exit_code == 1
+    first, second = result.stderr.splitlines()
+    assert first == "unlearn-ray: vLLM dies of every request: the engine died: RuntimeError: no kernel image"
+    assert "log has more" in second
 
 
 def test_a_damaged_stage_is_said_when_it_is_done_again(folder: Path, work: Work) -> None:

@@ -78,3 +78,9 @@ def test_a_log_line_stays_one_line() -> None:
     line = _OneLine("%(message)s").format(record)
     assert "\n" not in line and "\x1b" not in line
     line.encode()
+
+
+def test_what_is_waited_for_is_a_line_as_it_stands() -> None:
+    text = io.StringIO()
+    Progression(Console(file=text, width=40)).say("waiting for room for 1 engine of [2] CPUs: none is free")
+    assert text.getvalue() == "  waiting for room for 1 engine of [2] CPUs: none is free\n"

@@ -20,7 +20,7 @@ from unlearn_ray import config as configs
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.console import make_console, plain
-from unlearn_ray.errors import ArtifactError, UnlearnError
+from unlearn_ray.errors import ArtifactError, EngineError, UnlearnError
 from unlearn_ray.words import visible
 
 if TYPE_CHECKING:
@@ -254,10 +254,10 @@ def _execute(
             return
         with ExitStack() as stack:
             progress = shown.Progression(console)
-            engines = RunEngines(config, progress.update, stack)
+            engines = RunEngines(config, progress.update, stack, on_wait=progress.say)
             if any(stage.is_selected and stage.state != "finished" for stage in plan.stages):
                 engines.connect()  # first, so that asking for too much leaves nothing behind
-            stack.enter_context(plans.claimed(config, redo_from=start))
+            stack.enter_context(plans.claimed(config, redo_from=start, on_wait=progress.say))
             _log_to(config)
             stack.enter_context(progress)
             planned = {stage.name: stage for stage in plan.stages}
@@ -282,8 +282,15 @@ def _execute(
 class RunEngines:
     """The run's engines, each started when a stage first needs it."""
 
-    def __init__(self, config: RunConfig, on_progress: Callable[[str, int, int], None], stack: ExitStack) -> None:
-        self._config, self._on_progress, self._stack = config, on_progress, stack
+    def __init__(
+        self,
+        config: RunConfig,
+        on_progress: Callable[[str, int, int], None],
+        stack: ExitStack,
+        on_wait: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`on_wait`: told what the run waits for where the cluster has no room."""
+        self._config, self._on_progress, self._stack, self._on_wait = config, on_progress, stack, on_wait
         self._generator: RayDataGenerator | None = None
 
     @cached_property
@@ -321,6 +328,7 @@ class RunEngines:
                 chat=self.chat,
                 lora=lora,
                 on_progress=self._on_progress,
+                on_wait=self._on_wait,
             )
             self._stack.callback(self._generator.close)
         return self._generator
@@ -331,7 +339,7 @@ class RunEngines:
 
         if self._generator is not None:
             self._generator.make_room()
-        return RayDeepSpeedTrainer(self._config.cluster, on_progress=self._on_progress)
+        return RayDeepSpeedTrainer(self._config.cluster, on_progress=self._on_progress, on_wait=self._on_wait)
 
 
 def _summary(config: RunConfig, arguments: Sequence[str], selected: Sequence[str]) -> None:
@@ -399,7 +407,8 @@ class _OneLine(logging.Formatter):
 
 @contextmanager
 def _one_line_errors(farewell: str = "Stopped. The same command goes on where this one ended.") -> Iterator[None]:
-    """Bad input is one line and exit code 2, work of which a part failed a line each and 3; Ctrl-C or a job's stop is a line and 130; all else keeps its traceback."""
+    """Bad input is one line and exit code 2, work of which a part failed a line each and 3, an engine that failed a line and 1, Ctrl-C or
+    a job's stop a line and 130; all else keeps its traceback."""
     signal.signal(signal.SIGTERM, _interrupt)  # how clusters stop a job
     logging.getLogger().addHandler(
         logging.NullHandler()
@@ -411,6 +420,11 @@ def _one_line_errors(farewell: str = "Stopped. The same command goes on where th
         for line in error.lines:
             errors.print(f"[red]unlearn-ray:[/] {plain(line)}", soft_wrap=True)
         raise typer.Exit(error.exit_code) from error
+    except EngineError as error:
+        log.exception("an engine failed")
+        errors.print(f"[red]unlearn-ray:[/] {plain(' '.join(str(error).split()))}", soft_wrap=True)
+        errors.print("The run's log has more; the same command goes on where this one ended.")
+        raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         errors.print(f"\n{farewell}")
         raise typer.Exit(130) from error

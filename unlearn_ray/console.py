@@ -101,6 +101,10 @@ class Progression:
         left = f", {(total - done) / rate:.0f} s left" if rate and not is_end and total else ""
         self.console.print(f"  {plain(label)}: {done}/{total or '?'}, {rate:.1f}/s{left}", highlight=False)
 
+    def say(self, text: str) -> None:
+        """A line above the bars, such as what is waited for."""
+        self.console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
+
     def clear(self) -> None:
         """Forget the bars of the stage that ended."""
         for task in self._tasks.values():

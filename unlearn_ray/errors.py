@@ -51,7 +51,7 @@ class PartialError(FailedError):
 
 
 class EngineError(RuntimeError):
-    """An engine that failed for good. Not the user's input: it keeps its traceback."""
+    """An engine that failed for good. Not the user's input: the command line prints its message, exits with code 1, and logs its traceback."""
 
 
 def gist(error: object, length: int = 300) -> str:

@@ -1,20 +1,27 @@
 """The fleet's dealings with engines that die, on engines that are quick to start."""
 
+import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
+import jinja2
 import pytest
+import ray
+from pytest import LogCaptureFixture
 from ray import cloudpickle
 
 from unlearn_ray.config import ClusterConfig, EngineResources
-from unlearn_ray.engines.fleet import Fleet
+from unlearn_ray.engines.fleet import EngineActor, Fleet
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.vllm_engine import EngineSpec
-from unlearn_ray.errors import EngineError, ModelError
+from unlearn_ray.errors import ClusterError, EngineError, ModelError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import the tests
 
@@ -22,32 +29,56 @@ SPEC = EngineSpec("no model", EngineResources(num_cpus=0.5), "cpu")
 
 
 class EchoEngine:
-    """Says what it is asked; some words end its process."""
+    """Says what it is asked; some words end its process, or make it fail."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        pass
+        self._spec = spec
 
-    def process_id(self) -> int:
-        return os.getpid()
+    def place(self) -> tuple[str, int]:
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def start(self) -> None:
+        pass
 
     def generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
         time.sleep(0.05)
         words = [request.messages[-1]["content"] for request in requests]
         if any("poison" in word for word in words):
             os._exit(1)
+        if any("venom" in word for word in words):
+            raise EngineError("the engine died: RuntimeError: venom")
         return True, [Reply((word,), (False,)) for word in words]
 
     def close(self) -> None:
         pass
 
 
+def starts_of(spec: EngineSpec) -> int:
+    """How often engines were started, this one included: of a folder in the name of the model."""
+    with open(spec.model, "a") as file:
+        file.write("x")
+        return file.tell()
+
+
 class NeverStarts(EchoEngine):
-    def __init__(self, spec: EngineSpec) -> None:
+    def start(self) -> None:
+        starts_of(self._spec)
         raise ModelError("no model is in that folder")
 
 
+class StartsWrongly(EchoEngine):
+    def start(self) -> None:
+        starts_of(self._spec)
+        raise TypeError("Engine.__init__() got an unexpected keyword argument 'rope'")
+
+
+class FindsNoMemory(EchoEngine):
+    def start(self) -> None:
+        raise EngineError(f"vLLM can't start: {7.5 - starts_of(self._spec)} GiB of memory are free, 8 are needed")
+
+
 class DiesLoading(EchoEngine):
-    def __init__(self, spec: EngineSpec) -> None:
+    def start(self) -> None:
         os._exit(1)
 
 
@@ -56,9 +87,37 @@ class AlwaysDies(EchoEngine):
         os._exit(1)
 
 
+class FailsAlways(EchoEngine):
+    def generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
+        starts_of(self._spec)
+        raise EngineError("the engine died: NotImplementedError: generator with an offset")
+
+
+class RefusesInPython(EchoEngine):
+    """The real actor, around an engine whose template raises."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._actor = EngineActor(spec)
+        self._actor._engine = self  # type: ignore[assignment]
+
+    def generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
+        if any("twist" in str(request.messages) for request in requests):
+            return self._actor_generate(requests)
+        return super().generate(requests)
+
+    def _actor_generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
+        self._actor._engine = _Twisted()  # type: ignore[assignment]
+        return self._actor.generate(requests)
+
+
+class _Twisted:
+    def generate(self, requests: list[Request]) -> list[Reply]:
+        raise jinja2.TemplateSyntaxError("roles must alternate", 3)
+
+
 @contextmanager
-def fleet_of(engine: type, num_engines: int = 1, max_deaths: int = 16) -> Iterator[Fleet]:
-    fleet = Fleet(SPEC, num_engines, engine, max_deaths)
+def fleet_of(engine: type, num_engines: int = 1, max_deaths: int = 16, counter: Path | None = None) -> Iterator[Fleet]:
+    fleet = Fleet(replace(SPEC, model=str(counter or SPEC.model)), num_engines, engine, max_deaths)
     try:
         yield fleet
     finally:
@@ -91,17 +150,97 @@ def test_a_request_that_kills_engines_is_found_and_its_neighbours_are_answered(r
 
 
 @pytest.mark.long
-def test_engines_that_die_of_everything_end_the_call(ray_session: ClusterConfig) -> None:
-    with fleet_of(AlwaysDies, max_deaths=4) as fleet, pytest.raises(EngineError, match="died 4 times in a row"):
+def test_a_request_that_fails_engines_is_found_as_well(ray_session: ClusterConfig, caplog: LogCaptureFixture) -> None:
+    words = [f"word {i}" for i in range(4)]
+    words[1] = "venom"
+    with caplog.at_level(logging.INFO, "unlearn_ray"), fleet_of(EchoEngine) as fleet:
+        found = fleet.client.generate(requests(*words))
+    assert [reply.error for reply in found] == [None, "engine", None, None]
+    lost = [record.getMessage() for record in caplog.records if "was lost" in record.getMessage()]
+    assert lost and all(
+        "engine 0 on node" in line and "RuntimeError: venom; it is started again" in line for line in lost
+    )
+
+
+@pytest.mark.long
+def test_engines_that_die_of_everything_end_the_call_soon(ray_session: ClusterConfig) -> None:
+    with fleet_of(AlwaysDies) as fleet, pytest.raises(EngineError, match=r"dies of every request: .*worker process"):
         fleet.client.generate(requests(*(f"word {i}" for i in range(8))))
 
 
-def test_a_model_that_cannot_be_used_is_said_in_one_line(ray_session: ClusterConfig) -> None:
-    with fleet_of(NeverStarts) as fleet, pytest.raises(ModelError) as caught:
+@pytest.mark.long
+def test_an_engine_that_fails_on_every_request_says_its_first_error_once(
+    ray_session: ClusterConfig, tmp_path: Path
+) -> None:
+    counter, says = tmp_path / "asked", "dies of every request: the engine died: NotImplementedError: generator with"
+    with fleet_of(FailsAlways, counter=counter) as fleet, ThreadPoolExecutor(4) as callers:
+        asked = [callers.submit(fleet.client.generate, requests(f"{i}.0", f"{i}.1")) for i in range(4)]
+        for each in asked:
+            with pytest.raises(EngineError, match=says):
+                each.result()
+    assert len(counter.read_text()) <= 6  # the four that were under way, and one or two that were tried for it
+
+
+def test_an_error_of_a_batch_is_said_with_its_text_and_asked_once(ray_session: ClusterConfig) -> None:
+    with fleet_of(RefusesInPython) as fleet:
+        with pytest.raises(
+            EngineError, match=r"TemplateSyntaxError: roles must alternate .*\(unlearn_ray/engines/dispatcher"
+        ):
+            fleet.client.generate(requests("a", "twist"))
+        assert fleet.client.generate(requests("b"))[0].texts == ("b",)  # it lives on
+        assert ray.get(fleet.client.dispatcher.news.remote()).num_ready == 1
+
+
+def test_a_model_that_cannot_be_used_is_said_in_one_line(ray_session: ClusterConfig, tmp_path: Path) -> None:
+    with fleet_of(NeverStarts, counter=tmp_path / "starts") as fleet, pytest.raises(ModelError) as caught:
         fleet.wait()
     assert str(caught.value) == "no model is in that folder"
+    assert (tmp_path / "starts").read_text() == "x"
 
 
-def test_an_engine_that_dies_while_it_loads_is_given_up_after_three_times(ray_session: ClusterConfig) -> None:
-    with fleet_of(DiesLoading) as fleet, pytest.raises(EngineError):
+def test_an_error_that_would_come_again_is_not_tried_again(ray_session: ClusterConfig, tmp_path: Path) -> None:
+    with fleet_of(StartsWrongly, counter=tmp_path / "starts") as fleet, pytest.raises(TypeError, match="'rope'"):
         fleet.wait()
+    assert (tmp_path / "starts").read_text() == "x"
+
+
+def test_a_start_that_fails_twice_alike_is_given_up(ray_session: ClusterConfig, tmp_path: Path) -> None:
+    with fleet_of(FindsNoMemory, counter=tmp_path / "starts") as fleet, pytest.raises(EngineError, match="GiB"):
+        fleet.wait()
+    assert (tmp_path / "starts").read_text() == "xx"
+
+
+def test_an_engine_that_dies_while_it_loads_is_given_up(ray_session: ClusterConfig) -> None:
+    with fleet_of(DiesLoading) as fleet, pytest.raises(EngineError, match="worker process has died"):
+        fleet.wait()
+
+
+def test_a_lost_engine_is_in_the_log_of_whoever_asks(ray_session: ClusterConfig, caplog: LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "unlearn_ray"), fleet_of(EchoEngine) as fleet:
+        fleet.wait()
+        [killed] = fleet.process_ids()
+        os.kill(killed, signal.SIGKILL)
+        assert fleet.client.generate(requests("word"))[0].texts == ("word",)
+    said = [record.getMessage() for record in caplog.records]
+    assert any("engine 0 on node" in line and f"process {killed} was lost: The actor" in line for line in said)
+    assert sum("engine 0 is ready on node" in line for line in said) == 2
+
+
+def test_what_a_fleet_waits_for_is_said_until_it_gives_up(ray_session: ClusterConfig) -> None:
+    said: list[str] = []
+    holders = [ray.remote(EchoEngine).options(num_cpus=4).remote(SPEC) for _ in range(2)]
+    ray.get([holder.place.remote() for holder in holders])
+    fleet = Fleet(SPEC, 2, EchoEngine, start_timeout_seconds=9, on_wait=said.append)
+    try:
+        with pytest.raises(
+            ClusterError, match=r"start_timeout_seconds: no node had room .* 0 of 8 CPUs are free"
+        ) as caught:
+            fleet.wait()
+        assert "\n" not in str(caught.value)
+    finally:
+        fleet.close()
+        for holder in holders:
+            ray.kill(holder)
+    assert said and all(
+        "for room for 2 of 2 engines of 0.5 CPUs: 1 node is up, 0 of 8 CPUs are free" in line for line in said
+    )

@@ -1,6 +1,7 @@
 """Real rows through a real vLLM on the pocket model."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig
 from unlearn_ray.engines.protocols import Reply, Request, RowDict
-from unlearn_ray.errors import ClusterError, ModelError
+from unlearn_ray.errors import ClusterError, EngineError, ModelError
 
 if TYPE_CHECKING:
     from unlearn_ray.engines.generation import RayDataGenerator
@@ -289,3 +290,33 @@ def test_another_model_takes_the_first_ones_place_and_a_missing_one_is_one_line(
     with pytest.raises(ModelError) as caught:
         generator.map(source, Folder(tmp_path / "no"), ask, parse, OUT, label="x", model=str(tmp_path / "missing"))
     assert "missing" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.long
+def test_a_template_that_raises_ends_the_call_with_its_own_text(ray_session: ClusterConfig, tmp_path: Path) -> None:
+    from unlearn_ray.engines.generation import RayDataGenerator
+
+    shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    generator = RayDataGenerator(str(tmp_path / "model"), ray_session)
+    source = written(tmp_path / "in", rows(40))
+    try:
+        with pytest.raises(
+            EngineError, match=r"TemplateError: roles must alternate \(unlearn_ray/engines/vllm_engine.py"
+        ):
+            generator.map(source, Folder(tmp_path / "out"), Ask({}), parse, OUT, label="x")
+        assert generator.fleet is not None and len(generator.fleet.process_ids()) == 1  # it lives
+    finally:
+        generator.close()
+
+
+@pytest.mark.long
+def test_an_error_in_a_parse_function_ends_the_call_with_its_own_text(
+    generator: "RayDataGenerator", tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match=r"KeyError: 'nowhere'"):
+        generator.map(written(tmp_path / "in", rows(4)), Folder(tmp_path / "out"), Ask({}), broken, OUT, label="x")
+
+
+def broken(row: dict[str, Any], replies: Any) -> list[dict[str, Any]]:
+    return [{"id": row["nowhere"]}]

@@ -24,10 +24,12 @@ from ray.exceptions import RayError
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import ClusterConfig, Lora
-from unlearn_ray.engines.fleet import Fleet, FleetClient, plain
+from unlearn_ray.engines.failures import plain, told
+from unlearn_ray.engines.fleet import TASK_CPUS, Fleet, FleetClient
 from unlearn_ray.engines.protocols import MapCounts, Parse, Render, RowDict
 from unlearn_ray.engines.session import device_of, num_engines, require_engines
 from unlearn_ray.engines.vllm_engine import EngineSpec
+from unlearn_ray.errors import EngineError, UnlearnError
 from unlearn_ray.rows import digest
 from unlearn_ray.train.inspection import inspect_model, lora_targets
 
@@ -120,8 +122,10 @@ def _attempt(task: ChunkTask, item: dict[str, Any]) -> dict[str, Any]:
     try:
         return task(item) | {"error": b""}
     except Exception as error:
-        error.add_note(f"in a worker:\n{traceback.format_exc()}")
-        return dict.fromkeys(_COUNTS, 0) | {"error": cloudpickle.dumps(error)}
+        # Others' errors may not survive the way: one with arguments of its own is another one, or none, where it is unpacked.
+        kept = error if isinstance(error, UnlearnError | EngineError) else EngineError(f"a batch failed: {told(error)}")
+        kept.add_note(f"in a worker:\n{traceback.format_exc()}")
+        return dict.fromkeys(_COUNTS, 0) | {"error": cloudpickle.dumps(kept)}
 
 
 class RayDataGenerator:
@@ -135,9 +139,14 @@ class RayDataGenerator:
         chat: ChatFormat | None = None,
         lora: Lora | None = None,
         on_progress: OnProgress | None = None,
+        on_wait: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`chat`: how the model is talked to; None: as its files say. `lora`: the shape of the adapters that requests may name; None
-        where none will."""
+        """
+        Args:
+            chat: how the model is talked to; None: as its files say.
+            lora: the shape of the adapters that requests may name; None where none will.
+            on_wait: told what is waited for while no engine finds room on the cluster.
+        """
         self._model, self._cluster, self._lora = model, cluster, lora
         if chat is None or (lora is not None and isinstance(lora.target_modules, str)):
             found = inspect_model(model)
@@ -147,6 +156,7 @@ class RayDataGenerator:
                 self._lora = lora.model_copy(update={"target_modules": targets})
         self._chat = chat
         self._on_progress = on_progress or (lambda label, done, total: None)
+        self._on_wait = on_wait
         self._fleet: Fleet | None = None
 
     def map(
@@ -169,6 +179,7 @@ class RayDataGenerator:
             fleet = self._fleet_of(model or self._model)
             task = ChunkTask(fleet.client, source, out, render, parse, schema)
             self._on_progress(label, 0, total)
+            fleet.wait_for_tasks()
             for counts in _stream(chunks, task, fleet.num_slots):
                 for name, number in counts.items():
                     totals[name] += number
@@ -218,7 +229,8 @@ class RayDataGenerator:
             require_engines(self._cluster)
             count = num_engines(self._cluster)
             self._on_progress(f"starting {count} vLLM engine{'s' if count > 1 else ''}", 0, 1)
-            self._fleet = Fleet(spec, count)
+            timeout = self._cluster.start_timeout_seconds
+            self._fleet = Fleet(spec, count, start_timeout_seconds=timeout, on_wait=self._on_wait)
             try:
                 self._fleet.wait()
             except BaseException:
@@ -244,7 +256,7 @@ def _stream(chunks: Sequence[list[Piece]], task: ChunkTask, num_slots: int) -> I
     num_blocks = min(len(items), max(_MAX_BLOCKS, 16 * num_slots))
     dataset = ray.data.from_items(items, override_num_blocks=num_blocks).map(
         partial(_attempt, task),
-        num_cpus=0.1,  # it waits for an engine
+        num_cpus=TASK_CPUS,
         compute=ray.data.TaskPoolStrategy(size=min(num_slots, num_blocks)),
     )
     try:
