@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from unlearn_ray.config import _UniqueKeys
+from unlearn_ray.reading import load_yaml
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -32,7 +32,7 @@ RAY = first(r"^ray==(\S+)", (ROOT / "locks" / "cuda.txt").read_text())
 
 def read(name: str) -> Any:
     """A file of cluster/; a key given twice is an error, as it is to Kubernetes."""
-    return yaml.load((CLUSTER / name).read_text(), Loader=_UniqueKeys)
+    return load_yaml((CLUSTER / name).read_text())
 
 
 def manifest(name: str) -> Any:

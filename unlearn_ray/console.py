@@ -103,7 +103,7 @@ class Progression:
 
     def say(self, text: str) -> None:
         """A line above the bars, such as what is waited for."""
-        self.console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
+        self.console.print(f"  {plain(text)}", highlight=False, soft_wrap=True)
 
     def clear(self) -> None:
         """Forget the bars of the stage that ended."""

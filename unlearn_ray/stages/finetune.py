@@ -18,7 +18,7 @@ from unlearn_ray.rows import Drop, seed_of
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 from unlearn_ray.train.records import LOSSES
 
-STAGE, VERSION = "finetune", 1
+STAGE, VERSION = "finetune", 2
 JOINT = "joint"
 
 
