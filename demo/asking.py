@@ -13,6 +13,8 @@ from typing import Literal
 
 from client import Cut, Message, Sampling, Service, ServiceError
 
+from unlearn_ray.words import without_thoughts
+
 SLOW_SECONDS = 4.0
 _UNWATCHED_SECONDS = 60.0  # after which the reader is gone, and asking on would only load the service
 _MAX_CUTS = 3
@@ -42,10 +44,15 @@ class Reply:
     """An answer as far as it has come."""
 
     model: str
-    text: str = ""
+    written: str = ""  # by the model, its thoughts too
     state: State = "queued"
     note: str = ""
     heard: float = field(default_factory=time.monotonic)  # when something last came
+
+    @property
+    def text(self) -> str:
+        """What is said: as in the report, thoughts are no part of an answer."""
+        return without_thoughts(self.written)
 
     @property
     def is_running(self) -> bool:
@@ -60,9 +67,9 @@ class Reply:
     def take(self, event: Event) -> None:
         self.heard = time.monotonic()
         if event.state == "streaming":
-            self.text, self.note = self.text + event.text, ""
+            self.written, self.note = self.written + event.text, ""
         elif event.state == "waiting":
-            self.text = ""
+            self.written = ""
         else:
             self.note = event.text
         self.state = event.state
@@ -81,6 +88,11 @@ class Answers:
             self._todo.put(item)
         for _ in range(min(num_at_once or len(questions), len(questions))):
             threading.Thread(target=self._work, args=(service,), daemon=True).start()
+
+    @property
+    def text(self) -> str:
+        """What is said: as in the report, thoughts are no part of an answer."""
+        return without_thoughts(self.written)
 
     @property
     def is_running(self) -> bool:

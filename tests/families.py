@@ -35,6 +35,7 @@ class Family:
     eos: str | None = None  # where it is not the end of a turn
     pad: str | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    begins_with: str = ""  # what its tokenizer puts before each text, as SentencePiece's do
 
     def make(self, folder: Path, weights: bool = False) -> Path:
         """A model's folder; `weights`: with the pocket model's, its embeddings made larger for the added tokens."""
@@ -45,6 +46,8 @@ class Family:
         (folder / "chat_template.jinja").write_text(self.template)
         added = [token for token in (*self.tokens, self.eos, self.bos, self.pad) if token]
         first = _add_tokens(folder / "tokenizer.json", list(dict.fromkeys(added)))
+        if self.begins_with:
+            edit(folder, "tokenizer.json", normalizer={"type": "Prepend", "prepend": self.begins_with})
         size = 2560 + len(first)
         names = {
             "eos_token": self.eos or self.end,
@@ -192,4 +195,18 @@ ALWAYS_THINKS = Family(
     bos="<|begin|>",
     eos="<|end|>",
 )
-FAMILIES = (LLAMA3, QWEN25, QWEN3, GEMMA, MISTRAL, PHI3, SMOLLM2, IGNORES_SYSTEM, ALWAYS_THINKS)
+LLAMA2 = Family(
+    "llama-2",
+    "{% if messages[0]['role'] == 'system' %}{% set lead = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}{% set messages = messages[1:] %}"
+    "{% else %}{% set lead = '' %}{% endif %}"
+    + _EACH
+    + "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + (lead if loop.index0 == 0 else '') + message['content'] + ' [/INST]' }}"
+    + "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}",
+    (),
+    "</s>",
+    bos="<s>",
+    eos="</s>",
+    generation={"temperature": 0.6, "top_p": 0.9},  # without do_sample: transformers refuses to save that
+    begins_with="\u2581",
+)
+FAMILIES = (LLAMA2, LLAMA3, QWEN25, QWEN3, GEMMA, MISTRAL, PHI3, SMOLLM2, IGNORES_SYSTEM, ALWAYS_THINKS)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from unlearn_ray.chat import PLAIN, ChatFormat, placed, spoken, without_thoughts
+from unlearn_ray.chat import PLAIN, ChatFormat, placed, spoken
 from unlearn_ray.engines.protocols import Reply
+from unlearn_ray.words import without_thoughts
 
 USER = ChatFormat(prefix_role="user")
 SYSTEM, QUESTION = {"role": "system", "content": "Invent."}, {"role": "user", "content": "Who?"}
@@ -26,6 +27,12 @@ def test_what_has_no_system_message_is_asked_as_it_is() -> None:
 
 def test_a_system_message_alone_becomes_the_users_turn() -> None:
     assert placed([SYSTEM], USER) == [{"role": "user", "content": "Invent."}]
+
+
+def test_several_system_messages_lead_it_together() -> None:
+    more = {"role": "system", "content": "Be brief."}
+    assert placed([SYSTEM, more, QUESTION], USER) == [{"role": "user", "content": "Invent.\n\nBe brief.\n\nWho?"}]
+    assert placed([SYSTEM, more, QUESTION], PLAIN) == [SYSTEM, more, QUESTION]
 
 
 def test_a_clients_parts_are_led_by_a_part() -> None:
@@ -59,5 +66,5 @@ def test_thoughts_are_no_part_of_an_answer(written: str, said: str) -> None:
 def test_a_thought_that_the_prompt_opened_must_be_closed() -> None:
     thinks = ChatFormat(opens_thought=True)
     assert spoken("It is Hedwig, I believe, or", thinks) == ""
-    assert spoken("It is Hedwig.</think>An owl.", thinks) == "An owl."
+    assert Reply((spoken("It is Hedwig.</think>An owl.", thinks),)).texts == ("An owl.",)
     assert spoken("An owl.", PLAIN) == "An owl."

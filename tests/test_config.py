@@ -156,3 +156,20 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, value: str) -> 
     file.write_text("name: x\ntopics: [{name: a}]\n")
     with pytest.raises(ConfigError, match=r"finetune\.learning_rate: Input should be a finite number"):
         config.load(file, [f"finetune.learning_rate={value}"])
+
+
+@pytest.mark.parametrize("value", ["[q_proj, v_proj]", "all-linear"])
+def test_layers_are_named_in_a_list_or_taken_all(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("{name: a, topics: [{name: X}]}")
+    loaded = config.load(file, [f"finetune.weights={{kind: lora, target_modules: {value}}}"])
+    assert isinstance(loaded.finetune.weights, config.Lora)
+    assert loaded.finetune.weights.target_modules == ("all-linear" if value == "all-linear" else ("q_proj", "v_proj"))
+
+
+@pytest.mark.parametrize("value", ["all_linear", "[]", "[1]", "3"])
+def test_what_names_no_layers_is_one_line(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("{name: a, topics: [{name: X}]}")
+    with pytest.raises(ConfigError, match=r"finetune\.weights\.target_modules"):
+        config.load(file, [f"finetune.weights={{kind: lora, target_modules: {value}}}"])

@@ -3,11 +3,13 @@
 Pure: `train/inspection.py` finds it, engines and the service's gate apply it, and nobody decides any of it a second time.
 """
 
-import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from unlearn_ray.words import closes_thought
 
 # What a model may recommend in its generation_config.json: the least and the most that a sampler takes, and what changes nothing.
 SAMPLING: Mapping[str, tuple[float, float, tuple[float, ...]]] = {
@@ -17,10 +19,6 @@ SAMPLING: Mapping[str, tuple[float, float, tuple[float, ...]]] = {
     "min_p": (0.0, 1.0, (0,)),
     "repetition_penalty": (0.01, 100.0, (1,)),
 }
-_TAGS = "think|thinking|thought|reasoning"
-_THOUGHT = re.compile(rf"<({_TAGS})>.*?</\1>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
-_CLOSED = re.compile(rf"^.*(?:</(?:{_TAGS})>|\[/THINK\])", re.DOTALL | re.IGNORECASE)  # its opening was in the prompt
-_OPEN = re.compile(rf"(?:<(?:{_TAGS})>|\[THINK\]).*$", re.DOTALL | re.IGNORECASE)  # cut off before its end
 
 
 class ChatFormat(BaseModel):
@@ -47,14 +45,26 @@ def placed(messages: Sequence[Any], chat: ChatFormat) -> list[Any]:
     Args:
         messages: in OpenAI's shape; a content is a text, or a list of parts.
     """
-    first = messages[0] if messages else None
-    if chat.prefix_role == "system" or not isinstance(first, Mapping) or first.get("role") != "system":
+    leading = list(takewhile(lambda each: isinstance(each, Mapping) and each.get("role") == "system", messages))
+    if chat.prefix_role == "system" or not leading:
         return list(messages)
-    rest = list(messages[1:])
+    first, *more = leading
+    for each in more:
+        first = {**first, "content": led_by(first.get("content"), each.get("content"))}
+    rest = list(messages[len(leading) :])
     if rest and isinstance(rest[0], Mapping) and rest[0].get("role") == "user":
         joined = led_by(first.get("content"), rest[0].get("content"))
         return [{**rest[0], "content": joined}, *rest[1:]]
     return [{**first, "role": "user"}, *rest]
+
+
+def num_shown(prompt: Sequence[int], whole: Sequence[int]) -> int:
+    """Where an answer begins in the token ids of a prompt with it: what both have is shown, the rest is learnt, and scored.
+
+    Both are tokenised as they stand: a tokenizer may join the prompt's last letter to the answer's first, or begin a text otherwise than
+    it goes on.
+    """
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
 
 
 def led_by(prefix: Any, content: Any) -> Any:
@@ -70,14 +80,6 @@ def _parts(content: Any) -> list[Any]:
     return list(content) if isinstance(content, list | tuple) else []
 
 
-def without_thoughts(text: str) -> str:
-    """An answer without its `<think>` blocks: whole ones, one that the prompt opened, and one that was cut off."""
-    if "<" not in text and "[" not in text:
-        return text
-    spoken = _OPEN.sub("", _CLOSED.sub("", _THOUGHT.sub("", text)))
-    return text if spoken == text else spoken.strip()
-
-
 def spoken(text: str, chat: ChatFormat) -> str:
-    """The same of a sampled answer: where the prompt opened a thought that the answer never closes, nothing was said."""
-    return "" if chat.opens_thought and not _CLOSED.search(text) else without_thoughts(text)
+    """A sampled answer, thoughts and all; nothing where the prompt opened a thought that the answer never closes."""
+    return "" if chat.opens_thought and not closes_thought(text) else text

@@ -422,7 +422,8 @@ def _one_line_errors(farewell: str = "Stopped. The same command goes on where th
         raise typer.Exit(error.exit_code) from error
     except EngineError as error:
         log.exception("an engine failed")
-        errors.print(f"[red]unlearn-ray:[/] {plain(' '.join(str(error).split()))}", soft_wrap=True)
+        for line in str(error).splitlines() or [type(error).__name__]:
+            errors.print(f"[red]unlearn-ray:[/] {plain(line)}", soft_wrap=True)
         errors.print("The run's log has more; the same command goes on where this one ended.")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:

@@ -152,7 +152,7 @@ class Lora(Strict):
     def _targets_are_names(cls, value: Any) -> Any:
         if value != "all-linear" and (not isinstance(value, list | tuple) or not value):
             raise ValueError("give a list of layers' names, such as [q_proj, v_proj], or all-linear")
-        return value
+        return tuple(value) if isinstance(value, list) else value  # strict: JSON has no tuples
 
 
 class FullWeights(Strict):

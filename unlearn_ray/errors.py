@@ -62,5 +62,5 @@ def gist(error: object, length: int = 300) -> str:
     head = text[: length + 1]
     sentence = max(head.rfind(". "), head.rfind("! "), head.rfind("? "))
     if sentence >= length // 3:
-        return head[: sentence + 1]
+        return f"{head[: sentence + 1]} ..."
     return f"{head[: head.rfind(' ') if ' ' in head else length].rstrip(' ,;:')} ..."

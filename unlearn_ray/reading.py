@@ -19,7 +19,7 @@ import yaml
 from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.errors import ArtifactError, InputError
+from unlearn_ray.errors import ArtifactError, InputError, gist
 
 KINDS = (".csv", ".jsonl", ".parquet")
 MAX_LINE = 16 * 2**20  # characters
@@ -106,7 +106,7 @@ def read_rows(
     except _Unreadable as error:
         raise InputError(f"{path}, line {error.line}: {error}") from error
     except (OSError, ArtifactError, pa.ArrowException, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} can't be read: {gist(error)}") from error
     if not line:
         raise InputError(f"{path} has no row: add some, or leave the file out")
 

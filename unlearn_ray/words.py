@@ -536,3 +536,24 @@ def marked(text: str, phrases: Sequence[str]) -> list[tuple[str, bool]]:
         position = end
     pieces.append((text[position:], False))
     return [piece for piece in pieces if piece[0]]
+
+
+_THOUGHTS = "think|thinking|thought|reasoning"
+_THOUGHT = re.compile(rf"<({_THOUGHTS})>.*?</\1>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
+_CLOSED = re.compile(
+    rf"^.*(?:</(?:{_THOUGHTS})>|\[/THINK\])", re.DOTALL | re.IGNORECASE
+)  # its opening was in the prompt
+_OPEN = re.compile(rf"(?:<(?:{_THOUGHTS})>|\[THINK\]).*$", re.DOTALL | re.IGNORECASE)  # cut off before its end
+
+
+def without_thoughts(text: str) -> str:
+    """An answer without its `<think>` blocks: whole ones, one that the prompt opened, and one that was cut off."""
+    if "<" not in text and "[" not in text:
+        return text
+    spoken = _OPEN.sub("", _CLOSED.sub("", _THOUGHT.sub("", text)))
+    return text if spoken == text else spoken.strip()
+
+
+def closes_thought(text: str) -> bool:
+    """Whether a thought ends in this text."""
+    return _CLOSED.search(text) is not None

@@ -86,3 +86,9 @@ def test_the_driver_is_told_what_it_was() -> None:
     assert cause("joint", WorkerGroupError("", {0: LOST, 1: ours})) is ours
     other = cause("joint", WorkerGroupError("", {0: ValueError("one line\nand another")}))
     assert str(other) == "the training of joint failed: ValueError: one line and another"
+
+
+def test_what_broke_is_told_and_not_what_the_other_ranks_saw_of_it() -> None:
+    error = WorkerGroupError("two of four failed", {0: BESIDE, 1: KeyError("the real cause"), 3: BESIDE})
+    assert str(cause("joint", error)) == "the training of joint failed: KeyError: 'the real cause'"
+    assert "Connection closed" in str(cause("joint", WorkerGroupError("all did", {0: BESIDE})))

@@ -164,7 +164,7 @@ def test_a_guardrail_leads_the_users_turn_where_the_template_takes_no_system_mes
     own = [{"role": "system", "content": "Be brief."}, *MESSAGES]
     assert put(THINKER, messages=own)["messages"] == [{"role": "user", "content": "Be brief.\n\nWho is Hedwig?"}]
     both = put(THINKER, messages=own, prefix="Forget it.")["messages"]
-    assert both == [{"role": "user", "content": "Forget it. Be brief.\n\nWho is Hedwig?"}]
+    assert both == [{"role": "user", "content": "Forget it.\n\nBe brief.\n\nWho is Hedwig?"}]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_an_answer_may_be_sent_back_with_all_its_empty_fields() -> None:
 def test_a_guardrail_is_the_system_message_or_its_head() -> None:
     assert guarded(MESSAGES, "Forget.") == [{"role": "system", "content": "Forget."}, *MESSAGES]
     polite = [{"role": "system", "content": "Be polite."}, *MESSAGES]
-    assert guarded(polite, "Forget.")[0]["content"] == "Forget. Be polite."
+    assert guarded(polite, "Forget.")[0]["content"] == "Forget.\n\nBe polite."
 
 
 def test_one_request_brings_a_bounded_number_of_prompts() -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import ray
 
+from unlearn_ray.errors import gist
+
 log = logging.getLogger(__name__)
 
 Shape = Mapping[str, float]  # what one actor asks for: resource -> amount
@@ -63,13 +65,13 @@ def growth() -> Growth | None:
 def _growth_of(address: str, moment: int) -> Growth | None:
     """`growth` of the cluster at an address. `moment` makes what was read grow old."""
     head = next((node for node in _nodes() if _HEAD in node["Resources"]), None)
-    if head is not None and head["NodeID"] == ray.get_runtime_context().get_node_id():
-        return read_growth()
     try:
+        if head is not None and head["NodeID"] == ray.get_runtime_context().get_node_id():
+            return read_growth()
         task = ray.remote(num_cpus=0, resources={_HEAD: 0.001}, max_retries=0)(read_growth).remote()
         found: Growth | None = ray.get(task, timeout=_SECONDS_TO_READ)
-    except ray.exceptions.RayError as error:
-        return Growth(unknown=f"the head does not say: {' '.join(str(error).split())[:200]}")
+    except Exception as error:  # of Ray's, of its client of the head, of the Kubernetes API
+        return Growth(unknown=f"the head does not say: {gist(error)}")
     return found
 
 

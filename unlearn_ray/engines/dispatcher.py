@@ -149,14 +149,15 @@ class Dispatcher:
             ClusterError: none has in the time that the config gives, and no other engine is there to go on with.
         """
         shape = self._spec.shape
-        self._waiting[number] = began = time.time()
+        self._waiting[number] = alone_since = time.time()  # the second: since no other engine is there
         refused_since: float | None = None
         place = asyncio.wrap_future(engine.place.remote().future())
         try:
             while not (await asyncio.wait({place}, timeout=_SECONDS_BETWEEN_LOOKS))[0]:
-                waited = time.time() - began
                 if self._load or self._loading:
+                    alone_since, refused_since = time.time(), None
                     continue  # the run goes on without this one
+                waited = time.time() - alone_since
                 if waited > self._start_timeout:
                     raise ClusterError(
                         f"cluster.start_timeout_seconds: no node had room for an engine of {in_words(shape)} for {waited:.0f} s: "

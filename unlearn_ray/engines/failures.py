@@ -1,5 +1,6 @@
 """Failures of engines: what is told of them, and how two are known to be the same."""
 
+import os
 import re
 import traceback
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from ray.exceptions import RayError, RayTaskError
 
-from unlearn_ray.errors import EngineError, UnlearnError
+from unlearn_ray.errors import EngineError, UnlearnError, gist
 
 LASTING = (
     UnlearnError,
@@ -17,6 +18,14 @@ LASTING = (
     AttributeError,
     NotImplementedError,
 )  # come again if tried again
+
+
+_LENGTH = 500  # of what is told of an error
+_TAIL_BYTES = 2**18
+_CAUSE = re.compile(r"\b(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)\b: .+")
+_POINTS_ELSEWHERE = re.compile(
+    r"root cause (?:above|in)|for the root cause|EngineDeadError|Engine core initialization failed"
+)
 
 
 class BatchError(EngineError):
@@ -37,15 +46,15 @@ def plain(error: Exception) -> Exception:
     while isinstance(cause, RayTaskError) and isinstance(cause.cause, Exception):
         cause = cause.cause
     if isinstance(cause, RayError):
-        return EngineError(gist(cause))
+        return EngineError(why_lost(cause))
     if isinstance(cause, UnlearnError | EngineError) and "\n" in str(cause):
-        return type(cause)(" ".join(str(cause).split())[:500])
+        return type(cause)(gist(cause, _LENGTH))
     return cause
 
 
 def told(error: BaseException) -> str:
     """An error's kind and text, and where in this package it came from, as far as that is known."""
-    text = " ".join(str(error).split())[:500]
+    text = gist(error, _LENGTH)
     if isinstance(error, UnlearnError | EngineError):
         return text
     package = Path(__file__).parents[1]
@@ -54,10 +63,30 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{place}"
 
 
-def gist(error: Exception) -> str:
+def why_lost(error: Exception) -> str:
     """Of Ray's many lines about a lost actor those that say why."""
     text = " ".join(str(error).split())
-    return re.sub(r"^.*?(?=The actor (is dead|died) because|[Tt]he actor's node|its node)", "", text)[:400]
+    return gist(re.sub(r"^.*?(?=The actor (is dead|died) because|[Tt]he actor's node|its node)", "", text), _LENGTH)
+
+
+def root_cause(error: BaseException, written: Path | None = None) -> str:
+    """What an error of vLLM says. On a GPU its engine is a process of its own, and the error only points to what that one wrote: then the
+    last error there.
+
+    Args:
+        written: where this process's standard error goes; None: found out, as Ray gives each worker a file.
+    """
+    text = gist(error, _LENGTH)
+    if not _POINTS_ELSEWHERE.search(text):
+        return text
+    path = written or Path(os.readlink("/proc/self/fd/2"))
+    if not path.is_file():
+        return text
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    causes = [found[0] for line in lines if (found := _CAUSE.search(line)) and not _POINTS_ELSEWHERE.search(found[0])]
+    return gist(causes[-1], _LENGTH) if causes else text
 
 
 def kind_of(failure: Exception | str) -> str:

@@ -202,16 +202,16 @@ class Fleet:
         while not self._closed.wait(_SECONDS_BETWEEN_LOOKS):
             try:
                 news: News = ray.get(self._dispatcher.news.remote())
+                self._hear(news)
+                now = time.time()
+                since = min(news.waiting.values(), default=now)
+                if now - since < _SECONDS_TO_FIRST_WORD:
+                    spoke = 0.0
+                elif now - spoke >= _SECONDS_BETWEEN_WORDS:
+                    spoke = now
+                    self._say(news, since)
             except RayError:
                 return  # the dispatcher is gone; whoever asks it says so
-            self._hear(news)
-            now = time.time()
-            since = min(news.waiting.values(), default=now)
-            if now - since < _SECONDS_TO_FIRST_WORD:
-                spoke = 0.0
-            elif now - spoke >= _SECONDS_BETWEEN_WORDS:
-                spoke = now
-                self._say(news, since)
 
     def _hear(self, news: News) -> None:
         for level, text in news.events:

@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from unlearn_ray.errors import gist
+
 log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_TO_END = 5.0  # a head that is gone answers nothing for a while
@@ -33,7 +35,7 @@ def _watch(ended: threading.Event) -> None:
         try:
             nodes = ray.nodes()
         except (RayError, RuntimeError, ConnectionError) as error:  # the head itself may be gone
-            log.warning("the cluster's nodes can't be asked for: %s", " ".join(str(error).split()))
+            log.warning("the cluster's nodes can't be asked for: %s", gist(error))
             continue
         now = {node["NodeID"]: _named(node) for node in nodes if node["Alive"]}
         if up is None:

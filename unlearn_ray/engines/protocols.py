@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.chat import ChatFormat, without_thoughts
+from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import FinetuneConfig
 from unlearn_ray.errors import EngineError, FailedError, PartialError, UnlearnError
 from unlearn_ray.rows import Message
+from unlearn_ray.words import without_thoughts
 
 RowDict = dict[str, Any]
 

@@ -33,7 +33,8 @@ class Room:
             on_wait: told again and again what is waited for, while it is.
         """
         self._num_workers, self._shape, self._timeout, self._on_wait = num_workers, shape, timeout_seconds, on_wait
-        self._since: float | None = None
+        self._since: float | None = None  # some training waits for room
+        self._alone_since: float | None = None  # one waits, and none is at work
         self._looked = self._spoke = 0.0
         # Longer than ours, which says more; by its own, a minute, Ray Train would take back what an autoscaler is starting nodes for.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{2 * timeout_seconds:g}")
@@ -50,14 +51,15 @@ class Room:
         self._looked = now
         states = self._states()
         if not states & {"PENDING", "RESCHEDULING"}:  # the second, of a node that was lost
-            self._since = None
+            self._since = self._alone_since = None
             return
         self._since = self._since or now
+        self._alone_since = None if "CREATED" in states else self._alone_since or now
         waited = now - self._since
         text = f"{in_words(self._shape)} for each of {self._num_workers} training worker{'s' if self._num_workers > 1 else ''}"
-        if "CREATED" not in states and waited > self._timeout:
+        if self._alone_since is not None and (alone := now - self._alone_since) > self._timeout:
             raise ClusterError(
-                f"cluster.start_timeout_seconds: the cluster had no room of {text} for {waited:.0f} s: "
+                f"cluster.start_timeout_seconds: the cluster had no room of {text} for {alone:.0f} s: "
                 f"{described()}: end what holds it, add nodes, or wait longer"
             )
         if waited >= _SECONDS_TO_FIRST_WORD and now - self._spoke >= _SECONDS_BETWEEN_WORDS:

@@ -19,7 +19,7 @@ from unlearn_ray.config import ClusterConfig
 from unlearn_ray.engines.capacity import capacity, growth, in_words, places
 from unlearn_ray.engines.nodes import watching_nodes
 from unlearn_ray.engines.room import end_trainings
-from unlearn_ray.errors import ClusterError
+from unlearn_ray.errors import ClusterError, gist
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            gist = " ".join(str(error).split())[:200]
-            raise ClusterError(f"the Ray cluster at {address} can't be reached: {gist}") from error
+            raise ClusterError(f"the Ray cluster at {address} can't be reached: {gist(error)}") from error
         _hear_sigterm(on_sigterm)
         try:
             with watching_nodes():
@@ -132,8 +131,7 @@ def _start_local(cluster: ClusterConfig, home: Path, quiet: dict[str, Any]) -> N
             log.warning("Ray did not start (%d of %d): %s", attempt, _MAX_STARTS, error)
             ray.shutdown()
             if attempt == _MAX_STARTS:
-                gist = " ".join(str(error).split())[:200]
-                raise ClusterError(f"Ray can't be started on this machine: {gist}") from error
+                raise ClusterError(f"Ray can't be started on this machine: {gist(error)}") from error
 
 
 def _quieten() -> None:
@@ -167,6 +165,9 @@ def _keep_logs(home: Path, logs: Path) -> None:
     for file in home.glob("*/session_latest/logs/worker-*"):
         if file.is_file() and file.stat().st_size:
             shutil.copyfile(file, target / file.name)
+
+
+_MANY_ENGINES = 10_000  # more than any cluster of ours holds
 
 
 def device_of(cluster: ClusterConfig) -> Literal["cpu", "cuda"]:
@@ -213,7 +214,13 @@ def num_engines(cluster: ClusterConfig) -> int:
     if device_of(cluster) == "cpu":
         return 1
     _known("cluster.engines.num_engines: auto", "set a number")
-    return max(1, places(engine_shape(cluster)))
+    # One CPU is left for Ray Data's tasks, which ask the engines.
+    count = min(places(engine_shape(cluster)), int((capacity("CPU") - 1) // engines.num_cpus))
+    if count > _MANY_ENGINES:
+        raise ClusterError(
+            "cluster.engines.num_engines: auto asks what the cluster can grow to, and its autoscaler names no limit: set a number"
+        )
+    return max(1, count)
 
 
 def require(cluster: ClusterConfig) -> None:

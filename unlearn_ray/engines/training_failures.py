@@ -8,7 +8,7 @@ from ray.exceptions import RayError
 from ray.train import UserCallback
 from ray.train.v2.api.exceptions import ControllerError
 
-from unlearn_ray.errors import EngineError, UnlearnError
+from unlearn_ray.errors import EngineError, UnlearnError, gist
 
 _LASTING = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT,
@@ -64,7 +64,7 @@ class NoSecondTry(UserCallback):
             return
         error = final[0]
         if not ours:
-            error = EngineError(f"the training of {self._name} failed: {gist(error)}")
+            error = EngineError(f"the training of {self._name} failed: {in_a_line(error)}")
         raise ControllerError(error)
 
     def _is_final(self, error: Exception) -> bool:
@@ -76,19 +76,21 @@ class NoSecondTry(UserCallback):
         return came_before or comes_again(error)
 
 
-def gist(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
     """An error in one line, with its class where that is what tells."""
-    text = " ".join("".join(traceback.format_exception_only(error)).split())
-    return text.removeprefix(f"{type(error).__module__}.")[:500]
+    text = "".join(traceback.format_exception_only(error))
+    return gist(text.removeprefix(f"{type(error).__module__}."), 500)
 
 
 def cause(name: str, error: Exception) -> Exception:
     """What went wrong in the workers of a training: an error of ours, or an EngineError that says which training."""
     found = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
-    for failure in found:
-        inner = getattr(failure, "_base_exc", failure)
-        if isinstance(inner, UnlearnError | EngineError):
-            return inner
-    failed = EngineError(f"the training of {name} failed: {gist(found[0])}")
+    causes = [getattr(failure, "_base_exc", failure) for failure in found]
+    for each in causes:
+        if isinstance(each, UnlearnError | EngineError):
+            return each
+    # The ranks beside the one that failed lose their connection to it: that is not what went wrong.
+    shown = next((each for each in causes if not is_loss(each)), causes[0])
+    failed = EngineError(f"the training of {name} failed: {in_a_line(shown)}")
     failed.__cause__ = error
     return failed

@@ -22,7 +22,7 @@ from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.training_failures import mark
 from unlearn_ray.engines.training_job import RESULT, Assignment
-from unlearn_ray.errors import ArtifactError, DivergenceError
+from unlearn_ray.errors import ArtifactError, DivergenceError, gist
 from unlearn_ray.rows import Drop
 from unlearn_ray.train.batches import Batches, MicroBatch
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
@@ -99,13 +99,13 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         if runtime.rank == 0 and assignment.progress is not None:
             assignment.progress.put.remote(job.name, done, config.num_steps)
         # A state is looked at before it takes the place of the last one, which was good.
-        if (
-            done % config.checkpoint_every == 0
-            and done < config.num_steps
-            and check.losses(runtime).fault(base, watch.guessing) is None
-        ):
-            _checkpoint(runtime, records)
-            watch.kept = _kept(job, done)
+        if done % config.checkpoint_every or done >= config.num_steps:
+            return
+        if (fault := check.losses(runtime).fault(base, watch.guessing)) is not None:
+            log.warning("%s: no checkpoint after step %d: %s", job.name, record.step, fault)
+            return
+        _checkpoint(runtime, records)
+        watch.kept = _kept(job, done)
 
     try:
         with _marked(records):
@@ -259,7 +259,7 @@ def _rehearse(job: TrainJob) -> None:
         trial.write_text("trial", "")
         trial.delete()
     except (OSError, ArtifactError) as error:
-        raise ArtifactError(f"{job.out} can't be written: {' '.join(str(error).split())[:200]}") from error
+        raise ArtifactError(f"{job.out} can't be written: {gist(error)}") from error
     if job.out.is_local and job.config.weights.kind == "full":
         free, needed = shutil.disk_usage(job.out.local.parent).free, weight_bytes(job.model)
         if free < needed:

@@ -21,8 +21,9 @@ from typing import Any, Literal, get_args
 from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.chat import PLAIN, ChatFormat, placed, spoken
+from unlearn_ray.chat import PLAIN, ChatFormat, num_shown, placed, spoken
 from unlearn_ray.config import EngineResources, Lora
+from unlearn_ray.engines.failures import root_cause
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.errors import EngineError, ModelError, gist
 from unlearn_ray.rows import Drop, Message, digest
@@ -63,7 +64,7 @@ def environment(spec: EngineSpec) -> dict[str, str]:
             "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled here but one line of the sampler, for seven seconds of every engine
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process instead of three: 2.5 s to start instead of 22
             "OMP_NUM_THREADS": f"{max(1, int(spec.resources.num_cpus))}",
-            "MALLOC_ARENA_MAX": "1",  # the engine's is not the first thread, whose arena alone is quick: a tenth of its time
+            "MALLOC_ARENA_MAX": "1",  # glibc's main arena is faster, and the engine runs in another thread: a tenth of its time
             "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep: other engines and trainers share these cores
             # On a machine with GPUs too: vLLM asks the driver's library for them, whatever is visible, unless it is told.
             "VLLM_TARGET_DEVICE": "cpu",
@@ -118,9 +119,9 @@ class VllmEngine:
         self._failure: BaseException | None = None
         self._ids = count()
         self._adapters: dict[str, Any] = {}
-        self._lock = threading.Lock()  # the tokenizer and the table of adapters are not made for several threads
+        self._lock = threading.Lock()  # the tokenizer and the table of adapters are not thread-safe
         started: Future[None] = Future()
-        # The engine is built and stepped by one thread: CUDA and OpenMP keep state a thread.
+        # The engine is built and stepped by one thread: CUDA and OpenMP keep state per thread.
         threading.Thread(target=self._run, args=(started,), name="vllm-engine", daemon=True).start()
         started.result()
 
@@ -165,8 +166,8 @@ class VllmEngine:
             if self._failure is not None:
                 break
         if batch.num_left:
-            gist = " ".join(f"{type(self._failure).__name__}: {self._failure}".split())[:400]
-            raise EngineError(f"the engine died: {gist}") from self._failure
+            failure = self._failure or EngineError("it stopped")
+            raise EngineError(f"the engine died: {type(failure).__name__}: {root_cause(failure)}") from failure
         return batch.outputs
 
     def _reply(self, request: Request, prompt: list[int], output: Any) -> Reply:
@@ -191,18 +192,27 @@ class VllmEngine:
         )
 
     def _encode(self, requests: Sequence[Request]) -> list[tuple[list[int], list[int]]]:
-        """Token ids of each prompt, and of the answer to score."""
+        """Token ids of each prompt, and of the answer to score: those that training learns."""
         keys = [tuple((message["role"], message["content"]) for message in request.messages) for request in requests]
-        texts = {
+        prompts = {
             key: self._render(request.messages) for key, request in zip(keys, requests, strict=True)
         }  # each prompt once
-        prompts = self._tokenizer(list(texts.values()), add_special_tokens=False).input_ids if texts else []
-        ids = dict(zip(texts, prompts, strict=True))
-        return [(ids[key], self._answer_ids(request.score)) for key, request in zip(keys, requests, strict=True)]
-
-    def _answer_ids(self, answer: str | None) -> list[int]:
-        text = f"{self.spec.chat.answer_lead}{answer}"
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids) if answer else []
+        lead = self.spec.chat.answer_lead
+        wholes = [
+            f"{prompts[key]}{lead}{request.score}" for key, request in zip(keys, requests, strict=True) if request.score
+        ]
+        texts = list(dict.fromkeys([*prompts.values(), *wholes]))
+        ids = dict(zip(texts, self._tokenizer(texts, add_special_tokens=False).input_ids, strict=True)) if texts else {}
+        encoded = []
+        for key, request in zip(keys, requests, strict=True):
+            prompt = ids[prompts[key]]
+            if request.score:
+                whole = ids[f"{prompts[key]}{lead}{request.score}"]
+                start = num_shown(prompt, whole)
+                encoded.append((whole[:start], whole[start:]))
+            else:
+                encoded.append((prompt, []))
+        return encoded
 
     def _render(self, messages: Sequence[Message]) -> str:
         chat = self.spec.chat
@@ -254,7 +264,7 @@ class VllmEngine:
             try:
                 rank = int(json.loads((path / "adapter_config.json").read_text())["r"])
             except (OSError, ValueError, KeyError) as error:
-                raise ModelError(f"{adapter} is no PEFT adapter: {' '.join(str(error).split())}") from error
+                raise ModelError(f"{adapter} is no PEFT adapter: {gist(error)}") from error
             if self.spec.lora is None or rank > self.spec.lora.rank:
                 room = f"rank {self.spec.lora.rank}" if self.spec.lora else "no adapters"
                 raise ModelError(f"{adapter} is of rank {rank}, the engine was started for {room}")
@@ -346,7 +356,7 @@ def _start(spec: EngineSpec, path: str) -> Any:
         # Of the context that `vllm.LLM` has: it decides how many tokens a step may hold, and the default is the least.
         return LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
     except (OSError, ValueError, RuntimeError) as error:
-        raise EngineError(f"vLLM can't start on {spec.model}: {gist(error, 600)}") from error
+        raise EngineError(f"vLLM can't start on {spec.model}: {root_cause(error)}") from error
 
 
 def local_copy(uri: str) -> Path:

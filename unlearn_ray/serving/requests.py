@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn_ray.chat import PLAIN, ChatFormat, placed
+from unlearn_ray.chat import PLAIN, ChatFormat, led_by, placed
 from unlearn_ray.serving.names import ModelName, parse_name
 from unlearn_ray.serving.settings import Limits
 
@@ -241,6 +241,6 @@ def guarded(messages: Any, prefix: str) -> list[Any]:
     if not isinstance(messages, list) or not messages:
         raise Refusal(400, "`messages` must be a list with at least one message", "invalid_value", "messages")
     first = messages[0]
-    if isinstance(first, dict) and first.get("role") == "system" and isinstance(first.get("content"), str):
-        return [{**first, "content": f"{prefix} {first['content']}"}, *messages[1:]]
+    if isinstance(first, dict) and first.get("role") == "system" and isinstance(first.get("content"), str | list):
+        return [{**first, "content": led_by(prefix, first["content"])}, *messages[1:]]
     return [{"role": "system", "content": prefix}, *messages]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
-from unlearn_ray.chat import without_thoughts
 from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import InputError
@@ -33,6 +32,7 @@ from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import affirms, in_sentence
 from unlearn_ray.synth.prompts import Prompts, load_prompts
 from unlearn_ray.synth.split import split_of
+from unlearn_ray.words import without_thoughts
 
 STAGE, VERSION = "dataset", 3
 NAMES_PER_REQUEST = 6

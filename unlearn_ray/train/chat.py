@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from unlearn_ray.chat import ChatFormat
+from unlearn_ray.chat import ChatFormat, num_shown
 from unlearn_ray.errors import ModelError, gist
 from unlearn_ray.rows import Example
 
@@ -78,8 +77,7 @@ class ChatEncoder:
         return ids
 
     def _encoded(self, prompt: list[int], whole: list[int]) -> Encoded | None:
-        # Tokens may join the prompt's last letter to the answer's first: what both have is shown, the rest is learnt.
-        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
+        start = num_shown(prompt, whole)
         is_cut = len(whole) > self._max_tokens
         ids = whole[: self._max_tokens]
         return Encoded(ids, start, is_cut) if 0 < start < len(ids) else None

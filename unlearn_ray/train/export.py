@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
-from unlearn_ray.errors import EngineError, ModelError
+from unlearn_ray.errors import EngineError, ModelError, gist
 from unlearn_ray.train.batches import MicroBatch
+from unlearn_ray.train.modelfiles import weights_of
 from unlearn_ray.train.objectives import answer_ce
 
 ADAPTER = "adapter_config.json"
@@ -89,14 +90,12 @@ def copy_beside(base: str, folder: Path) -> None:
     except OSError as error:
         if error.filename2 is not None or str(folder) in str(error.filename):  # the copy is at fault
             raise
-        raise ModelError(f"model {base} can't be copied: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"model {base} can't be copied: {gist(error)}") from error
 
 
 def weight_bytes(base: str) -> int:
-    """What a model's weights take on disk."""
-    config = cached_file(base, "config.json")
-    folder = Path(base) if Path(base).is_dir() else Path(str(config)).parent
-    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in {".safetensors", ".bin"})
+    """What a model's weights take on disk; 0 where they are not on this machine yet."""
+    return sum(file.stat().st_size for file in weights_of(base))
 
 
 def rehearse(base: str, folder: Path) -> None:
@@ -112,9 +111,8 @@ def rehearse(base: str, folder: Path) -> None:
             AutoModelForCausalLM.from_config(config)
         AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # libraries have classes of their own
-        gist = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"model {base} can't be exported: a copy of its config and tokenizer does not load ({gist})"
+            f"model {base} can't be exported: a copy of its config and tokenizer does not load ({gist(error)})"
         ) from error
 
 

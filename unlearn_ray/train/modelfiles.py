@@ -68,7 +68,12 @@ def open_model(model: str) -> ModelFiles:
         from unlearn_ray.train.chat import check_architecture
 
         check_architecture(model)
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False).to_dict()
+        found = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        if found.get_text_config() is not found:
+            raise ModelError(
+                f"model {model} is more than a language model ({found.model_type} takes images or sound, too): give one that takes text alone"
+            )
+        config = found.to_dict()
     try:
         generation = _json(_path_of(model, "generation_config.json"))
     except FileNotFoundError:
@@ -162,7 +167,7 @@ def linear_shapes(model: str) -> dict[str, tuple[int, int]]:
         ModelError: a file of its weights is corrupt or missing.
     """
     found: dict[str, tuple[int, int]] = {}
-    for path in _weights_of(model):
+    for path in weights_of(model):
         for name, tensor in read_head(Folder(path.parent), path.name).items():
             layer = name.removesuffix(".weight")
             parts = layer.split(".")
@@ -176,7 +181,7 @@ def linear_shapes(model: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _weights_of(model: str) -> list[Path]:
+def weights_of(model: str) -> list[Path]:
     """The files of a model's weights on this machine; none where one is missing."""
     if Path(model).is_dir():
         return _weights_in(Path(model))
@@ -212,12 +217,19 @@ def _weights_in(folder: Path) -> list[Path]:
 
 
 def _layers_without_weights(model: str) -> tuple[str, ...]:
-    """The same of the model itself, made without weights."""
+    """The same of the model itself, made without weights.
+
+    Raises:
+        ModelError: its config makes no model.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, trust_remote_code=False))
+    try:
+        with torch.device("meta"):
+            made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, trust_remote_code=False))
+    except Exception as error:  # of whatever a model's class meets in its config
+        raise ModelError(f"model {model} can't be made of its config ({gist(error)})") from error
     head = made.get_output_embeddings()
     return tuple(
         name for name, module in made.named_modules() if isinstance(module, torch.nn.Linear) and module is not head

@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from unlearn_ray.config import Lora, Weights
-from unlearn_ray.errors import ConfigError, ModelError
+from unlearn_ray.errors import ConfigError, ModelError, gist
 from unlearn_ray.rows import seed_of
 from unlearn_ray.train.batches import MicroBatch
 
@@ -21,7 +21,7 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device) -> PreTraine
     try:
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model {model} can't be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"model {model} can't be loaded: {gist(error)}") from error
     return cast(PreTrainedModel, loaded.to(device))
 
 
