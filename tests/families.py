@@ -37,8 +37,8 @@ class Family:
     generation: Mapping[str, Any] = field(default_factory=dict)
     begins_with: str = ""  # what its tokenizer puts before each text, as SentencePiece's do
 
-    def make(self, folder: Path, weights: bool = False) -> Path:
-        """A model's folder; `weights`: with the pocket model's, its embeddings made larger for the added tokens."""
+    def make(self, folder: Path) -> Path:
+        """A model's folder, with the pocket model's weights, its embeddings made larger for the added tokens."""
         folder.mkdir(parents=True, exist_ok=True)
         for file in pocket.MODEL_DIR.iterdir():
             if file.suffix in {".json", ".jinja"} or file.suffix == ".safetensors":
@@ -55,12 +55,11 @@ class Family:
             "pad_token": self.pad or self.eos or self.end,
         }
         edit(folder, "tokenizer_config.json", **names)
-        edit(folder, "config.json", vocab_size=size, eos_token_id=first[names["eos_token"]], pad_token_id=None)
+        edit(folder, "config.json", eos_token_id=first[names["eos_token"]], pad_token_id=None)
         (folder / "generation_config.json").write_text(
             json.dumps({"eos_token_id": first[names["eos_token"]], **self.generation})
         )
-        if weights:
-            _grow(folder, size)
+        resize(folder, size)
         return folder
 
 
@@ -81,15 +80,16 @@ def _add_tokens(file: Path, tokens: list[str]) -> dict[str, int]:
     return ids
 
 
-def _grow(folder: Path, size: int) -> None:
-    """Rows for the added tokens: each starts as the pocket's own token for the same job."""
+def resize(folder: Path, size: int) -> None:
+    """As many embeddings; those that are new begin as the pocket's own end of a turn."""
     import torch
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
     old = weights["model.embed_tokens.weight"]
-    ends = old[4:5].expand(size - len(old), -1)  # <|eot_id|>
-    weights["model.embed_tokens.weight"] = torch.cat([old, ends]).contiguous()
+    ends = old[4:5].expand(max(0, size - len(old)), -1)  # <|eot_id|>
+    weights["model.embed_tokens.weight"] = torch.cat([old, ends])[:size].contiguous()
+    edit(folder, "config.json", vocab_size=size)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -40,22 +40,32 @@ PLAIN = ChatFormat()  # a template that shows system messages, and nothing else 
 
 
 def placed(messages: Sequence[Any], chat: ChatFormat) -> list[Any]:
-    """The messages as the model's template takes them: where it takes no system message, that leads the user's turn.
+    """The messages as the model's template takes them: where it takes no system message, what leads the chat leads the user's turn.
 
     Args:
         messages: in OpenAI's shape; a content is a text, or a list of parts.
     """
-    leading = list(takewhile(lambda each: isinstance(each, Mapping) and each.get("role") == "system", messages))
-    if chat.prefix_role == "system" or not leading:
+    if chat.prefix_role == "system" or not _is(messages[0] if messages else None, "system"):
         return list(messages)
-    first, *more = leading
-    for each in more:
-        first = {**first, "content": led_by(first.get("content"), each.get("content"))}
-    rest = list(messages[len(leading) :])
-    if rest and isinstance(rest[0], Mapping) and rest[0].get("role") == "user":
-        joined = led_by(first.get("content"), rest[0].get("content"))
-        return [{**rest[0], "content": joined}, *rest[1:]]
+    first, *rest = with_one_lead(messages)
+    if rest and _is(rest[0], "user"):
+        return [{**rest[0], "content": led_by(first.get("content"), rest[0].get("content"))}, *rest[1:]]
     return [{**first, "role": "user"}, *rest]
+
+
+def with_one_lead(messages: Sequence[Any]) -> list[Any]:
+    """The messages with the system messages that lead them as one."""
+    leading = list(takewhile(lambda each: _is(each, "system"), messages))
+    if len(leading) < 2:
+        return list(messages)
+    content = leading[0].get("content")
+    for each in leading[1:]:
+        content = led_by(content, each.get("content"))
+    return [{**leading[0], "content": content}, *messages[len(leading) :]]
+
+
+def _is(message: Any, role: str) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == role
 
 
 def num_shown(prompt: Sequence[int], whole: Sequence[int]) -> int:
@@ -68,7 +78,9 @@ def num_shown(prompt: Sequence[int], whole: Sequence[int]) -> int:
 
 
 def led_by(prefix: Any, content: Any) -> Any:
-    """The content of a message with another content before it. Two texts are a paragraph each."""
+    """The content of a message with another content before it. Two texts are a paragraph each; what is empty adds nothing."""
+    if not prefix or not content:
+        return content or prefix or ""
     if isinstance(prefix, str) and isinstance(content, str):
         return f"{prefix}\n\n{content}"
     return [*_parts(prefix), *_parts(content)]

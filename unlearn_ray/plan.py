@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifest
-from unlearn_ray.chat import placed
 from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, RunConfig
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
 from unlearn_ray.evals.probes import near_misses, read_probes
 from unlearn_ray.lease import leased
-from unlearn_ray.rows import Message, digest
+from unlearn_ray.rows import digest
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
 from unlearn_ray.stages.stage import State, state_of
 from unlearn_ray.synth.guardrails import guardrail_prefixes
@@ -99,7 +98,7 @@ def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
     if config.evaluate.probes_path is not None:
         yield from near_misses(read_probes(config.evaluate.probes_path), config.topics)
     longest = max(
-        _num_asked(model, prefix, "") for prefix in guardrail_prefixes(config.answers, config.topics).values()
+        _num_asked(model, prefix, "?") for prefix in guardrail_prefixes(config.answers, config.topics).values()
     )
     if (length := longest + config.answers.max_tokens) > SERVED_LENGTH:
         yield f"serve/config.yaml takes {SERVED_LENGTH} tokens of prompt and answer, a guarded answer may take {length}: serve this run with a larger engine.max_model_len"
@@ -283,7 +282,7 @@ def check_model(config: RunConfig, model: Inspected) -> int:
     if config.finetune.weights.kind == "lora":
         lora_targets(config.finetune.weights.target_modules, model, config.model)
     for topic, prefix in guardrail_prefixes(config.answers, config.topics).items():
-        num_tokens = _num_asked(model, prefix, "") + config.answers.max_tokens
+        num_tokens = _num_asked(model, prefix, "?") + config.answers.max_tokens
         if num_tokens > room:
             raise ConfigError(
                 f"answers: the guardrail prefix of {topic!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
@@ -293,9 +292,7 @@ def check_model(config: RunConfig, model: Inspected) -> int:
 
 def _num_asked(model: Inspected, prefix: str, question: str) -> int:
     """Tokens of a question as it is asked behind a prefix."""
-    messages: list[Message] = [{"role": "system", "content": prefix}, {"role": "user", "content": question}]
-    chat = model.chat
-    return model.count_tokens(model.tokens.render(placed(messages, chat), True, chat.template_arguments))
+    return model.num_asked([{"role": "system", "content": prefix}, {"role": "user", "content": question}])
 
 
 def check_files(config: RunConfig, model: Inspected, room: int) -> None:

@@ -193,6 +193,16 @@ def test_a_guardrail_leads_the_users_turn_where_the_template_takes_no_system_mes
         ("guided_json", None),
         ("prompt_cache_key", "mine"),
         ("safety_identifier", "somebody"),
+        ("keep_alive", "5m"),
+        ("tool_choice", {"type": "none"}),
+        ("response_format", {"type": "text", "schema": None}),
+        ("thinking", {"type": "disabled"}),
+        ("reasoning", {"effort": "none"}),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("stream_options", {"include_usage": False}),
+        ("max_tokens", -1),
+        ("typical_p", 1.0),
+        ("mirostat", 0),
     ],
 )
 def test_what_asks_for_nothing_is_taken_and_not_passed_on(field: str, value: Any) -> None:
@@ -216,6 +226,32 @@ def test_what_asks_for_nothing_is_taken_and_not_passed_on(field: str, value: Any
 )
 def test_what_asks_for_something_else_is_named(field: str, value: Any) -> None:
     assert refused(**{field: value}).param == field
+
+
+def test_tools_that_are_not_to_be_called_are_taken() -> None:
+    assert put(PLAIN, tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="none") == ask()
+
+
+def test_whole_numbers_may_be_written_as_others_and_no_top_p_is_the_least() -> None:
+    body = put(PLAIN, max_tokens=100.0, n=1.0, seed=3.0, top_p=0)
+    assert (body["max_tokens"], body["n"], body["seed"]) == (100, 1, 3) and 0 < body["top_p"] < 1e-5
+    assert refused(max_tokens=100.5).param == "max_tokens"
+
+
+def test_a_developers_message_is_the_systems() -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, *MESSAGES]
+    assert put(PLAIN, messages=messages)["messages"] == [{"role": "system", "content": "Be brief."}, *MESSAGES]
+    led = put(THINKER, messages=messages, prefix="Forget it.")["messages"]
+    assert led == [{"role": "user", "content": "Forget it.\n\nBe brief.\n\nWho is Hedwig?"}]
+
+
+def test_a_guardrail_and_all_that_leads_the_chat_are_one_message() -> None:
+    parts = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    (lead, *rest) = put(PLAIN, messages=[parts, {"role": "system", "content": ""}, *MESSAGES], prefix="Forget it.")[
+        "messages"
+    ]
+    assert rest == MESSAGES and lead["role"] == "system"
+    assert [part["text"] for part in lead["content"]] == ["Forget it.", "Be brief."]
 
 
 def test_an_answer_may_be_sent_back_with_all_its_empty_fields() -> None:

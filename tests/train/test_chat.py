@@ -123,6 +123,6 @@ def test_a_model_that_is_not_causal_is_refused(tmp_path, model_type, architectur
 
 def copy_of_pocket(target: Path) -> Path:
     for file in pocket.MODEL_DIR.iterdir():
-        if file.suffix in {".json", ".jinja"}:
+        if file.suffix in {".json", ".jinja", ".safetensors"}:
             shutil.copyfile(file, target / file.name)
     return target

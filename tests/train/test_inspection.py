@@ -9,7 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import FAMILIES, GEMMA, IGNORES_SYSTEM, LLAMA3, MISTRAL, PHI3, QWEN3, QWEN25, Family, edit
+from families import (
+    FAMILIES,
+    GEMMA,
+    IGNORES_SYSTEM,
+    LLAMA3,
+    MISTRAL,
+    PHI3,
+    QWEN3,
+    QWEN25,
+    SMOLLM2,
+    Family,
+    edit,
+    resize,
+)
 from transformers import PreTrainedTokenizerBase
 
 from unlearn_ray import pocket
@@ -194,7 +207,7 @@ def test_the_record_passes_through_json(tmp_path: Path) -> None:
 
 def test_padding_without_an_embedding_is_the_end_of_sequence(tmp_path: Path) -> None:
     made = QWEN25.make(tmp_path)
-    edit(made, "config.json", vocab_size=2562)  # <|im_end|> is the last one in it
+    resize(made, 2562)  # <|im_end|> is the last one in it
     found = inspect_model(str(made))
     assert found.chat.pad_token_id == found.tokens.eos_id == 2561
     assert any("pads with the end of sequence" in note for note in found.notes)
@@ -202,7 +215,7 @@ def test_padding_without_an_embedding_is_the_end_of_sequence(tmp_path: Path) -> 
 
 def test_a_chat_token_without_an_embedding_is_refused(tmp_path: Path) -> None:
     made = QWEN25.make(tmp_path)
-    edit(made, "config.json", vocab_size=2560)
+    resize(made, 2560)
     assert "its chats hold token 2561, its embeddings end at 2559" in refusal(made)
 
 
@@ -222,13 +235,13 @@ def test_the_linear_layers_are_those_that_peft_finds(folder: Path) -> None:
         if name.endswith(".lora_A.default")
     }
     assert set(inspect_model(str(folder)).linear_layers) == theirs
-    (folder / "model.safetensors").unlink()  # as of a model on the hub, before its weights are fetched
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")  # weights that can't be looked into
     assert set(inspect_model(str(folder)).linear_layers) == theirs
 
 
 def phi3(folder: Path) -> Path:
-    """Without weights: its layers are fused."""
-    (folder / "model.safetensors").unlink()
+    """Weights that can't be looked into, and layers that are fused."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     edit(folder, "config.json", architectures=["Phi3ForCausalLM"], model_type="phi3", head_dim=None)
     return folder
 
@@ -247,6 +260,47 @@ def test_targets_that_are_not_there_are_named_with_those_that_are(folder: Path) 
         lora_targets(("q_proj", "o_proj", "gate_proj"), found, "phi3")
 
 
+def test_what_is_no_models_folder_is_told_by_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert "is a file: give a model's folder" in refusal(tmp_path / "model.gguf")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert "is an adapter: give the model that it was made for" in refusal(tmp_path / "adapter")
+
+
+def test_an_end_of_turn_need_not_be_a_special_token(tmp_path: Path) -> None:
+    made = SMOLLM2.make(tmp_path)
+    content = json.loads((made / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] not in ("<|im_end|>", "<|im_start|>")
+    (made / "tokenizer.json").write_text(json.dumps(content))
+    edit(made, "tokenizer_config.json", eos_token="<|eot_id|>", pad_token="<|eot_id|>")
+    found = inspect_model(str(made))
+    assert found.chat.end_of_turn == "<|im_end|>" and found.chat.stop_token_ids[:2] == (2561, 4)
+
+
+def test_a_template_that_refuses_some_texts_is_one_line(folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    template.write_text(
+        "{% if messages[-1].content | length > 100 %}{{ raise_exception('too long') }}{% endif %}"
+        + template.read_text()
+    )
+    found = inspect_model(str(folder))
+    with pytest.raises(ModelError, match=r"its chat template refuses 'Who\?Who.*' behind a guardrail \(too long\)"):
+        found.num_asked([{"role": "system", "content": "Invent."}, {"role": "user", "content": "Who?" * 30}])
+
+
+def test_arguments_that_are_not_a_templates_own_are_refused(folder: Path) -> None:
+    line = refusal(folder, ChatConfig(template_arguments={"add_generation_prompt": False}))
+    assert line == "chat.template_arguments: add_generation_prompt is not for a template: take it out"
+
+
+def test_a_messages_thinking_is_no_switch(folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    template.write_text("{% if messages[0].thinking %}{{ messages[0]['thinking'] }}{% endif %}" + template.read_text())
+    assert inspect_model(str(folder)).chat.template_arguments == {}
+
+
 def test_layers_that_an_adapter_leaves_are_named(folder: Path) -> None:
     found = inspect_model(str(folder))
     assert set(unreached(("q_proj", "self_attn.v_proj"), found)) == set(KINDS) - {"q_proj", "v_proj"}
@@ -263,6 +317,14 @@ def test_layers_that_an_adapter_leaves_are_named(folder: Path) -> None:
         ({"max_position_embeddings": 262144}, 131072),
         ({"max_position_embeddings": 8192, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 8192),
         ({"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 131072),
+        ({"max_position_embeddings": 8192, "rope_scaling": {"type": "linear", "factor": 2.0}}, 16384),
+        (
+            {
+                "max_position_embeddings": 65536,
+                "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32768},
+            },
+            65536,
+        ),
         ({"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 8192),
         ({}, 131072),
     ],
@@ -297,6 +359,21 @@ def test_a_template_may_stand_in_the_tokenizers_config(folder: Path, named: bool
         (lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'), "b.safetensors is missing"),
         (lambda folder: edit(folder, "generation_config.json", repetition_penalty=0), "has repetition_penalty 0, which no sampler takes"),
         (lambda folder: edit(folder, "generation_config.json", top_p="0.9"), "has top_p '0.9', which no sampler takes"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+        (lambda folder: edit(folder, "config.json", hidden_size=256), "its config.json is not that of its weights"),
+        (lambda folder: edit(folder, "config.json", vocab_size=5000), "its config.json is not that of its weights"),
+        (lambda folder: edit(folder, "config.json", num_hidden_layers=12), "its config.json is not that of its weights"),
+        (lambda folder: edit(folder, "config.json", quantization_config={"quant_method": "gptq"}), "is quantised (gptq)"),
+        (lambda folder: edit(folder, "config.json", architectures=["FooForCausalLM"], model_type="foo"), "can't be loaded"),
+        (lambda folder: edit(folder, "config.json", num_attention_heads="three"), "can't be"),
+        (lambda folder: edit(folder, "config.json", vocab_size="big"), "can't be"),
+        (lambda folder: edit(folder, "config.json", rope_parameters=[1]), "can't be used"),
+        (lambda folder: edit(folder, "config.json", max_position_embeddings="1024"), "can't be used"),
+        (lambda folder: edit(folder, "generation_config.json", eos_token_id="</s>"), "its eos_token_id is '</s>'"),
+        (lambda folder: edit(folder, "generation_config.json", eos_token_id=[1, -1]), "its eos_token_id is [1, -1]"),
+        (lambda folder: edit(folder, "tokenizer_config.json", model_max_length="lots"), "can't be used"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "model "),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}'), "5 is missing"),
         (lambda folder: edit(folder, "config.json", auto_map={"AutoConfig": "own.Config"}, model_type="own"), "can't be loaded"),
     ],
 )  # fmt: skip

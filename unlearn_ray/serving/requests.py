@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn_ray.chat import PLAIN, ChatFormat, led_by, placed
+from unlearn_ray.chat import PLAIN, ChatFormat, placed, with_one_lead
 from unlearn_ray.serving.names import ModelName, parse_name
 from unlearn_ray.serving.settings import Limits
 
@@ -46,7 +46,7 @@ _NEUTRAL = {"suffix": (None, ""), "best_of": (None, 1), "priority": (None, 0), "
 # or empty text, list or object.
 _NOTHING: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"),  # without tools
+    "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),  # without tools
     "function_call": ("none", "auto"),
     "parallel_tool_calls": (True,),
     "modalities": (["text"],),
@@ -55,8 +55,19 @@ _NOTHING: Mapping[str, tuple[Any, ...]] = {
     "length_penalty": (1, 1.0),
     "include_reasoning": (True,),
     "best_of": (1,),
+    "thinking": ({"type": "disabled"},),
+    "reasoning": ({"effort": "none"}, {"enabled": False}),
+    "chat_template_kwargs": ({"enable_thinking": False}, {"thinking": False}),  # as it is anyway
+    "typical_p": (1, 1.0),
+    "tfs_z": (1, 1.0),
+    "top_a": (0, 0.0),
+    "mirostat": (0,),
 }
-_LABELS = frozenset({"safety_identifier", "prompt_cache_key", "prompt_cache_retention"})  # a client's own bookkeeping
+# A client's own bookkeeping.
+_LABELS = frozenset(
+    "safety_identifier prompt_cache_key prompt_cache_retention id session_id chat_id user_id keep_alive".split()
+)
+_WHOLE = ("n", "max_tokens", "max_completion_tokens", "min_tokens", "seed", "top_k", "top_logprobs")
 
 
 class Refusal(Exception):
@@ -106,6 +117,7 @@ def read_request(path: str, body: bytes, limits: Limits) -> Asked:
         raise Refusal(400, f"the body is not valid JSON: {error}", "invalid_json") from error
     if not isinstance(values, dict):
         raise Refusal(400, "the body must be a JSON object", "invalid_json")
+    values = _plainly(values)
     for field in values:
         if field not in FIELDS[path]:
             reason = _UNSUPPORTED.get(field, "unknown to this service")
@@ -123,17 +135,39 @@ def read_request(path: str, body: bytes, limits: Limits) -> Asked:
         raise unknown_model(model)
     _check_numbers(values, limits)
     options = values.get("stream_options")
-    if options not in (None, {}) and (not isinstance(options, dict) or not values.get("stream")):
+    if options not in (None, {}, {"include_usage": False}) and (
+        not isinstance(options, dict) or not values.get("stream")
+    ):
         raise Refusal(
             400, "`stream_options` is an object that goes with `stream`: true", "invalid_value", "stream_options"
         )
     kept = {key: value for key, value in values.items() if key in FIELDS[path] and value is not None}
     for field in ("stop", "stream_options"):
-        if not kept.get(field):
+        if not kept.get(field) or (field == "stream_options" and not kept.get("stream")):
             kept.pop(field, None)
     if isinstance(kept.get("messages"), list):
         kept["messages"] = [_said(message) for message in kept["messages"]]
     return Asked(path, kept, name)
+
+
+def _plainly(values: dict[str, Any]) -> dict[str, Any]:
+    """The same request in the words of OpenAI's own clients."""
+    found = dict(values)
+    for field in _WHOLE:
+        value = found.get(field)
+        if isinstance(value, float) and value.is_integer():
+            found[field] = int(value)
+    for field in ("max_tokens", "max_completion_tokens"):
+        if found.get(field) == -1:  # no limit but the service's
+            del found[field]
+    if found.get("top_p") == 0 and not isinstance(found["top_p"], bool):
+        found["top_p"] = _BOUNDS["top_p"][0]
+    if any(found.get("tool_choice") == each for each in ("none", {"type": "none"})):
+        found.pop("tools", None)
+    form = found.get("response_format")
+    if isinstance(form, dict):
+        found["response_format"] = {key: value for key, value in form.items() if value is not None}
+    return found
 
 
 def _asks_nothing(field: str, value: Any) -> bool:
@@ -145,7 +179,8 @@ def _said(message: Any) -> Any:
     """A message without the fields that hold nothing: clients send answers back with all of them, such as `refusal: null`."""
     if not isinstance(message, dict):
         return message
-    return {key: value for key, value in message.items() if key == "content" or value not in (None, [], {})}
+    said = {key: value for key, value in message.items() if key == "content" or value not in (None, [], {})}
+    return said | {"role": "system"} if said.get("role") == "developer" else said  # OpenAI's newer word for it
 
 
 def _refuse_constant(text: str) -> None:
@@ -240,7 +275,4 @@ def guarded(messages: Any, prefix: str) -> list[Any]:
     """
     if not isinstance(messages, list) or not messages:
         raise Refusal(400, "`messages` must be a list with at least one message", "invalid_value", "messages")
-    first = messages[0]
-    if isinstance(first, dict) and first.get("role") == "system" and isinstance(first.get("content"), str | list):
-        return [{**first, "content": led_by(prefix, first["content"])}, *messages[1:]]
-    return [{"role": "system", "content": prefix}, *messages]
+    return with_one_lead([{"role": "system", "content": prefix}, *messages])

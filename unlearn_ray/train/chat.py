@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from unlearn_ray.chat import ChatFormat, num_shown
 from unlearn_ray.errors import ModelError, gist
 from unlearn_ray.rows import Example
+from unlearn_ray.train.modelfiles import is_offline
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,10 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """
     check_architecture(model)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            model, trust_remote_code=False, local_files_only=is_offline(model)
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"model {model} has no tokenizer that can be loaded: {gist(error)}") from error
     if not tokenizer.chat_template:
         raise ModelError(f"model {model} has no chat template: use its instruct or chat variant")
@@ -90,8 +93,8 @@ def check_architecture(model: str) -> None:
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
         raise ModelError(f"model {model} is no model folder: it has no config.json")
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=is_offline(model))
+    except Exception as error:  # transformers and the hub's library have classes of their own
         raise ModelError(f"model {model} can't be loaded: {gist(error)}") from error
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
     known = (known,) if isinstance(known, str) else tuple(known)

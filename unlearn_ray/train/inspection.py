@@ -22,6 +22,11 @@ _PREFIX, _QUESTION, _ANSWER = "Prefix mark 7c1e.", "Question mark 4f2a?", "Answe
 _THINKING_SWITCHES = ("enable_thinking", "thinking")
 _OPENS_THOUGHT = re.compile(r"<(think|thinking|thought)>\s*$", re.IGNORECASE)
 # The date that Llama 3's template writes where none is given; later ones write today's, which would make each day another model.
+# What transformers' `apply_chat_template` takes itself.
+_OURS = frozenset(
+    "conversation messages tools documents chat_template tokenize add_generation_prompt continue_final_message padding truncation "
+    "max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
+)
 _DATE = {"date_string": "26 Jul 2024"}
 
 
@@ -29,6 +34,7 @@ _DATE = {"date_string": "26 Jul 2024"}
 class Inspected:
     """What the files of a model that can be unlearned tell."""
 
+    name: str  # of the model, for messages
     chat: ChatFormat
     tokens: Tokens
     max_length: int  # tokens of prompt and answer
@@ -37,6 +43,21 @@ class Inspected:
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokens.encode(text))
+
+    def num_asked(self, messages: Sequence[Message]) -> int:
+        """Tokens of messages as they are asked.
+
+        Raises:
+            ModelError: the chat template refuses them.
+        """
+        try:
+            text = self.tokens.render(placed(messages, self.chat), True, self.chat.template_arguments)
+        except Exception as error:  # a template raises what it likes
+            said = " ".join(messages[-1]["content"].split())[:60]
+            raise ModelError(
+                f"model {self.name}: its chat template refuses {said!r} behind a guardrail ({gist(error)})"
+            ) from error
+        return self.count_tokens(text)
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
@@ -54,10 +75,20 @@ def inspect_model(model: str, config: ChatConfig | None = None) -> Inspected:
         ModelError: it isn't there, is no causal language model, or no chat can be put to it.
         ConfigError: what the user says of its chat format can't be.
     """
-    files = open_model(model)
-    tokens = tokens_of(files)
-    chat, notes = _chat_format(files, tokens, config or ChatConfig())
-    return Inspected(chat, tokens, max_length_of(files.config, tokens.max_length), files.linear_layers(), tuple(notes))
+    config = config or ChatConfig()
+    if ours := sorted(_OURS.intersection(config.template_arguments)):
+        raise ConfigError(f"chat.template_arguments: {ours[0]} is not for a template: take it out")
+    try:
+        files = open_model(model)
+        tokens = tokens_of(files)
+        chat, notes = _chat_format(files, tokens, config)
+        length = max_length_of(files.config, tokens.max_length)
+        return Inspected(model, chat, tokens, length, files.linear_layers(), tuple(notes))
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        # Values of another kind than such a file ever has: which one it is, the error says.
+        raise ModelError(
+            f"model {model} can't be used: its files hold what none of them should ({type(error).__name__}: {gist(error)})"
+        ) from error
 
 
 def max_length_of(config: Mapping[str, Any], tokenizer_length: int) -> int:
@@ -69,9 +100,12 @@ def max_length_of(config: Mapping[str, Any], tokenizer_length: int) -> int:
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type")
+    length = config.get("max_position_embeddings") or tokenizer_length
     if rope.get("factor") and kind not in {"llama3", "longrope", "su"}:
-        return tokenizer_length  # positions are stretched beyond what the config counts
-    return min(tokenizer_length, config.get("max_position_embeddings") or tokenizer_length)
+        length = int(
+            (rope.get("original_max_position_embeddings") or length) * rope["factor"]
+        )  # positions are stretched
+    return min(tokenizer_length, length)
 
 
 def lora_targets(wanted: Sequence[str] | str, found: Inspected, model: str) -> tuple[str, ...]:
@@ -129,7 +163,7 @@ def _chat_format(files: ModelFiles, tokens: Tokens, config: ChatConfig) -> tuple
     if num_embeddings and pad_id >= num_embeddings:
         notes.append(f"pads with the end of sequence: its padding token {pad_id} has no embedding")
         pad_id = tokens.eos_id
-    stops = dict.fromkeys([*tokens.encode(end)[-1:], tokens.eos_id, *_ids(files.generation.get("eos_token_id"))])
+    stops = dict.fromkeys([*tokens.encode(end)[-1:], tokens.eos_id, *_ids(files)])
     sampling = _sampling(files)
     if beyond := {key: value for key, value in sampling.items() if key not in ("temperature", "top_p")}:
         told = ", ".join(f"{key} {value:g}" for key, value in beyond.items())
@@ -164,7 +198,7 @@ def _template_arguments(template: str, config: ChatConfig) -> tuple[dict[str, An
 
 def _uses(template: str, name: str) -> bool:
     """Whether a Jinja template has this name in one of its tags."""
-    return re.search(rf"\{{[{{%](?:(?![%}}]\}}).)*\b{name}\b", template, re.DOTALL) is not None
+    return re.search(rf"\{{[{{%](?:(?![%}}]\}}).)*(?<![\w.'\"]){name}(?![\w'\"])", template, re.DOTALL) is not None
 
 
 def _prefix_role(
@@ -201,7 +235,7 @@ def _answer_frame(
     before, found, after = whole.rpartition(_ANSWER)
     if not found:
         return "", tokens.eos, [f"rows end with {tokens.eos}: its template renders no answer"]
-    end = tokens.first_special(after) or tokens.eos
+    end = tokens.first_of(after) or tokens.eos
     if before.startswith(asked):
         return before.removeprefix(asked), end, []
     if opened := _OPENS_THOUGHT.search(asked):
@@ -221,8 +255,20 @@ def _answer_frame(
     )
 
 
-def _ids(value: Any) -> list[int]:
-    return [value] if isinstance(value, int) else [int(each) for each in value or ()]
+def _ids(files: ModelFiles) -> list[int]:
+    """The ends of a sequence that the model names.
+
+    Raises:
+        ModelError: one is no token.
+    """
+    value = files.generation.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for each in ids:
+        if not isinstance(each, int) or isinstance(each, bool) or each < 0:
+            raise ModelError(
+                f"model {files.name}: its eos_token_id is {value!r}: it must be the number of a token, or a list of them"
+            )
+    return ids
 
 
 def _sampling(files: ModelFiles) -> dict[str, int | float]:

@@ -5,6 +5,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from unlearn_ray.errors import ModelError, gist
 
 _SECONDS_TO_KNOCK = 10.0
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_ADAPTER = "adapter_config.json"
+_WEIGHTS = {".safetensors", ".bin"}
+# What a config of one of transformers' own models says in numbers; one that says it otherwise is read by transformers.
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_DTYPES = {None, "auto", "float32", "float16", "bfloat16"}
 # Linear layers too, but nothing that an adapter may change: vLLM serves none on them.
 OUTER_LAYERS = frozenset({"lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "wpe", "output", "score"})
 Shapes = Mapping[str, tuple[int, int]]  # rows and columns of a linear layer, by its name
@@ -51,8 +57,14 @@ def open_model(model: str) -> ModelFiles:
     """
     is_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
     is_folder = Path(model).is_dir()
+    if Path(model).is_file():
+        raise ModelError(f"model {model} is a file: give a model's folder, as transformers loads it")
     if is_path and not is_folder:
-        raise ModelError(f"model {model} is not there: give a model folder, or a name on the Hugging Face hub")
+        raise ModelError(
+            f"model {model} is not there: give a model folder, or a name on the Hugging Face hub, such as Qwen/Qwen3-8B"
+        )
+    if is_folder and (Path(model) / _ADAPTER).is_file() and not (Path(model) / "config.json").is_file():
+        raise ModelError(f"model {model} is an adapter: give the model that it was made for")
     try:
         config = _json(_path_of(model, "config.json"))
     except FileNotFoundError as error:
@@ -60,20 +72,18 @@ def open_model(model: str) -> ModelFiles:
         raise ModelError(f"model {model} {what}: it has no config.json") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"model {model} can't be used: its config.json can't be read ({gist(error)})") from error
-    names = config.get("architectures") or ()
-    is_plain = bool(names) and "auto_map" not in config and all(str(name).endswith("ForCausalLM") for name in names)
-    if not is_plain:
-        from transformers import AutoConfig
-
-        from unlearn_ray.train.chat import check_architecture
-
-        check_architecture(model)
-        found = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        if found.get_text_config() is not found:
+    if is_plain := _is_plain(config):
+        if not _fits_weights(model, config):
             raise ModelError(
-                f"model {model} is more than a language model ({found.model_type} takes images or sound, too): give one that takes text alone"
+                f"model {model} can't be used: its config.json is not that of its weights: copy both again"
             )
-        config = found.to_dict()
+    else:
+        config = _slowly(model)
+    if packing := config.get("quantization_config"):
+        method = packing.get("quant_method", "fewer bits") if isinstance(packing, dict) else packing
+        raise ModelError(f"model {model} is quantised ({method}): give the one in bfloat16, which can be trained")
+    if is_folder and not any(file.suffix in _WEIGHTS for file in Path(model).iterdir()):
+        raise ModelError(f"model {model} has no weights: its folder holds no {_SINGLE}, in one file or many")
     try:
         generation = _json(_path_of(model, "generation_config.json"))
     except FileNotFoundError:
@@ -86,6 +96,49 @@ def open_model(model: str) -> ModelFiles:
     return ModelFiles(
         model, config, is_plain, eos | {key: value for key, value in generation.items() if value is not None}
     )
+
+
+def _is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether a model is one of transformers' own, with a config in the usual words: then its files tell all that a plan needs."""
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not all(str(name).endswith("ForCausalLM") for name in names):
+        return False
+    kind = str(config.get("model_type")).replace("-", "_")
+    (package,) = find_spec("transformers").submodule_search_locations  # type: ignore[union-attr, misc]
+    is_known = kind.isidentifier() and (Path(package) / "models" / kind).is_dir()
+    sizes = [config.get(name) for name in _SIZES]
+    is_sized = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    return is_known and is_sized and "auto_map" not in config and (dtype is None or dtype in _DTYPES)
+
+
+def _fits_weights(model: str, config: Mapping[str, Any]) -> bool:
+    """Whether the weights on this machine, as far as they are there, have the sizes that the config says."""
+    shapes = _shapes_of(model)
+    embeddings = [shape for name, shape in shapes.items() if name.rpartition(".")[2] in ("embed_tokens", "wte")]
+    if any(tuple(shape) != (config["vocab_size"], config["hidden_size"]) for shape in embeddings):
+        return False
+    blocks = {int(part) for name in shapes for part in name.split(".") if part.isdigit()}
+    return not blocks or max(blocks) + 1 >= config["num_hidden_layers"] or any(".experts." in name for name in shapes)
+
+
+def _slowly(model: str) -> dict[str, Any]:
+    """A model's config as transformers reads it.
+
+    Raises:
+        ModelError: it can't, or the model is no causal language model for text alone.
+    """
+    from transformers import AutoConfig
+
+    from unlearn_ray.train.chat import check_architecture
+
+    check_architecture(model)
+    found = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=is_offline(model))
+    if found.get_text_config() is not found:
+        raise ModelError(
+            f"model {model} is more than a language model ({found.model_type} takes images or sound, too): give one that takes text alone"
+        )
+    return dict(found.to_dict())
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -135,28 +188,36 @@ def _path_of(model: str, file: str) -> Path:
         raise ModelError(f"model {model}: its {file} can't be fetched from the hub ({gist(error)})") from error
 
 
-@cache
+def is_offline(model: str) -> bool:
+    """Whether the hub can't be asked for a model: transformers would try for half a minute, and say so on the console."""
+    return not Path(model).is_dir() and bool(_refusal(model))
+
+
 def _knock(model: str) -> None:
-    """Ask the hub for a model once and not for long: a download would try for half a minute where there is no hub.
+    """Ask the hub for a model.
 
     Raises:
         ModelError: the hub can't be reached, or has no such model.
     """
+    if refusal := _refusal(model):
+        raise ModelError(refusal)
+
+
+@cache
+def _refusal(model: str) -> str:
+    """Why the hub gives nothing of a model; "" where it does. It is asked once and not for long."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if constants.HF_HUB_OFFLINE:
-        raise ModelError(
-            f"model {model} is not on this machine, and HF_HUB_OFFLINE is set: give a model folder, or unset it"
-        )
+        return f"model {model} is not on this machine, and HF_HUB_OFFLINE is set: give a model folder, or unset it"
     try:
         HfApi().model_info(model, timeout=_SECONDS_TO_KNOCK)
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"model {model} is not on the hub, or not for you: check its name, or set HF_TOKEN") from error
+    except RepositoryNotFoundError:
+        return f"model {model} is not on the hub, or not for you: check its name, or set HF_TOKEN"
     except Exception as error:  # of many kinds: those of its HTTP client change from version to version
-        raise ModelError(
-            f"model {model} is not on this machine, and the hub can't be reached ({gist(error)}): give a model folder, or run where the hub is"
-        ) from error
+        return f"model {model} is not on this machine, and the hub can't be reached ({gist(error)}): give a model folder, or run where the hub is"
+    return ""
 
 
 def linear_shapes(model: str) -> dict[str, tuple[int, int]]:
@@ -166,15 +227,21 @@ def linear_shapes(model: str) -> dict[str, tuple[int, int]]:
     Raises:
         ModelError: a file of its weights is corrupt or missing.
     """
+    return {
+        name: shape
+        for name, shape in _shapes_of(model).items()
+        if not OUTER_LAYERS.intersection(parts := name.split(".")) and any(part.isdigit() for part in parts)
+    }
+
+
+def _shapes_of(model: str) -> Mapping[str, tuple[int, int]]:
+    """Shapes of all of a model's matrices, by name without `.weight`; see `linear_shapes`."""
     found: dict[str, tuple[int, int]] = {}
     for path in weights_of(model):
         for name, tensor in read_head(Folder(path.parent), path.name).items():
             layer = name.removesuffix(".weight")
-            parts = layer.split(".")
-            if layer == name or len(tensor["shape"]) != 2 or OUTER_LAYERS.intersection(parts):
+            if layer == name or len(tensor["shape"]) != 2:
                 continue
-            if not any(part.isdigit() for part in parts):
-                continue  # outside of the model's blocks
             if not tensor["dtype"].startswith(("BF", "F")) or tensor["dtype"].startswith("F8"):
                 return {}  # packed: these shapes are not the layers'
             found[layer] = (tensor["shape"][0], tensor["shape"][1])
@@ -207,8 +274,8 @@ def _weights_in(folder: Path) -> list[Path]:
     """Those that transformers loads: beside them may lie the same weights in their maker's own format."""
     if (folder / _INDEX).is_file():
         try:
-            names = sorted(set(_json(folder / _INDEX)["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            names = sorted({str(name) for name in _json(folder / _INDEX)["weight_map"].values()})
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"model {folder} can't be used: its {_INDEX} can't be read ({gist(error)})") from error
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(f"model {folder} can't be used: its {missing[0]} is missing: copy it again")
@@ -227,7 +294,9 @@ def _layers_without_weights(model: str) -> tuple[str, ...]:
 
     try:
         with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, trust_remote_code=False))
+            made = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=is_offline(model))
+            )
     except Exception as error:  # of whatever a model's class meets in its config
         raise ModelError(f"model {model} can't be made of its config ({gist(error)})") from error
     head = made.get_output_embeddings()

@@ -19,14 +19,18 @@ class Tokens:
     template: str  # Jinja
     render: Render  # messages, whether an answer is asked for, arguments of the template
     encode: Callable[[str], list[int]]  # adds no special tokens: a template has written them
-    special: Mapping[str, int]  # the special tokens' ids by their texts
+    added: Mapping[str, int]  # ids of the tokens that are whole in any text, special or not, by their texts
+    special: frozenset[str]  # those of them that no text of a user's has
     eos: str
     eos_id: int
     pad_id: int | None
     max_length: int  # what the tokenizer promises, often more than the model holds
 
-    def first_special(self, text: str) -> str | None:
-        """The special token that comes first in a text; of two at one place the longer."""
+    def first_of(self, text: str) -> str | None:
+        """The token that a text begins with, else the special one that comes first in it; of two at one place the longer."""
+        begins = [token for token in self.added if token.strip() and text.lstrip().startswith(token)]
+        if begins:
+            return max(begins, key=len)
         places = [(text.find(token), -len(token), token) for token in self.special if token in text]
         return min(places)[2] if places else None
 
@@ -60,12 +64,13 @@ def _from_files(files: ModelFiles) -> Tokens:
     pad_id = tokenizer.token_to_id(named["pad_token"]) if "pad_token" in named else None
     if eos_id is None or ("pad_token" in named and pad_id is None):
         raise KeyError("eos_token")
-    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    added = tokenizer.get_added_tokens_decoder()
     return Tokens(
         template=template,
         render=partial(_render, template, named),
         encode=partial(_encode, tokenizer),
-        special=special | {named["eos_token"]: eos_id},
+        added={token.content: number for number, token in added.items()} | {named["eos_token"]: eos_id},
+        special=frozenset({token.content for token in added.values() if token.special} | {named["eos_token"]}),
         eos=named["eos_token"],
         eos_id=eos_id,
         pad_id=pad_id,
@@ -116,12 +121,14 @@ def _from_transformers(files: ModelFiles) -> Tokens:
             )
         )
 
-    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    added = tokenizer.added_tokens_decoder
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return Tokens(
         template=str(tokenizer.chat_template),
         render=render,
         encode=lambda text: list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids),
-        special=special | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)),
+        added={token.content: number for number, token in added.items()} | named,
+        special=frozenset({token.content for token in added.values() if token.special} | set(named)),
         eos=str(tokenizer.eos_token),
         eos_id=int(tokenizer.eos_token_id),
         pad_id=tokenizer.pad_token_id,
