@@ -1,4 +1,4 @@
-"""Whose turn it is to write a folder of an object store, which has no locks: one small object a driver, renewed while it lives.
+"""A lease on a folder of an object store, which has no locks: one small object per driver, renewed while it lives.
 
 Two that begin at the same moment: each writes an object of its own, waits until the other's would show, and lists them. One that holds
 the folder already goes first, else the one whose name sorts first; every other one takes its object back. Storage must show an object to

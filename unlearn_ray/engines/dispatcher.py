@@ -45,7 +45,7 @@ class EngineActor:
         self._engine = VllmEngine(self._spec)
 
     def generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
-        """The flag is there to be awaited by who doesn't need the replies.
+        """Await the flag alone to leave the replies on their node.
 
         Raises:
             EngineError: the engine died; whoever hears it ends this actor.

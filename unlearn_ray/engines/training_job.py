@@ -1,4 +1,4 @@
-"""What a training is told, and how it tells how far it is. Light: the driver and Ray Train's own actors pass it on without the many
+"""The assignment of a training job, and its progress reports. Light: the driver and Ray Train's own actors pass it on without the many
 seconds that importing transformers, PEFT and DeepSpeed takes."""
 
 from dataclasses import dataclass

@@ -221,7 +221,7 @@ def _encode(job: TrainJob, scratch: Path, tokenizer: Any) -> tuple[EncodedRows, 
 def _resume(runtime: DeepSpeedRuntime) -> list[StepRecord]:
     """Load the last checkpoint of this training, if there is one; returns the steps that it has behind it.
 
-    A state in other floats, of workers on other machines, is no state of theirs: the training begins anew, and its log says so.
+    A checkpoint of another precision, from workers on other machines, can't be loaded: the training begins anew, and its log says so.
     """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:

@@ -89,7 +89,7 @@ class _Batch:
     """What one caller waits for. It is woken once, at the end: at each reply, it would take the stepping thread's turns."""
 
     prompts: list[dict[str, Any]]  # arguments of the engine's `add_request`
-    outputs: list[Any] = field(init=False)  # one a prompt: vLLM's output, or its refusal
+    outputs: list[Any] = field(init=False)  # one per prompt: vLLM's output, or its refusal
     num_left: int = field(init=False)
     done: threading.Event = field(default_factory=threading.Event)
 

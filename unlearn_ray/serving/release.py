@@ -66,7 +66,7 @@ def read_run(folder: Folder) -> tuple[RunConfig, dict[str, Manifest]]:
     try:
         config = RunConfig.model_validate(json.loads(folder.read_text(MARKER))["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder} is no run of this version's: its {MARKER} can't be read") from error
+        raise ArtifactError(f"{folder} was not made by this version: its {MARKER} can't be read") from error
     manifests: dict[str, Manifest] = {}
     for stage in _STAGES:
         manifest = read_manifest(folder / stage)

@@ -118,7 +118,7 @@ def rehearse(base: str, folder: Path) -> None:
 
 @torch.no_grad()
 def reloaded_loss(folder: Path, base: str, dtype: torch.dtype, passes: Sequence[MicroBatch]) -> float:
-    """Mean cross-entropy an answer token of an export, loaded and run as anybody would."""
+    """Mean cross-entropy per answer token of an export, loaded and run as anybody would."""
     if (folder / ADAPTER).exists():
         from peft import PeftModel
 
