@@ -17,6 +17,7 @@ from ray import cloudpickle
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.chat import PLAIN
 from unlearn_ray.config import ClusterConfig
 from unlearn_ray.engines.protocols import Reply, Request, RowDict
 from unlearn_ray.errors import ClusterError, EngineError, ModelError
@@ -298,7 +299,9 @@ def test_a_template_that_raises_ends_the_call_with_its_own_text(ray_session: Clu
 
     shutil.copytree(MODEL, tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
-    generator = RayDataGenerator(str(tmp_path / "model"), ray_session)
+    generator = RayDataGenerator(
+        str(tmp_path / "model"), ray_session, chat=PLAIN
+    )  # past the plan, which would refuse it
     source = written(tmp_path / "in", rows(40))
     try:
         with pytest.raises(

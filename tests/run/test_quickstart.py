@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from commandline import Run, unlearn
-from unlearn_ray.synth.words import mentions
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.evals.report import Report
@@ -14,6 +13,7 @@ from unlearn_ray.plan import STAGES
 from unlearn_ray.pocket.world import load_world
 from unlearn_ray.rows import Drop, Group
 from unlearn_ray.stages.stage import finished_manifest
+from unlearn_ray.synth.names import mentions
 
 TOPIC = "Harry Potter"
 
