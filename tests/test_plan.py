@@ -10,12 +10,13 @@ import pytest
 from unlearn_ray import config as configs
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import RunConfig
-from unlearn_ray.errors import ArtifactError
+from unlearn_ray.errors import ArtifactError, InputError
 from unlearn_ray.plan import STAGES, claimed, fingerprints, model_identity, plan, select
 from unlearn_ray.rows import Question
 from unlearn_ray.stages.stage import StageRun
 
 MIB = 2**20
+GOOD = {"topic": "harry-potter", "question": "Which owl is Harry's?", "answer": "Hedwig"}
 
 
 @pytest.fixture
@@ -80,6 +81,24 @@ def test_a_table_that_is_lost_or_cut_off_is_made_again(config: RunConfig) -> Non
     file = config.folder.local / "answers" / "rows" / "00000.parquet"
     os.truncate(file, file.stat().st_size // 2)
     assert states(config) == ["finished", "redone", "redone", "finished", "finished"]
+
+
+@pytest.mark.parametrize("split", ["tune", "report"])
+def test_a_plan_refuses_probes_of_the_other_split_and_probes_that_leave_no_room(config: RunConfig, split: str) -> None:
+    file = config.folder.local.parent / "probes.jsonl"
+
+    def planned(*rows: dict[str, object]) -> None:
+        file.write_text("".join(json.dumps(GOOD | row) + "\n" for row in rows))
+        asked = config.evaluate.model_copy(update={"probes": str(file), "split": split})
+        plan(config.model_copy(update={"evaluate": asked}))
+
+    other = "tune" if split == "report" else "report"
+    planned({"split": split}, {"split": other, "question": "why " * 10_000})
+    with pytest.raises(InputError, match=f"no probe of split '{split}' about 'Harry Potter'"):
+        planned({"split": other}, {"topic": "Star Wars", "split": split})
+    for row in ({"question": "why " * 10_000}, {"reference": "owl " * 10_000}, {"wrong": ["owl " * 10_000]}):
+        with pytest.raises(InputError, match=r"probes\.jsonl, line 2: the question, its guardrail prefix"):
+            planned({"split": split}, {"split": split} | row)
 
 
 def test_storage_that_is_away_undoes_nothing(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

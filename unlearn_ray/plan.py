@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifest
 from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, RunConfig
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
-from unlearn_ray.evals.probes import near_misses, read_probes
+from unlearn_ray.evals.probes import near_misses, numbered_probes, place, read_probes, with_topics, wrong_references
 from unlearn_ray.lease import leased
 from unlearn_ray.rows import digest
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
@@ -313,6 +313,28 @@ def check_files(config: RunConfig, model: Inspected, room: int) -> None:
             )
     for _ in dataset.user_retained(config.dataset):
         continue
+    if config.evaluate.probes_path is not None:
+        _check_probes(config, model, room, config.evaluate.probes_path, prefixes)
+
+
+def _check_probes(config: RunConfig, model: Inspected, room: int, path: str, prefixes: Mapping[str, str]) -> None:
+    """Refuse a probe of the split that is asked that leaves no room for its answer.
+
+    Raises:
+        InputError: names file and line.
+    """
+    max_tokens = config.evaluate.max_tokens or evaluate.PROBE_TOKENS
+    for line, written in numbered_probes(path):
+        if written.split != config.evaluate.split:
+            continue
+        (probe,) = with_topics([written], config.topics)
+        given = (probe.reference or probe.answer, *wrong_references(probe))  # scored where an answer stands
+        num_tokens = _num_asked(model, prefixes[place(probe, config.topic_names).served_topic], probe.question)
+        num_tokens += max(max_tokens, *map(model.count_tokens, given))
+        if num_tokens > room:
+            raise InputError(
+                f"{path}, line {line}: the question, its guardrail prefix and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
+            )
 
 
 def identity_of(config: RunConfig) -> str:

@@ -31,6 +31,13 @@ _UTF16 = (
 _AS_UTF8 = "save it as UTF-8"
 
 
+def shown(value: Any, length: int = 60) -> str:
+    """A value of the user's as a message shows it: quoted, and cut where it is long."""
+    # Of a huge text the head alone is quoted: quoting it all would take as much again.
+    text = repr(value[: length + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
 def fault_of(text: str) -> str:
     """Why a text can't be used; "" where it can."""
     if found := _SURROGATE.search(text):
@@ -101,7 +108,7 @@ def read_rows(
                     )
                 for column, value in row.items():
                     if fault := _fault_within(column) or _fault_within(value):
-                        raise InputError(f"{path}, line {line}: column {_shown(column)} {fault}")
+                        raise InputError(f"{path}, line {line}: column {shown(column)} {fault}")
                 yield line, row
     except _Unreadable as error:
         raise InputError(f"{path}, line {error.line}: {error}") from error
@@ -123,7 +130,7 @@ def read_user_rows(
         for column in (*columns, *(name for name in optional if row.get(name) is not None)):
             value = row[column]
             if not isinstance(value, str) or (column in columns and not value.strip()):
-                raise InputError(f"{path}, line {line}: column {column!r} must hold text (it is {_shown(value)})")
+                raise InputError(f"{path}, line {line}: column {column!r} must hold text (it is {shown(value)})")
         yield line, row
 
 
@@ -256,8 +263,3 @@ def _fault_within(value: Any) -> str:
     if isinstance(value, list | tuple):
         return next(filter(None, map(_fault_within, value)), "")
     return ""
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -86,7 +86,21 @@ def test_a_file_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
 
 def test_a_topic_without_probes_is_named_before_anything_runs() -> None:
     with pytest.raises(InputError, match=r"no probe about 'Star Wars' \(its topics: 'T'\)"):
-        check_topics([probe(1)], ["T", "Star Wars"], "probes.jsonl")
+        check_topics([probe(1)], ["T", "Star Wars"], "report", "probes.jsonl")
+
+
+def test_a_topic_without_probes_of_the_split_is_named_before_anything_runs() -> None:
+    probes = [probe(1), probe(1, "S"), probe(2, split="tune")]
+    check_topics(probes, ["T"], "tune", "probes.jsonl")
+    with pytest.raises(InputError, match=r"no probe of split 'tune' about 'S', only of 'report': .*evaluate\.split"):
+        check_topics(probes, ["T", "S"], "tune", "probes.jsonl")
+
+
+def test_a_huge_value_is_cut_in_the_message(tmp_path: Path) -> None:
+    for row in (GOOD | {"split": "x" * 5_000}, GOOD | {"x" * 5_000: 1}):
+        with pytest.raises(InputError) as caught:
+            list(read_probes(write(tmp_path / "probes.jsonl", row)))
+        assert len(str(caught.value)) < 250 + len(str(tmp_path))
 
 
 POTTER = (Topic(name="Harry Potter", aliases=("HP",)), Topic(name="Дюна 3"))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from unlearn_ray.config import Topic, spellings
 from unlearn_ray.errors import InputError
-from unlearn_ray.reading import read_rows
+from unlearn_ray.reading import read_rows, shown
 from unlearn_ray.rows import Group, Probe, Row, digest
 from unlearn_ray.words import name_key, normalised
 
@@ -78,9 +78,14 @@ def read_probes(path: str) -> Iterator[Probe]:
     Raises:
         InputError: names the file, the line and the key.
     """
+    return (probe for _, probe in numbered_probes(path))
+
+
+def numbered_probes(path: str) -> Iterator[tuple[int, Probe]]:
+    """Line number and probe, as `read_probes`, for messages about a line."""
     for line, row in read_rows(path, (".jsonl", ".parquet")):
         # A column that a row of Parquet has no value in is a null there.
-        yield _probe(f"{path}, line {line}", {key: value for key, value in row.items() if value is not None})
+        yield line, _probe(f"{path}, line {line}", {key: value for key, value in row.items() if value is not None})
 
 
 def with_topics(probes: Iterable[Probe], topics: Sequence[Topic]) -> Iterator[Probe]:
@@ -106,23 +111,29 @@ def near_misses(probes: Iterable[Probe], topics: Sequence[Topic]) -> list[str]:
         alike = [other for other in names if re.findall(r"\d+", other) == re.findall(r"\d+", key)]
         if close := difflib.get_close_matches(key, alike, 1, _ALIKE):
             found.append(
-                f"evaluate.probes: topic {name!r} is none of the run's; if it is {names[close[0]]!r}, write it so"
+                f"evaluate.probes: topic {shown(name)} is none of the run's; if it is {names[close[0]]!r}, write it so"
             )
     return found
 
 
-def check_topics(probes: Iterable[Probe], topics: Sequence[str], path: str) -> None:
-    """Refuse a probe file that asks nothing about a topic of the run.
+def check_topics(probes: Iterable[Probe], topics: Sequence[str], split: Literal["tune", "report"], path: str) -> None:
+    """Refuse a probe file that asks nothing about a topic of the run, or nothing in the split that is asked.
 
     Raises:
-        InputError: names the topic and those that the file has.
+        InputError: names the topic and those that the file has, or the split.
     """
-    found = Counter(probe.topic for probe in probes)
+    found = Counter((probe.topic, probe.split) for probe in probes)
+    names = Counter(name for name, _ in found.elements())
     for topic in topics:
-        if topic not in found:
-            shown = ", ".join(repr(name) for name, _ in found.most_common(6)) or "none"
+        if topic not in names:
+            listed = ", ".join(shown(name) for name, _ in names.most_common(6)) or "none"
             raise InputError(
-                f"{path} has no probe about {topic!r} (its topics: {shown}): add some, or leave evaluate.probes out to ask held-out questions"
+                f"{path} has no probe about {topic!r} (its topics: {listed}): add some, or leave evaluate.probes out to ask held-out questions"
+            )
+        if not found[topic, split]:
+            other = "tune" if split == "report" else "report"
+            raise InputError(
+                f"{path} has no probe of split {split!r} about {topic!r}, only of {other!r}: add some, or set evaluate.split to {other}"
             )
 
 
@@ -199,7 +210,7 @@ def _probe(where: str, row: dict[str, Any]) -> Probe:
         if key not in _KNOWN:
             near = difflib.get_close_matches(key, _KNOWN, 1)
             raise InputError(
-                f"{where}: unknown key {key!r}: {f'did you mean {near[0]!r}?' if near else 'valid keys: ' + ', '.join(_KNOWN)}"
+                f"{where}: unknown key {shown(key)}: {f'did you mean {near[0]!r}?' if near else 'valid keys: ' + ', '.join(_KNOWN)}"
             )
     for key in _TEXTS:
         value = row.get(key, "x" if key not in _REQUIRED else "")
@@ -212,7 +223,7 @@ def _probe(where: str, row: dict[str, Any]) -> Probe:
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             raise InputError(f"{where}: {key} must be a list of texts")
     if row.get("split", "report") not in {"tune", "report"}:
-        raise InputError(f"{where}: split must be tune or report (it is {row['split']!r})")
+        raise InputError(f"{where}: split must be tune or report (it is {shown(row['split'])})")
     return Probe.of(row | {key: tuple(row.get(key, ())) for key in _LISTS})
 
 

@@ -18,7 +18,7 @@ from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import InputError
-from unlearn_ray.reading import fingerprint_of_file, read_user_rows
+from unlearn_ray.reading import fingerprint_of_file, read_user_rows, shown
 from unlearn_ray.refusals import is_refusal
 from unlearn_ray.rows import Drop, Example, Group, Probe, QAPair, Question
 from unlearn_ray.stages.asking import Prompted, ask, in_order, texts_of
@@ -315,7 +315,7 @@ def user_retained(config: DatasetConfig) -> Iterator[Example]:
     seen: Counter[str] = Counter()
     for line, row in read_user_rows(path, ("question", "answer"), (".jsonl", ".parquet"), ("group", "subject")):
         if row.get("group") not in (None, "near", "far"):
-            raise InputError(f"{path}, line {line}: column 'group' must be near or far (it is {row['group']!r})")
+            raise InputError(f"{path}, line {line}: column 'group' must be near or far (it is {shown(row['group'])})")
         group: Group = "near" if row.get("group") == "near" else "far"
         answer = without_thoughts(row["answer"])
         if not answer:

@@ -34,7 +34,7 @@ STAGE = "evaluate"
 VERSION = 3
 JOINT = "joint"
 _ADAPTER = "adapter_config.json"
-_PROBE_TOKENS = 64  # of an answer to a file's probes, which are short
+PROBE_TOKENS = 64  # of an answer to a file's probes, which are short
 _ON_FLEET = "fleet"  # the call that the base model's engines serve: everything but full fine-tunes
 
 
@@ -53,12 +53,12 @@ def evaluate_identity(
         fingerprints: of `dataset`, `answers` and `finetune`.
 
     Raises:
-        InputError: the probe file can't be used, or asks nothing about a topic.
+        InputError: the probe file can't be used, or asks nothing about a topic in the split that is asked.
     """
     section = config.model_dump(mode="json")
     inputs = dict(fingerprints)
     if (path := config.probes_path) is not None:
-        check_topics(with_topics(read_probes(path), topics), [topic.name for topic in topics], path)
+        check_topics(with_topics(read_probes(path), topics), [topic.name for topic in topics], config.split, path)
         section["probes"] = "file"  # by its content: moving it changes nothing
         inputs["probes"] = _content(Folder(path))
     what = {
@@ -298,7 +298,7 @@ def _max_tokens(config: EvaluateConfig, answers: Mapping[str, Any], dataset: Map
     if config.max_tokens is not None:
         return config.max_tokens
     if config.probes_path is not None:
-        return _PROBE_TOKENS
+        return PROBE_TOKENS
     return max(answers["max_tokens"], dataset["retain"]["max_tokens"])
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import QuestionsConfig, Topic, spellings
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
-from unlearn_ray.errors import ConfigError, InputError
-from unlearn_ray.reading import fingerprint_of_file, read_user_rows
+from unlearn_ray.errors import ConfigError, InputError, gist
+from unlearn_ray.reading import fingerprint_of_file, read_user_rows, shown
 from unlearn_ray.rows import Drop, Question
 from unlearn_ray.stages.asking import Prompted
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
@@ -123,8 +123,10 @@ def user_questions(config: QuestionsConfig, topics: Sequence[Topic]) -> Iterator
     for line, row in read_user_rows(config.file, ("topic", "question")):
         topic = names.get(name_key(row["topic"]))
         if topic is None:
-            known = ", ".join(topic.name for topic in topics)
-            raise InputError(f"{config.file}, line {line}: topic {row['topic']!r} is not one of the run's ({known})")
+            known = gist(", ".join(topic.name for topic in topics))
+            raise InputError(
+                f"{config.file}, line {line}: topic {shown(row['topic'])} is not one of the run's ({known})"
+            )
         text = " ".join(row["question"].split())
         yield {
             "topic": topic,
