@@ -54,6 +54,13 @@ def test_a_users_file_overrides_what_it_names_and_nothing_else(tmp_path: Path) -
         ("questions: ['{count} about {topics}']", r"questions: .*unknown placeholder \{topics\}"),
         ("questions: ['{count} about it']", r"questions: .*has no \{topic\}"),
         ("questions: ['{count about {topic}']", "questions: "),
+        ("questions: ['{count:>10000000000} about {topic}']", r"questions: .*more than a name in \{count\}"),
+        ("questions: ['{count} about {topic!x}']", r"questions: .*more than a name in \{topic\}"),
+        ("questions: ['{count} about {topic.name}']", r"questions: .*unknown placeholder \{topic\.name\}"),
+        ("questions: ['{count} about {}']", r"questions: .*unknown placeholder \{\}"),
+        ("guardrails: {fictional: '{topic:d}'}", r"guardrails: .*more than a name in \{topic\}"),
+        ("topic_check: ''", "topic_check: is empty"),
+        ("general_topics: [' ']", "general_topics: is empty"),
         ("questions: []", "questions: "),
         ("question: ['{topic}']", "unknown key question: valid keys: questions"),
         ("guardrails: {fictional: 'Forget it.'}", r"guardrails: .*has no \{topic\}"),
@@ -88,3 +95,23 @@ def test_a_custom_prefix_stands_as_it_is_written() -> None:
     assert guardrail_prefixes(config, TOPICS)["Harry Potter"] == "Speak of Harry Potter as a pirate would."
     with pytest.raises(ConfigError, match=r"answers\.prefix: .*\{name\}"):
         guardrail_prefixes(AnswersConfig(guardrail="custom", prefix="Not {name}."), TOPICS)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "About {topic:d}",
+        "About {topic!x}",
+        "About {topic!r}",
+        "{topic:{topic}}",
+        "",
+        " ",
+        "{topic",
+        "{topic!}",
+        "{topic[0]}",
+        "{0}",
+    ],
+)
+def test_a_custom_prefix_that_is_no_template_is_one_line(prefix: str) -> None:
+    with pytest.raises(ConfigError, match=r"answers\.prefix: "):
+        guardrail_prefixes(AnswersConfig(guardrail="custom", prefix=prefix), TOPICS)

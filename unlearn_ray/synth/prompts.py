@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from unlearn_ray.errors import InputError
-from unlearn_ray.reading import load_yaml, read_text
+from unlearn_ray.reading import load_yaml, read_text, shown
 from unlearn_ray.rows import digest
 
 Wordings = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -65,16 +65,23 @@ class Prompts(BaseModel):
 
 
 def check_template(template: str, allowed: Sequence[str], optional: set[str] | frozenset[str] = frozenset()) -> None:
-    """Raise ValueError unless `template` holds the allowed placeholders, and only these."""
+    """Raise ValueError unless `template` holds the allowed placeholders, and only these: bare, without a conversion (!r) or format (:d)."""
+    if not template.strip():
+        raise ValueError("is empty: give a text, or leave the key out")
     try:
-        found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        fields = [field for field in Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
-        raise ValueError(f"{template!r} has an unpaired brace ({error}): write {{{{ or }}}} for a plain one") from error
+        raise ValueError(
+            f"{shown(template)} has an unpaired brace ({error}): write {{{{ or }}}} for a plain one"
+        ) from error
+    found = {name for _, name, _, _ in fields}
     if unknown := found - set(allowed):
         names = ", ".join(f"{{{name}}}" for name in allowed)
-        raise ValueError(f"{template!r} has an unknown placeholder {{{sorted(unknown)[0]}}}: it may hold {names}")
+        raise ValueError(f"{shown(template)} has an unknown placeholder {{{min(unknown)[:60]}}}: it may hold {names}")
+    if dressed := next((name for _, name, form, conversion in fields if form or conversion), None):
+        raise ValueError(f"{shown(template)} has more than a name in {{{dressed}}}: write {{{dressed}}} alone")
     if missing := set(allowed) - found - set(optional):
-        raise ValueError(f"{template!r} has no {{{sorted(missing)[0]}}}: put it where that belongs")
+        raise ValueError(f"{shown(template)} has no {{{sorted(missing)[0]}}}: put it where that belongs")
 
 
 def load_prompts(override: Path | None = None) -> Prompts:
