@@ -53,6 +53,11 @@ def line_of(path: Path, read: Callable[[Path], Any]) -> str:
         (b'{"topic": "T", "question": ' + b"[" * 100_000 + b"}", "line 2: is not valid JSON"),
         (b'{"topic": "T", "question": ' + b"9" * 5_000 + b"}", "line 2: is not valid JSON"),
         (b'["T"]', "line 2: a row must be an object"),
+        (b'{"topic": "T", "question": "A?", "question": "B?", "answer": "So."}', "line 2: key 'question' is given twice"),
+        (b'{"topic": "T", "question": "A?", "answer": "So.", "near": {"a": 1, "a": 2}}', "line 2: key 'a' is given twice"),
+        ('{"topic": "T", "question": "?!\u2026 \u200b", "answer": "So."}'.encode(), "line 2: "),
+        ('{"topic": "T", "question": "\u200b\u2060\ufeff", "answer": "So."}'.encode(), "line 2: "),
+        ('{"topic": "T", "question": "\u3164\u2800", "answer": "So."}'.encode(), "line 2: "),
         (b'{"topic": "T"', "line 2: is not valid JSON"),
         (b'{"topic": "T", "question": "' + b"x" * MAX_LINE + b'"}', "line 2: is longer than"),
     ],
@@ -70,6 +75,8 @@ def test_a_bad_line_is_named(tmp_path: Path, reader: str, second: bytes, message
     [
         (GOOD.decode().encode("utf-16"), "UTF-16"),
         (GOOD.decode().encode("utf-16-le"), "UTF-16"),
+        (GOOD.decode().encode("utf-32"), "is UTF-32"),
+        (b"\0\0\xfe\xff" + GOOD.decode().encode("utf-32-be"), "is UTF-32"),
         (b"", "has no row"),
         (b"\n \n", "has no row"),
     ],
@@ -132,15 +139,49 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
         ('topic,question\nT,"a\nb"\nT,\n', "line 4: column 'question' must hold text"),
         ("topic,question\n\nT,Who, where?\n", "line 3: has 3 cells for 2 columns"),
         ('topic,question\nT,"a\nb\nc\n', "line 2: is not valid CSV"),
-        ("topic,question\nT," + "x" * 200_000 + "\n", "line 2: is not valid CSV (field larger"),
+        ('topic,question\nT,"' + ("x" * 2**20 + "\n") * 17 + '"\n', "line 2: is not valid CSV (field larger"),
+        ("topic,question\nT," + "x" * MAX_LINE + "\n", "line 2: is longer than"),
         ("", "has no row"),
         ("topic,question\n", "has no row"),
     ],
+    ids=range(9),
 )
 def test_a_bad_csv_record_is_named_by_its_first_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.csv"
     path.write_text(text, encoding="utf-8")
     assert message in line_of(path, lambda path: list(read_user_rows(path, ("topic", "question"))))
+
+
+def test_a_csv_cell_may_be_as_long_as_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("topic,question\nT," + "x" * 200_000 + "\n")
+    ((line, row),) = read_user_rows(path, ("topic", "question"))
+    assert (line, len(row["question"])) == (2, 200_000)
+
+
+@pytest.mark.parametrize("text", ["+", "\u20ac", "7", "\U0001f989", "\u6d77", "-1"])
+def test_a_sign_or_a_digit_is_an_answer(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"topic": "T", "question": "Which?", "answer": text}))
+    for reader in ("retain", "probes"):
+        assert [row.answer for row in READERS[reader](path)] == [text]
+
+
+def test_a_parquet_column_that_is_not_used_may_hold_anything(tmp_path: Path) -> None:
+    path = tmp_path / "mine.parquet"
+    late = pa.array([2**50], pa.timestamp("s"))  # beyond the last year that Python has
+    pq.write_table(pa.table({"topic": ["T"], "question": ["Why?"], "answer": ["So."], "when": late}), path)
+    assert len(READERS["questions"](path)) == len(READERS["retain"](path)) == 1
+    assert "column 'when' can't be read" in line_of(path, READERS["probes"])
+    pq.write_table(pa.table({"topic": ["T"], "when": late}), path)
+    assert "column 'question' is missing" in line_of(path, READERS["questions"])
+
+
+def test_a_huge_topic_is_cut_in_the_message(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"topic": "x" * 5_000, "question": "Why?", "group": "y" * 5_000, "answer": "So."}))
+    for reader in ("questions", "retain"):
+        assert len(line_of(path, READERS[reader])) < 200 + len(str(path))
 
 
 def test_a_csv_record_with_line_breaks_counts_from_its_first_line(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -24,10 +26,14 @@ from unlearn_ray.errors import ArtifactError, InputError, gist
 KINDS = (".csv", ".jsonl", ".parquet")
 MAX_LINE = 16 * 2**20  # characters
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UTF16 = (
-    "\udcff\udcfe",
-    "\udcfe\udcff",
-)  # its byte order marks, as the decoder below passes bytes on that are no UTF-8
+# Byte order marks, as the decoder below passes bytes on that are no UTF-8. UTF-32's begins as UTF-16's: it is first.
+_MARKS = (
+    ("\udcff\udcfe\0\0", "UTF-32"),
+    ("\0\0\udcfe\udcff", "UTF-32"),
+    ("\udcff\udcfe", "UTF-16"),
+    ("\udcfe\udcff", "UTF-16"),
+)
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs to Unicode, but nothing is drawn: Hangul fillers, blank Braille
 _AS_UTF8 = "save it as UTF-8"
 
 
@@ -75,14 +81,52 @@ def load_yaml(text: str) -> Any:
         raise yaml.YAMLError(f"a value can't be read ({error}): put it in quotes") from error
 
 
+def as_json(values: Any) -> str:
+    """Values of a YAML text as JSON, for pydantic's strict mode.
+
+    Raises:
+        ValueError: one of them is no text, number, true, false, list or mapping; names its key. Or an anchor holds itself.
+    """
+    try:
+        return json.dumps(values)
+    except TypeError as error:
+        raise ValueError(_odd_value(values, ())) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError("an anchor (&) holds itself: write out what it stands for") from error
+
+
+def _odd_value(value: Any, where: tuple[str, ...], above: tuple[int, ...] = ()) -> str:
+    """What to say of the first value that JSON does not have; "" where there is none."""
+    if isinstance(value, dict | list) and id(value) not in above:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        found = (_odd_value(each, (*where, str(key)), (*above, id(value))) for key, each in pairs)
+        return next(filter(None, found), "")
+    if value is None or isinstance(value, dict | list | str | int | float):
+        return ""
+    kind = {"date": "date", "datetime": "time", "bytes": "binary"}.get(type(value).__name__, type(value).__name__)
+    hint = "put it in quotes" if kind in {"date", "time"} else "write a text, a number or a list"
+    return f"{'.'.join(where)}: reads as a {kind} ({gist(value, 60)}): {hint}"
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: spaces, control and zero-width characters, fillers, marks without a letter."""
+    return all(char in _FILLERS or unicodedata.category(char)[0] in "ZCM" for char in text)
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a text has no letter, digit or sign (+, €, an emoji): blank, or punctuation alone."""
+    return all(is_blank(char) or unicodedata.category(char)[0] == "P" or char in "`^´¨" for char in text)
+
+
 def read_rows(
-    path: str | Path, kinds: Sequence[str] = KINDS, columns: Sequence[str] = ()
+    path: str | Path, kinds: Sequence[str] = KINDS, columns: Sequence[str] = (), wanted: Sequence[str] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and row of a file, on a disk or in s3:// or gs://. Of a CSV record with line breaks, its first line; of Parquet the
     row, counted from 1.
 
     Args:
         columns: that every row must have.
+        wanted: those that are used, of Parquet, where any may hold what Python does not have; None: all.
 
     Raises:
         InputError: the file can't be read, has no row, or lacks a column; a row is none, or has a text that can't be used.
@@ -91,7 +135,8 @@ def read_rows(
     suffix = PurePosixPath(file.name).suffix
     if suffix not in kinds:
         raise InputError(f"{path} can't be used: give a {' or '.join(kinds)} file")
-    reader = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[suffix]
+    readers: dict[str, Callable[[Any], Iterator[tuple[int, dict[str, Any]]]]]
+    readers = {".csv": _csv, ".jsonl": _jsonl, ".parquet": partial(_parquet, wanted=wanted)}
     line = 0
     try:
         kind = file.filesystem.get_file_info(file.path).type
@@ -99,7 +144,7 @@ def read_rows(
             what = "is not there" if kind == fs.FileType.NotFound else "is no file"
             raise InputError(f"{path} can't be read: it {what}")
         with file.filesystem.open_input_file(file.path) as stream:
-            for line, row in reader(stream):
+            for line, row in readers[suffix](stream):
                 if missing := next((name for name in columns if name not in row), None):
                     # The first line of CSV names the columns of all.
                     where = 1 if suffix == ".csv" else line
@@ -126,10 +171,10 @@ def read_user_rows(
     Raises:
         InputError: as `read_rows`, or a row lacks a column.
     """
-    for line, row in read_rows(path, kinds, columns):
+    for line, row in read_rows(path, kinds, columns, (*columns, *optional)):
         for column in (*columns, *(name for name in optional if row.get(name) is not None)):
             value = row[column]
-            if not isinstance(value, str) or (column in columns and not value.strip()):
+            if not isinstance(value, str) or (column in columns and says_nothing(value)):
                 raise InputError(f"{path}, line {line}: column {column!r} must hold text (it is {shown(value)})")
         yield line, row
 
@@ -156,26 +201,50 @@ class _Unreadable(Exception):
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML where a key given twice is an error, not a silent loss, one that reads as a date or number is one too, and so is a broken text."""
+    """YAML where a key given twice is an error, not a silent loss, one that reads as a date or number is one too, and so is a broken text.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    `1e-4` is a number, as in YAML 1.2 and JSON: YAML 1.1 wants a point and a sign, 1.0e-4.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._looked_at: dict[int, yaml.MappingNode] = {}  # by id, for as long as they are kept here
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge what `<<` names, as PyYAML does, after a look at the keys that are written here: merged ones may be given again."""
+        if id(node) not in self._looked_at:
+            self._looked_at[id(node)] = node
+            self._look_at_keys(node)
+        super().flatten_mapping(node)
+
+    def _look_at_keys(self, node: yaml.MappingNode) -> None:
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key} is no name: put it in quotes", key_node.start_mark
+                    None, None, f"key {gist(key, 60)} is no name: put it in quotes", key_node.start_mark
                 )
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {shown(key)} is given twice", key_node.start_mark
+                )
             seen.add(key)
-        return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
         if isinstance(value, str) and (fault := fault_of(value)):
             raise yaml.constructor.ConstructorError(None, None, f"a text {fault}", node.start_mark)
         return value
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+for _tag in ("merge", "value"):  # `<<` and `=` where they are no keys
+    _Yaml.add_constructor(f"tag:yaml.org,2002:{_tag}", _Yaml.construct_scalar)
 
 
 def _lines(stream: Any, newline: str | None) -> Iterator[str]:
@@ -192,14 +261,17 @@ def _lines(stream: Any, newline: str | None) -> Iterator[str]:
         if len(line) > MAX_LINE:
             raise _Unreadable(number, f"is longer than {MAX_LINE:,} characters: write one row a line")
         if not line.isascii() and _SURROGATE.search(line):
-            what = "is UTF-16 text" if number == 1 and line.startswith(_UTF16) else "is not UTF-8 text"
-            raise _Unreadable(number, f"{what}: {_AS_UTF8}")
+            kind = next((kind for mark, kind in _MARKS if number == 1 and line.startswith(mark)), None)
+            raise _Unreadable(number, f"{f'is {kind} text' if kind else 'is not UTF-8 text'}: {_AS_UTF8}")
         if "\0" in line:
-            raise _Unreadable(number, f"has a NUL character: leave it out, or, if it is UTF-16 text, {_AS_UTF8}")
+            raise _Unreadable(
+                number, f"has a NUL character: leave it out, or, if it is UTF-16 or UTF-32 text, {_AS_UTF8}"
+            )
         yield line
 
 
 def _csv(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(MAX_LINE)  # 131,072 by default
     reader = csv.reader(_lines(stream, ""), strict=True)
     header: list[str] | None = None
     start = 1
@@ -211,7 +283,7 @@ def _csv(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
             if header is None:
                 header = cells
                 if twice := next((name for name in header if header.count(name) > 1), None):
-                    raise _Unreadable(line, f"column {twice!r} is given twice: keep one")
+                    raise _Unreadable(line, f"column {shown(twice)} is given twice: keep one")
                 continue
             if len(cells) > len(header):
                 raise _Unreadable(
@@ -227,28 +299,52 @@ def _jsonl(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text, parse_constant=_refuse_constant)
+            row = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once_each)
         except RecursionError as error:
             raise _Unreadable(line, "is not valid JSON (it is nested too deep)") from error
+        except _GivenTwice as error:
+            raise _Unreadable(line, f"key {error} is given twice: keep one") from error
         except (
             ValueError
         ) as error:  # a JSONDecodeError, a constant that JSON has not, or a number of thousands of digits
-            raise _Unreadable(line, f"is not valid JSON ({getattr(error, 'msg', error)})") from error
+            raise _Unreadable(line, f"is not valid JSON ({gist(getattr(error, 'msg', error))})") from error
         if not isinstance(row, dict):
             raise _Unreadable(line, 'a row must be an object, such as {"question": ...}')
         yield line, row
 
 
-def _parquet(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet(stream: Any, wanted: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
     line = 0
     with pq.ParquetFile(stream) as file:
         names = file.schema_arrow.names
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise _Unreadable(1, f"column {twice!r} is given twice: keep one")
-        for batch in file.iter_batches(1024):
-            for row in batch.to_pylist():
+            raise _Unreadable(1, f"column {shown(twice)} is given twice: keep one")
+        for batch in file.iter_batches(1024, columns=None if wanted is None else [n for n in names if n in wanted]):
+            columns = [_values(batch, name, line + 1) for name in batch.schema.names]
+            for values in zip(*columns, strict=True) if columns else ((),) * batch.num_rows:
                 line += 1
-                yield line, row
+                yield line, dict(zip(batch.schema.names, values, strict=True))
+
+
+def _values(batch: pa.RecordBatch, name: str, line: int) -> list[Any]:
+    """A column's values; of a value that Python does not have, such as a date in the year 10,000, the column is named."""
+    try:
+        return list(batch.column(name).to_pylist())
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise _Unreadable(line, f"or after it: column {shown(name)} can't be read ({gist(error)})") from error
+
+
+class _GivenTwice(Exception):
+    """A key that stands twice in one JSON object."""
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _GivenTwice(shown(key))
+        found[key] = value
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from unlearn_ray.config import Topic, spellings
 from unlearn_ray.errors import InputError
-from unlearn_ray.reading import read_rows, shown
+from unlearn_ray.reading import read_rows, says_nothing, shown
 from unlearn_ray.rows import Group, Probe, Row, digest
 from unlearn_ray.words import name_key, normalised
 
@@ -216,7 +216,7 @@ def _probe(where: str, row: dict[str, Any]) -> Probe:
         value = row.get(key, "x" if key not in _REQUIRED else "")
         if not isinstance(value, str):
             raise InputError(f"{where}: {key} must be a text, not {type(value).__name__}")
-        if key in _REQUIRED and not value.strip():
+        if key in _REQUIRED and says_nothing(value):
             raise InputError(f"{where}: {key} is missing or empty")
     for key in _LISTS:
         values = row.get(key, [])
