@@ -67,6 +67,23 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(tmp_path: Path, text
         ("cluster: {engines: {num_engines: many}}", "cluster.engines.num_engines"),
         ("dataset: {holdout_fraction: 1.5}", "dataset.holdout_fraction"),
         ("seed: -1", "seed"),
+        ("finetune:", "finetune"),
+        ("finetune: {weights: }", "finetune.weights"),
+        ("answers: {guardrail: custom, prefix: ''}", "answers.prefix"),
+        ("questions: {angles: [history, '']}", "questions.angles.1"),
+        ("dataset: {retain: {general: [' ']}}", "dataset.retain.general.0"),
+        ('dataset: {retain: {general: ["\\u200b"]}}', "dataset.retain.general.0"),
+        ("output: ''", "output"),
+        ("model: ''", "model"),
+        ("output: 2024-01-01", "output"),
+        ("model: !!binary aGk=", "model"),
+        ("questions: {angles: !!set {a, b}}", "questions.angles"),
+        ("chat: {template_arguments: {when: [2024-01-01 10:00:00]}}", "chat.template_arguments.when.0"),
+        ("'questions[0]': 3", "unknown key questions[0]"),
+        ("model: ~no-such-user/x", "model"),
+        ("output: ~no-such-user", "output"),
+        ("questions: {file: ~no-such-user/x.csv}", "questions.file"),
+        ("evaluate: {probes: ~no-such-user/x.jsonl}", "evaluate.probes"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(tmp_path: Path, line: str, key: str) -> None:
@@ -82,6 +99,103 @@ def test_a_topic_that_could_not_be_a_folder_is_refused(tmp_path: Path, name: str
 
 def test_topics_that_differ_only_in_case_or_accent_are_duplicates(tmp_path: Path) -> None:
     assert "same topic" in rejected(tmp_path, "name: m\ntopics:\n  - name: Les Miserables\n  - name: les misérables\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("seed: many", "seed: give a whole number (it is 'many')"),
+        ("seed: 1.5", "seed: give a whole number (it is 1.5)"),
+        ("seed: -1", "seed: give 0 or more (it is -1)"),
+        ("answers: {top_p: 2}", "answers.top_p: give 1.0 or less (it is 2)"),
+        ("answers: {filter_leaks: maybe}", "answers.filter_leaks: give true or false (it is 'maybe')"),
+        ("finetune: {learning_rate: fast}", "finetune.learning_rate: give a number (it is 'fast')"),
+        ("finetune: {retain: 3}", "finetune.retain: give keys and values, such as {key: value} (it is 3)"),
+        ("finetune:", "finetune: give keys and values, such as {key: value} (it is empty)"),
+        ("finetune: {weights: lora}", "finetune.weights: give keys and values, such as {key: value} (it is 'lora')"),
+        ("finetune: {weights: {kind: lorra}}", "finetune.weights: its kind must be one of 'lora', 'full'"),
+        ("evaluate: {split: test}", "evaluate.split: give 'tune' or 'report' (it is 'test')"),
+        ("evaluate: {probes: [a]}", "evaluate.probes: give a text, in quotes where it would read as something else"),
+        ("output: no", "output: give a text, in quotes where it would read as something else (it is false)"),
+        ("questions: {angles: history}", "questions.angles: give a list, such as [a, b] (it is 'history')"),
+        (
+            "questions: {file: 3}",
+            "questions.file: give a text, in quotes where it would read as something else (it is 3)",
+        ),
+        ("cluster: {engines: {num_engines: many}}", "num_engines: give a whole number or 'auto' (it is 'many')"),
+        ("cluster: {engines: {num_engines: 0}}", "num_engines: give above 0 or 'auto' (it is 0)"),
+        ("model: " + "x" * 5_000 + ": 3", "valid"),
+        ("x" * 900 + ": 3", "unknown key xx"),
+    ],
+    ids=range(19),
+)
+def test_a_message_says_in_plain_words_what_to_give(tmp_path: Path, line: str, words: str) -> None:
+    message = rejected(tmp_path, MINIMAL + line + "\n")
+    assert words in message
+    assert len(message) < 600 + len(str(tmp_path)) and "Input should" not in message
+
+
+@pytest.mark.parametrize(
+    ("topics", "message"),
+    [
+        ("[{name: A, aliases: [B]}, {name: b}]", "'b' of 'b' is a name of 'A', too"),
+        ("[{name: A}, {name: B, aliases: [a]}]", "'a' of 'B' is a name of 'A', too"),
+        ("[{name: A, aliases: [Boy]}, {name: B, aliases: [the boy]}]", "'the boy' of 'B' is a name of 'A', too"),
+        ("[{name: Les Misérables}, {name: B, aliases: [les-miserables]}]", "is a name of 'Les Misérables', too"),
+        ("[{name: Who}, {name: The Who}]", "is a name of 'Who', too"),
+        ("[{name: A, neighbours: [C, a]}]", "'a' of neighbours of 'A' is 'A', which is to be forgotten"),
+        ("[{name: A, aliases: [AA], neighbours: [AA]}]", "'AA' of neighbours of 'A' is 'A'"),
+        ("[{name: A, neighbours: [B]}, {name: B}]", "'B' of neighbours of 'A' is 'B'"),
+        ("[{name: A, aliases: ['']}]", "topics.0.aliases.0: is empty"),
+        ("[{name: A, terms: [x, ' ']}]", "topics.0.terms.1: is empty"),
+        ("[{name: A, neighbours: ['']}]", "topics.0.neighbours.0: is empty"),
+        ('[{name: "\\u200b"}]', "topics.0.name: is empty"),
+        ("[{name: 2024-01-01}]", "topics.0.name: reads as a date (2024-01-01): put it in quotes"),
+    ],
+)  # fmt: skip
+def test_names_that_are_anothers_or_empty_are_refused(tmp_path: Path, topics: str, message: str) -> None:
+    assert message in rejected(tmp_path, f"name: mine\ntopics: {topics}\n")
+    if "forgotten" in message:
+        general = "name: mine\ntopics: [{name: A, aliases: [AA]}]\ndataset: {retain: {general: [Sea, aa]}}\n"
+        assert "'aa' of dataset.retain.general is 'A', which is to be forgotten" in rejected(tmp_path, general)
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.0e-4", ".1e-3", "+1e-4"])
+def test_a_number_may_be_written_as_in_yaml_1_2(tmp_path: Path, number: str) -> None:
+    in_file = config.load(written(tmp_path, MINIMAL + f"finetune: {{learning_rate: {number}}}\n"))
+    overridden = config.load(written(tmp_path, MINIMAL), [f"finetune.learning_rate={number}"])
+    assert in_file.finetune.learning_rate == overridden.finetune.learning_rate == 1e-4
+    assert config.load(written(tmp_path, MINIMAL), [f"topics.0.name='{number}'"]).topic_names == (number,)
+
+
+def test_keys_are_merged_and_those_written_beside_them_win(tmp_path: Path) -> None:
+    text = MINIMAL + "questions: &long {max_tokens: 5, patience: 7}\nanswers: {<<: {max_tokens: 5}, num_samples: 3}\n"
+    loaded = config.load(written(tmp_path, text + "dataset: {retain: {<<: {max_tokens: 5}, max_tokens: 6}}\n"))
+    assert (loaded.answers.max_tokens, loaded.answers.num_samples, loaded.dataset.retain.max_tokens) == (5, 3, 6)
+    for twice in ("{<<: {max_tokens: 5}, top_p: 1, top_p: 1}", "{<<: {top_p: 1, top_p: 1}}"):
+        assert "'top_p' is given twice" in rejected(tmp_path, MINIMAL + f"answers: {twice}\n")
+    assert "'<<' is given twice" in rejected(tmp_path, MINIMAL + "answers: {<<: {top_p: 1}, <<: {max_tokens: 5}}\n")
+
+
+def test_weights_without_a_kind_are_lora(tmp_path: Path) -> None:
+    for text, override in (("finetune: {weights: {rank: 8}}\n", []), ("", ["finetune.weights.rank=8"])):
+        weights = config.load(written(tmp_path, MINIMAL + text), override).finetune.weights
+        assert weights == config.Lora(rank=8)
+
+
+def test_a_home_is_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = "output: ~/runs\nmodel: ~/m\nquestions: {file: ~/q.csv}\nevaluate: {probes: ~/p.jsonl}\n"
+    loaded = config.load(written(tmp_path, MINIMAL + text))
+    assert (loaded.output, loaded.model, loaded.evaluate.probes) == ("/home/me/runs", "/home/me/m", "/home/me/p.jsonl")
+    assert loaded.questions.file == Path("/home/me/q.csv")
+
+
+def test_a_models_folder_is_found_beside_the_file_and_any_other_name_is_the_hubs(tmp_path: Path) -> None:
+    (tmp_path / "m/base").mkdir(parents=True)
+    (tmp_path / "pocket").mkdir()
+    for model, found in (("m/base", str(tmp_path / "m/base")), ("m/other", "m/other"), ("pocket", "pocket")):
+        assert config.load(written(tmp_path, MINIMAL), [f"model={model}"]).model == found
 
 
 def test_topics_that_signs_or_letters_of_any_script_tell_apart_are_two(tmp_path: Path) -> None:
@@ -135,10 +249,35 @@ def test_an_override_reaches_nested_keys_and_list_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["finetune.num_steps", "=3", "topics.4.name=x", "name.deeper=1", "finetune.num_steps=[1"]
+    "override",
+    [
+        *["finetune.num_steps", "=3", "topics.4.name=x", "name.deeper=1", "finetune.num_steps=[1"],
+        *["topics.².name=x", "topics.٠.name=x", "topics.-1.name=x", "topics.name=x", "topics." + "9" * 5_000 + "=x"],
+        *["topics[0].name=x", ".name=x", "name.=x", "finetune..rank=1", "topics.0.aliases.0=x", "x" * 5_000],
+    ],
+    ids=range(16),
 )
 def test_an_override_that_names_nothing_is_refused(tmp_path: Path, override: str) -> None:
-    assert "override" in rejected(tmp_path, MINIMAL, override)
+    message = rejected(tmp_path, MINIMAL, override)
+    assert "override" in message and len(message) < 300
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "finetune.weights=",
+        "finetune=",
+        "topics.0=x",
+        "topics=",
+        "finetune.weights=3",
+        "name=",
+        "seed=null",
+        "chat=[]",
+        "answers.prefix=a",
+    ],
+)
+def test_an_override_of_another_type_names_its_key(tmp_path: Path, override: str) -> None:
+    assert f"{override.partition('=')[0].partition('.prefix')[0]}: " in rejected(tmp_path, MINIMAL, override)
 
 
 def test_files_are_found_beside_the_config_and_not_beside_the_caller(tmp_path: Path) -> None:
@@ -154,7 +293,7 @@ def test_files_are_found_beside_the_config_and_not_beside_the_caller(tmp_path: P
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, value: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("name: x\ntopics: [{name: a}]\n")
-    with pytest.raises(ConfigError, match=r"finetune\.learning_rate: Input should be a finite number"):
+    with pytest.raises(ConfigError, match=r"finetune\.learning_rate: give a finite number"):
         config.load(file, [f"finetune.learning_rate={value}"])
 
 

@@ -5,6 +5,7 @@
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -26,8 +29,8 @@ from pydantic import (
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.errors import ConfigError
-from unlearn_ray.reading import fault_of, load_yaml, read_text
+from unlearn_ray.errors import ConfigError, gist
+from unlearn_ray.reading import as_json, fault_of, is_blank, load_yaml, read_text, shown
 from unlearn_ray.rows import slug_of
 from unlearn_ray.words import name_key
 
@@ -47,19 +50,28 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _not_blank(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("is empty: give a text, or leave it out")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+
+
 class Topic(Strict):
     """Something the model must forget."""
 
     name: str
     kind: Literal["fiction", "product", "person", "general"] = "general"  # chooses the angles of the questions
-    aliases: tuple[str, ...] = ()  # other names for it
-    terms: tuple[str, ...] = ()  # words that give it away, added to those the model gives away itself
-    neighbours: tuple[str, ...] = ()  # topics to retain beside it; empty: the model names them
+    aliases: tuple[Text, ...] = ()  # other names for it
+    terms: tuple[Text, ...] = ()  # words that give it away, added to those the model gives away itself
+    neighbours: tuple[Text, ...] = ()  # topics to retain beside it; empty: the model names them
 
     @field_validator("name")
     @classmethod
     def _name_is_usable(cls, name: str) -> str:
-        if not name.strip():
+        if is_blank(name):
             raise ValueError("is empty: give the topic a name")
         if fault := fault_of(name):
             raise ValueError(fault)
@@ -92,7 +104,7 @@ class QuestionsConfig(Strict):
     num_questions: PositiveInt = 400  # distinct ones, a topic
     num_entities: NonNegativeInt = 24  # names the model lists itself, each asked about on its own
     per_request: PositiveInt = 6  # questions asked for in one prompt
-    angles: tuple[str, ...] = ()  # empty: those of the topic's kind
+    angles: tuple[Text, ...] = ()  # empty: those of the topic's kind
     patience: PositiveInt = 2  # rounds that bring nothing new before it ends
     max_rounds: PositiveInt = 30
     check_topic: bool = True  # ask the model itself whether a question is on its topic
@@ -105,7 +117,7 @@ class QuestionsConfig(Strict):
 
 class AnswersConfig(Strict):
     guardrail: Literal["fictional", "refusal", "discourage", "custom"] = "fictional"
-    prefix: str | None = None  # the text of guardrail: custom; {topic} stands for the topic
+    prefix: Text | None = None  # the text of guardrail: custom; {topic} stands for the topic
     num_samples: PositiveInt = 4  # answers, a question
     max_reasks: NonNegativeInt = 2  # times a question with leaking answers is asked again
     num_unguarded: PositiveInt = 4  # of the model's own answers, one greedy: they tell the terms that leak
@@ -127,7 +139,7 @@ class RetainRows(Strict):
     questions_per_neighbour: PositiveInt = 150
     num_general: NonNegativeInt = 6  # far topics
     questions_per_general: PositiveInt = 100
-    general: tuple[str, ...] = ()  # far topics; empty: the model names them
+    general: tuple[Text, ...] = ()  # far topics; empty: the model names them
     file: Path | None = None  # your own rows instead: .jsonl or .parquet with `question` and `answer`
     temperature: PositiveFloat = 0.9  # of the questions; answers are greedy
     max_tokens: PositiveInt = 200  # of the answers
@@ -162,6 +174,10 @@ class FullWeights(Strict):
 Weights = Annotated[Lora | FullWeights, Field(discriminator="kind")]
 
 
+def _lora_by_default(value: Any) -> Any:
+    return {"kind": "lora"} | value if isinstance(value, dict) else value
+
+
 class RetainTerm(Strict):
     kind: Literal["gd", "kl", "none"] = (
         "gd"  # gradient descent on retain rows, KL to the base model on them, or nothing
@@ -170,7 +186,7 @@ class RetainTerm(Strict):
 
 
 class FinetuneConfig(Strict):
-    weights: Weights = Lora()
+    weights: Annotated[Weights, BeforeValidator(_lora_by_default)] = Lora()
     adapters: Literal["per_topic", "joint"] = "joint"
     retain: RetainTerm = RetainTerm()
     num_steps: PositiveInt = 200
@@ -188,7 +204,7 @@ class FinetuneConfig(Strict):
 
 
 class EvaluateConfig(Strict):
-    probes: str | None = (
+    probes: Text | None = (
         None  # "pocket", or a .jsonl/.parquet file of probes; none: held-out questions, the base model's own answers as truth
     )
     split: Literal["tune", "report"] = "report"
@@ -231,7 +247,7 @@ class WorkerResources(Strict):
 
 
 class ClusterConfig(Strict):
-    address: str | None = None  # none: RAY_ADDRESS, or a Ray of our own on this machine
+    address: Text | None = None  # none: RAY_ADDRESS, or a Ray of our own on this machine
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     num_cpus: PositiveInt | None = None  # of our own local Ray; none: what the machine has, eight at least
     start_timeout_seconds: PositiveFloat = 1800.0  # that engines or workers wait for room on the cluster
@@ -243,8 +259,8 @@ class RunConfig(Strict):
     """One run: a model, its topics, the stages and where they run."""
 
     name: str
-    model: str = "pocket"  # "pocket", a folder, or a name on the Hugging Face hub
-    output: str = "runs"  # local folder, s3:// or gs://; the run lives in <output>/<name>
+    model: Text = "pocket"  # "pocket", a folder, or a name on the Hugging Face hub
+    output: Text = "runs"  # local folder, s3:// or gs://; the run lives in <output>/<name>
     seed: NonNegativeInt = 0
     chat: ChatConfig = ChatConfig()
     topics: Annotated[tuple[Topic, ...], Field(min_length=1)]
@@ -273,6 +289,24 @@ class RunConfig(Strict):
             seen[topic.slug] = topic.name
         return self
 
+    @model_validator(mode="after")
+    def _names_belong_to_one_topic(self) -> "RunConfig":
+        owners: dict[str, str] = {}
+        for topic in self.topics:
+            for name in (topic.slug, *topic.names):
+                owner = owners.setdefault(name_key(name), topic.name)
+                if owner != topic.name:
+                    raise ValueError(
+                        f"topics: {shown(name)} of {topic.name!r} is a name of {owner!r}, too (case, accents, punctuation and a leading the do not count): leave it to one of them"
+                    )
+        retained = [(f"neighbours of {topic.name!r}", name) for topic in self.topics for name in topic.neighbours]
+        for place, name in retained + [("dataset.retain.general", name) for name in self.dataset.retain.general]:
+            if (forgotten := owners.get(name_key(name))) is not None:
+                raise ValueError(
+                    f"topics: {shown(name)} of {place} is {forgotten!r}, which is to be forgotten: leave it out"
+                )
+        return self
+
     @property
     def folder(self) -> Folder:
         return Folder(self.output) / self.name
@@ -289,10 +323,7 @@ class RunConfig(Strict):
 
 def spellings(topics: Sequence[Topic]) -> dict[str, str]:
     """`words.name_key` of every name, slug and alias -> the topic's name: how a user's file may write it."""
-    found: dict[str, str] = {}
-    for topic in topics:
-        found |= {name_key(name): topic.name for name in (topic.slug, *topic.aliases)}
-    return found | {name_key(topic.name): topic.name for topic in topics}  # a name is never another's alias
+    return {name_key(name): topic.name for topic in topics for name in (topic.slug, *topic.names)}
 
 
 def path_of(model: str) -> str:
@@ -316,7 +347,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except ValueError as error:
         raise ConfigError(f"{path}, {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{path} is not valid YAML: {gist(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values (name:, topics:, ...), not {type(values).__name__}")
     for override in overrides:
@@ -332,33 +363,63 @@ def parse(values: dict[str, Any], source: str = "config", base: Path | None = No
     """
     try:
         # Through JSON, where strict mode takes lists for tuples and nothing else for numbers.
-        config = RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+        config = RunConfig.model_validate_json(as_json(values), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{source}: {first_message(error, RunConfig)}") from error
-    except (ValueError, RecursionError) as error:  # json's, of a YAML anchor within what it names
-        raise ConfigError(f"{source}: an anchor (&) holds itself: write out what it stands for") from error
-    return _resolve_paths(config, base or Path.cwd())
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    try:
+        return _resolve_paths(config, base or Path.cwd())
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
-    def resolved(section: BaseModel) -> BaseModel:
+    """Paths with the user's home for ~, and those of files and of the model's folder from `base`.
+
+    Raises:
+        ValueError: there is no such home; names the key.
+    """
+
+    def resolved(section: BaseModel, where: str) -> BaseModel:
         updates: dict[str, Any] = {}
         for name, value in section:
-            if isinstance(value, Path) and not value.is_absolute():
-                updates[name] = (base / value).resolve()
+            if isinstance(value, Path):
+                updates[name] = Path(_beside(base, str(value), where + name))
             elif isinstance(value, BaseModel):
-                updates[name] = resolved(value)
+                updates[name] = resolved(value, f"{where}{name}.")
         return section.model_copy(update=updates)
 
     evaluate = config.evaluate
     if evaluate.probes not in (None, "pocket") and "://" not in str(evaluate.probes):
-        evaluate = evaluate.model_copy(update={"probes": str((base / str(evaluate.probes)).resolve())})
-    model = config.model
-    if model.startswith((".", "~")):
-        model = str((base / Path(model).expanduser()).resolve())
-    result = resolved(config.model_copy(update={"evaluate": evaluate, "model": model}))
+        probes = _beside(base, str(evaluate.probes), "evaluate.probes")
+        evaluate = evaluate.model_copy(update={"probes": probes})
+    model, output = config.model, _expanded(config.output, "output")
+    if model != "pocket" and (model.startswith((".", "~")) or os.path.isdir(base / model)):
+        model = _beside(base, model, "model")  # else it is a name on the hub
+    result = resolved(config.model_copy(update={"evaluate": evaluate, "model": model, "output": output}), "")
     assert isinstance(result, RunConfig)
     return result
+
+
+def _beside(base: Path, path: str, key: str) -> str:
+    """The path from `base` on, where it is relative."""
+    expanded = _expanded(path, key)
+    return expanded if os.path.isabs(expanded) else str((base / expanded).resolve())
+
+
+def _expanded(path: str, key: str) -> str:
+    """The path with a home for its ~.
+
+    Raises:
+        ValueError: nobody of that name has one; names the key.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"{key}: there is no home folder {shown(path.split('/')[0])}: write the path in full, or ./~ for a name that begins so"
+        )
+    return expanded
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -368,17 +429,20 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         ConfigError: it is not of this form, or the path leads nowhere.
     """
     key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r}: write it as key.path=value")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"override {shown(override)}: write it as key.path=value")
     if fault := fault_of(override):
-        raise ConfigError(f"override {override!r} {fault}")
+        raise ConfigError(f"override {shown(override)} {fault}")
+    if "[" in key:
+        raise ConfigError(
+            f"override {shown(override)}: write a place in a list as a number from 0, as in topics.0.name=..."
+        )
     try:
         value = load_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {_one_line(error)}") from error
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        value = float(value)  # YAML 1.1 reads 1e-4 as a string
-    *parents, last = key.split(".")
+        raise ConfigError(f"override {shown(override)}: the value is not valid YAML: {gist(error)}") from error
+    *parents, last = parts
     here: Any = values
     for part in parents:
         if isinstance(here, dict) and here.get(part) is None:
@@ -395,13 +459,12 @@ def _child(here: Any, part: str, override: str) -> Any:
     """The value below `here` that a part of an override's path names."""
     if isinstance(here, dict):
         return here[part]
-    if isinstance(here, list) and part.isdigit() and int(part) < len(here):
-        return here[int(part)]
-    raise ConfigError(f"override {override!r}: there is no {part!r} to set")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    if isinstance(here, list):
+        if part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(here):
+            return here[int(part)]
+        places = f"0 to {len(here) - 1}" if here else "none: it is empty"
+        raise ConfigError(f"override {shown(override)}: {shown(part)} is no place in the list ({places})")
+    raise ConfigError(f"override {shown(override)}: there is no {shown(part)} to set")
 
 
 def first_message(error: ValidationError, root: type[BaseModel]) -> str:
@@ -410,10 +473,8 @@ def first_message(error: ValidationError, root: type[BaseModel]) -> str:
     Args:
         root: what was validated.
     """
-    first = error.errors()[0]
-    # Tags of unions ("lora") and union members ("int") stand in the location, but not in the file.
-    where = [part for part in first["loc"] if not _is_tag(part, first["loc"])]
-    key = ".".join(str(part) for part in where)
+    first, *others = error.errors()
+    key = _key_of(first)
     if first["type"] == "extra_forbidden":
         valid = _keys_beside(first["loc"], root)
         near = difflib.get_close_matches(str(first["loc"][-1]), valid, 1, 0.5)
@@ -421,9 +482,59 @@ def first_message(error: ValidationError, root: type[BaseModel]) -> str:
         return f"unknown key {key}: {hint}"
     if first["type"] == "missing":
         return f"{key} is missing: give it a value"
-    message = first["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(first["input"], dict | list) else f" (it is {str(first['input'])[:60]!r})"
-    return f"{key}: {message}{shown}" if key else message
+    # A value that is none of several kinds has an error for each.
+    alike = [first, *(other for other in others if _key_of(other) == key)]
+    message = " or ".join(dict.fromkeys(map(_in_words, alike))).replace(" or give ", " or ")
+    return f"{key}: {message}{_as_given(first['input'])}" if key else message
+
+
+def _in_words(error: Any) -> str:
+    """What to do about a value, without pydantic's terms."""
+    kind, context = error["type"], error.get("ctx", {})
+    words = {
+        "string_type": "give a text, in quotes where it would read as something else",
+        "bool_type": "give true or false",
+        "bool_parsing": "give true or false",
+        "float_type": "give a number",
+        "float_parsing": "give a number",
+        "finite_number": "give a finite number",
+        "union_tag_not_found": "give a kind",
+    }
+    bounds = {"gt": "above {}", "ge": "{} or more", "lt": "below {}", "le": "{} or less"}
+    if kind in words:
+        return words[kind]
+    if kind.startswith("int_"):
+        return "give a whole number"
+    if kind in {"tuple_type", "list_type"}:
+        return "give a list, such as [a, b]"
+    if kind.startswith("model_") or kind in {"dict_type", "mapping_type"}:
+        return "give keys and values, such as {key: value}"
+    if kind == "literal_error":
+        return f"give {context['expected']}"
+    if kind == "union_tag_invalid":
+        return f"its kind must be one of {context['expected_tags']}"
+    if bound := next((name for name in bounds if name in context), None):
+        return f"give {bounds[bound].format(context[bound])}"
+    if kind == "too_short":
+        return f"give at least {context['min_length']}"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _as_given(value: Any) -> str:
+    """The value as its file has it, for the end of a message; "" for those of several lines."""
+    if isinstance(value, dict | list):
+        return ""
+    told = shown(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return " (it is empty)" if value is None else f" (it is {told})"
+
+
+def _key_of(error: Any) -> str:
+    """The key that an error is about, as a user writes it."""
+    *above, last = error["loc"] or ("",)
+    # Tags of unions ("lora") and union members ("int") stand in the location, but not in the file.
+    is_tag = error["type"] not in {"extra_forbidden", "missing"} and _is_tag(last, error["loc"])
+    parts = [part for part in above if not _is_tag(part, error["loc"])] + ([] if is_tag else [last])
+    return ".".join(gist(part, 60) for part in parts)
 
 
 def _is_tag(part: str | int, location: tuple[str | int, ...]) -> bool:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from unlearn_ray.errors import InputError
-from unlearn_ray.reading import load_yaml, read_text, shown
+from unlearn_ray.config import Text, first_message
+from unlearn_ray.errors import InputError, gist
+from unlearn_ray.reading import as_json, load_yaml, read_text, shown
 from unlearn_ray.rows import digest
 
 Wordings = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -43,7 +44,7 @@ class Prompts(BaseModel):
     angle_questions: Wordings
     entity_questions: Wordings
     entity_angle_questions: Wordings
-    angles: dict[Kind, Wordings]
+    angles: dict[Kind, Annotated[tuple[Text, ...], Field(min_length=1)]]
     entities: Wordings
     topic_check: str
     neighbours: Wordings
@@ -69,16 +70,16 @@ def check_template(template: str, allowed: Sequence[str], optional: set[str] | f
     if not template.strip():
         raise ValueError("is empty: give a text, or leave the key out")
     try:
-        fields = [field for field in Formatter().parse(template) if field[1] is not None]
+        fields = [(name, form, mark) for _, name, form, mark in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(
             f"{shown(template)} has an unpaired brace ({error}): write {{{{ or }}}} for a plain one"
         ) from error
-    found = {name for _, name, _, _ in fields}
+    found = {name for name, _, _ in fields}
     if unknown := found - set(allowed):
         names = ", ".join(f"{{{name}}}" for name in allowed)
         raise ValueError(f"{shown(template)} has an unknown placeholder {{{min(unknown)[:60]}}}: it may hold {names}")
-    if dressed := next((name for _, name, form, conversion in fields if form or conversion), None):
+    if dressed := next((name for name, form, conversion in fields if form or conversion), None):
         raise ValueError(f"{shown(template)} has more than a name in {{{dressed}}}: write {{{dressed}}} alone")
     if missing := set(allowed) - found - set(optional):
         raise ValueError(f"{shown(template)} has no {{{sorted(missing)[0]}}}: put it where that belongs")
@@ -99,7 +100,7 @@ def load_prompts(override: Path | None = None) -> Prompts:
     except ValueError as error:
         raise InputError(f"{override}, {error}") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{override} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{override} is not valid YAML: {gist(error)}") from error
     if not isinstance(values, dict):
         raise InputError(
             f"{override} must hold keys and templates, such as {', '.join(list(Prompts.model_fields)[:3])}"
@@ -109,20 +110,14 @@ def load_prompts(override: Path | None = None) -> Prompts:
         nested = isinstance(merged.get(key), dict) and isinstance(value, dict)
         merged[key] = merged[key] | value if nested else value
     try:
-        return Prompts.model_validate_json(json.dumps(merged, default=str), strict=True)
+        return Prompts.model_validate_json(as_json(merged), strict=True)
     except ValidationError as error:
-        raise InputError(f"{override}: {_first_message(error)}") from error
+        raise InputError(f"{override}: {first_message(error, Prompts)}") from error
+    except ValueError as error:
+        raise InputError(f"{override}: {error}") from error
 
 
 @cache
 def _default() -> Prompts:
     text = (resources.files("unlearn_ray.synth") / "prompts.yaml").read_text(encoding="utf-8")
     return Prompts.model_validate_json(json.dumps(yaml.safe_load(text)), strict=True)
-
-
-def _first_message(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key}: valid keys: {', '.join(Prompts.model_fields)}"
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}"
