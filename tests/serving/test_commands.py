@@ -362,7 +362,7 @@ def test_a_taken_port(cwd: Path, taken_port: int) -> None:
 
 
 def test_a_port_that_is_none(cwd: Path) -> None:
-    assert "port: Input should be less than or equal to 65535" in refused(cwd, "serve", "pocket", "--port", "99999")
+    assert "port: give 65535 or less" in refused(cwd, "serve", "pocket", "--port", "99999")
 
 
 @pytest.mark.parametrize(
@@ -370,8 +370,8 @@ def test_a_port_that_is_none(cwd: Path) -> None:
     [
         ("engine.max_lorras=3", "unknown key engine.max_lorras: did you mean 'max_loras'?"),
         ("limits.nothing=3", "unknown key limits.nothing: valid keys: max_body_bytes"),
-        ("engine.max_loras=many", "engine.max_loras: Input should be a valid integer"),
-        ("engine.max_lora_rank=12", "engine.max_lora_rank: Input should be 1, 8, 16"),
+        ("engine.max_loras=many", "engine.max_loras: give a whole number"),
+        ("engine.max_lora_rank=12", "engine.max_lora_rank: give 1, 8, 16"),
         ("scaling.min_replicas=3", "scaling: min_replicas: 3 is above max_replicas, 1"),
         ("engine", "write it as key.path=value"),
     ],
@@ -395,6 +395,13 @@ def test_keys_that_can_not_be_used(cwd: Path, text: str | None, message: str) ->
 
 def test_an_adapter_can_not_be_served_by_itself(cwd: Path, adapter: Path) -> None:
     assert "is an adapter: serve a run" in refused(cwd, "serve", "mine")
+
+
+def test_a_registry_that_is_a_file(cwd: Path) -> None:
+    (cwd / "file").write_text("")
+    for registry in (cwd / "file", cwd / "file/below"):
+        assert "is no folder of published models" in refused(cwd, "models", "--registry", registry)
+        assert "is no folder of published models" in refused(cwd, "rollback", "mine", "--registry", registry)
 
 
 def test_a_storage_that_is_none(cwd: Path) -> None:

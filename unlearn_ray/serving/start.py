@@ -125,7 +125,15 @@ def roll_back(text: str, registry: str | None) -> Release:
 
 
 def open_registry(registry: str | None) -> Registry:
-    return Registry(Folder(registry or REGISTRY))
+    """The registry in a folder, which need not be there yet.
+
+    Raises:
+        InputError: it is a file, or lies below one.
+    """
+    folder = Folder(registry or REGISTRY)
+    if folder.is_local and any(map(os.path.isfile, (folder.local, *folder.local.parents))):
+        raise InputError(f"{folder} is no folder of published models: give the registry that publish writes to")
+    return Registry(folder)
 
 
 def table(state: State) -> Table:
