@@ -29,6 +29,59 @@ def test_markers_are_parsed_off(marker: str, questions: list[str]) -> None:
     assert texts(reply) == [" ".join(question.split()) for question in questions]
 
 
+WHO, WHERE, NAME = "Who is the owl of Harry?", "Where does Ron live?", "What is the school called?"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "1\\. {}\n2\\. {}\n3\\. {}",
+        "| # | Question |\n|---|---|\n| 1 | {} |\n| 2 | {} |\n| 3 | {} |",
+        "| Question | Answer |\n| :-- | --: |\n| {} | Hedwig |\n| {} | The Burrow |\n| {} | Hogwarts |",
+        '["{}", "{}", "{}"]',
+        "['{}', '{}', '{}']",
+        'Here they are:\n```json\n[\n  "{}",\n  "{}",\n  "{}",\n]\n```\nEnjoy!',
+        '[{{"question": "{}", "answer": "Hedwig"}}, {{"question": "{}"}}, {{"question": "{}"}}]',
+        '{{"question": "{}"}}\n{{"question": "{}"}}\n{{"question": "{}"}}',
+        '{{"questions": ["{}", "{}", "{}"]}}',
+        '{{"1": "{}", "2": "{}", "3": "{}"}}',
+        '[\n"{}",\n"{}",\n"{}",\n"Who is the',
+        "[1] {}\n[2] {}\n[3] {}",
+        "1️⃣ {}\n2️⃣ {}\n3️⃣ {}",
+        "✅ {}\n🦉 {}\n👉 {}",
+        "1/ {}\n2/ {}\n3/ {}",
+        "i. {}\nii. {}\niii. {}",
+        "(i) {}\n(ii) {}\n(iii) {}",
+        "I. {}\nII. {}\nIII. {}",
+        "<ol>\n<li>{}</li>\n<li>{}</li><li>{}</li></ol>",
+        "- [ ] {}\n- [ ] {}\n- [x] {}",
+        "> {}\n> {}\n> {}",
+        "- 1. {}\n- 2. {}\n- 3. {}",
+        "Characters: {}\nPlaces: {}\nPlaces: {}",
+        "1. **The Owl:** {}\n2. **Places**: {}\n3. {}",
+        "{} {} {}",
+        "1. {} 2. {} 3. {}",
+        "a) {}\nb) {}\nc) {}",
+        "A. {}\nB. {}\nC. {}",
+        "(a) {}\n(b) {}\n(c) {}",
+    ],
+)
+def test_lists_are_read_as_chat_models_write_them(reply: str) -> None:
+    assert texts(reply.format(WHO, WHERE, NAME)) == [WHO, WHERE, NAME]
+
+
+@pytest.mark.parametrize("options", ["a) Hedwig\nb) Errol", "A. Hedwig\nB. Errol", "(a) Hedwig\n(b) Errol"])
+def test_letters_beneath_a_question_are_its_options(options: str) -> None:
+    assert texts(f"{WHO}\n{options}") == [WHO]
+    assert texts(f"1. {WHO}\n{options}\n2. {WHERE}") == [WHO, WHERE]
+
+
+def test_a_question_that_asks_on_is_one() -> None:
+    asked = "Who is the owl of Harry? Is it a snowy one?"
+    assert texts(asked) == [asked]
+    assert texts("In Harry Potter: who is the owl?") == ["In Harry Potter: who is the owl?"]
+
+
 def test_preambles_answers_options_and_farewells_are_left_out() -> None:
     reply = """Sure! Here are 3 questions about Harry Potter:
 
@@ -78,6 +131,34 @@ def test_names_lose_what_is_said_about_them() -> None:
     assert names_in("Hogwarts, Hedwig, and Ron Weasley.") == ["Hogwarts", "Hedwig", "Ron Weasley"]
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '["Hedwig", "Ron Weasley"]',
+        '```json\n["Hedwig", "Ron Weasley"]\n```',
+        '[{"name": "Hedwig", "role": "owl"}, {"name": "Ron Weasley", "role": "friend"}]',
+        "| Name | Role |\n|---|---|\n| Hedwig | owl |\n| Ron Weasley | friend |",
+        "- Hedwig\n  - the owl of Harry\n- Ron Weasley\n  - his friend",
+        "- Characters:\n  - Hedwig\n  - Ron Weasley",
+        "a. Hedwig\nb. Ron Weasley",
+        "[1] Hedwig\n[2] Ron Weasley",
+        "1\\. Hedwig\n2\\. Ron Weasley",
+        "1. Hedwig → owl\n2. Ron Weasley -> friend",
+        "1. Hedwig = owl\n2. Ron Weasley -- friend",
+        '1. "Hedwig" by The Beatles\n2. “Ron Weasley” (1997)',
+    ],
+)
+def test_names_are_read_as_chat_models_list_them(reply: str) -> None:
+    assert names_in(reply) == ["Hedwig", "Ron Weasley"]
+
+
+def test_a_name_keeps_its_subtitle_and_loses_its_description() -> None:
+    assert names_in("1. 2001: A Space Odyssey\n2. Spider-Man: Homecoming\n3. Ron: a friend\n4. Errol: An old owl") == [
+        "2001: A Space Odyssey", "Spider-Man: Homecoming", "Ron", "Errol",
+    ]  # fmt: skip
+    assert names_in("Hogwarts; Hedwig; Ron Weasley") == ["Hogwarts", "Hedwig", "Ron Weasley"]
+
+
 def test_sentences_and_questions_are_no_names() -> None:
     assert names_in("1. Who is the owl?\n2. The owl of Harry is Hedwig.\n3. Hedwig") == ["Hedwig"]
     assert names_in("1. Hedwig\n2. Hogw", is_truncated=True) == ["Hedwig"]
@@ -91,6 +172,36 @@ def test_sentences_and_questions_are_no_names() -> None:
         ("No, this is about candy, not about Harry Potter.", False),
         ("This question is about candy.", False),
         ("HARRY POTTER", True),
+        *(
+            (yes, True)
+            for yes in (
+                "Absolutely.",
+                "Correct.",
+                "Yeah",
+                "Yep",
+                "The answer is yes.",
+                "Answer: Yes",
+                "Sì",
+                "Evet",
+                "Tak",
+                "Ναι",
+            )
+        ),
+        *(
+            (f"{no} It is not Harry Potter.", False)
+            for no in (
+                "Absolutely not.",
+                "Incorrect.",
+                "Nope.",
+                "Nah.",
+                "The answer is no.",
+                "Answer: No.",
+                "Not at all.",
+                "Hayır.",
+                "Nie.",
+                "Όχι.",
+            )
+        ),
         ("", False),
     ],
 )

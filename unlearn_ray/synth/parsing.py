@@ -1,8 +1,11 @@
 """Lists and questions out of what a model wrote: numbering, bullets, quotes and preambles parsed off."""
 
+import ast
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from unlearn_ray.rows import Drop
 from unlearn_ray.synth.names import mentions
@@ -12,10 +15,12 @@ MIN_WORDS, MAX_WORDS = 3, 60
 MAX_LETTERS = 240  # of a question in a script without spaces, where MIN_WORDS letters are enough: 他是谁？
 MAX_NAME_WORDS, MAX_NAME_LETTERS = 8, 24
 
-# "1." "2)" "(3)" "#4" "5 -" "Question 6:" "Q7." "Q:" "-" "*" "•", with bold or italics around them; "1、" "１．" "（1）" "①" "一、" "١-" "・".
+# "1." "1\\." "2)" "(3)" "[3]" "3/" "#4" "iv." "1️⃣" "✅" "- [ ]" "5 -" "Question 6:" "Q7." "Q:" "-" "*" "•", with bold or italics around them; "1、" "１．" "（1）" "①" "一、" "١-" "・".
 _MARKER = re.compile(
     r"^[\s*_#>]*(?:"
     r"(?:question|q|pregunta|pergunta|frage|domanda|вопрос|سؤال|السؤال|प्रश्न|सवाल|질문|문제|問題|问题|質問|問|问|第)\s*[\d一二三四五六七八九十]*\s*[题題问問]?\s*[.):\-．）：、]"
+    r"|\[\d{1,3}\]|\d{1,3}\\[.)]|\d{1,3}/\s|\d\ufe0f?\u20e3|[(（]?(?-i:[ivx]{1,5}|[IVX]{2,5})[.)]\s"
+    r"|(?:[-*•+]\s+)?\[[ xX✓✔]?\]\s|[\u2190-\u21ff\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff]\ufe0f?"
     r"|[(（]?\d{1,3}\s*[.):．）：](?!\d)|\d{1,3}\s*[、。､｡।](?!\d)|\d{1,3}\s+[-–—]\s|\d{1,3}[-–—]\s"
     r"|[①-⒛❶-➓㈠-㈩㊀-㊉⓪]\s*[.、．:：)）]?|[(（]?[一二三四五六七八九十]{1,3}\s*[、.．)）：:]"
     r"|[-*•‣–—·+・●○◦▪▫■□◆◇►▶※➢∙⁃]\s|[•‣・●○◦▪▫■□◆◇►▶※➢∙⁃]"
@@ -28,6 +33,14 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _OPTION = re.compile(r"^[\s*_]*(?:\(?[a-e]\s*[.)]\s|[(（]?[a-eａ-ｅ]\s*[．）、])", re.IGNORECASE)
+_LETTERED = re.compile(r"^[\s*_#>]*[(（]?([a-z])\s*[.)）][\s*_]+", re.IGNORECASE)
+_BULLET = re.compile(r"^[\s*_#>]*[-*•+·・]\s")
+_FENCED = re.compile(r"```\w*\n(.*?)(?:```|$)", re.DOTALL)
+_TAGS = re.compile(r"</?(?:li|ol|ul|p|br|div|table|tbody|tr|td|th)\b[^>\n]*>", re.IGNORECASE)
+_ROW = re.compile(r"\s*\|(.*)\|\s*")
+_RULE = re.compile(r"[\s|:=-]*-[\s|:=-]*")  # between a table's head and its body
+_HEADING = re.compile(r"(?:\*{0,2}[^*:?\n]{2,40}(?::\*\*|\*\*:)|[^\W\d_]{3,}:)\s+(?=(?-i:[A-Z])[a-z]+\b[^:]*\?)")
+_NEXT_QUESTION = re.compile(r"(?<=[?？؟])\s+")
 # What models append to a question: its answer.
 _TAIL = re.compile(
     r"\s*(?:[(（](?:answer|a|ans|hint|答案|答|提示|ответ|respuesta)\s*[:=：][^)）]*[)）]|[*_]*\b(?:answer|ans|ответ|respuesta)\s*:.*|(?:答案|回答|答え)\s*[:：].*)$",
@@ -38,9 +51,16 @@ _BRACKETS = "《》〈〉【】"
 _EMPHASIS = re.compile(r"\*{1,3}|(?<!\w)_{1,3}|_{1,3}(?!\w)")
 # Where a name ends and what the model says about it begins.
 _DESCRIPTION = re.compile(
-    r"\s+[-–—:]\s|:\s|\s\(|\s?[–—]\s|——|\s*[：（]|[，،、؛；]\s*|,\s(?:the|a|an|who|which|where|whose)\s", re.IGNORECASE
+    r"\s+[-–—:]\s|\s*(?:[→➡⇒➔]|[-=]>)\s*|\s+=+\s|\s+--+\s*|:\s|\s\(|\s?[–—]\s|——|\s*[：（]|[，،、؛；]\s*|,\s(?:the|a|an|who|which|where|whose)\s",
+    re.IGNORECASE,
 )
-_SEPARATORS = ",、，،؛；"
+# A colon may stand in a name: "2001: A Space Odyssey", where all that follows is written as titles are.
+_SUBTITLE = re.compile(
+    r"([^:]{1,60}: (?=[A-Z0-9])(?:(?:[A-Z0-9][\w'’.-]*|of|the|and|a|an|in|on|to|for|from|with|at|by|or|&)(?: |$)){1,6})$"
+)
+_QUOTED = re.compile(r"""["“«„「『《]([^"”»“」』》\n]{1,80})["”»“」』》](?=$|[\s,:;.(–—-])""")
+_KEYS = ("question", "q", "query", "prompt", "text", "name", "entity", "topic", "title", "item")
+_SEPARATORS = ",、，،؛；;"
 _LAST_AND = re.compile(r"^(?:(?:and|y|e|et|und|и|و)\s+|(?:以及|和|及|与|與)(?=\w{2}))", re.IGNORECASE)
 _ARTICLES = frozenset({"a", "an", "the"})
 _MARKS = ("?", "？", "؟", "⸮", "՞", "፧", "⁇", "⁈", "⁉", "‽")  # fullwidth and Greek ones are told apart below
@@ -57,11 +77,18 @@ _ASKING_UNSPACED = re.compile(
     r"|อะไร|ใคร|ที่ไหน|เมื่อไร|เมื่อไหร่|ทำไม|อย่างไร|ยังไง|เท่าไร|เท่าไหร่|กี่|ไหม|หรือไม่|ຫຍັງ|ໃຜ|ຢູ່ໃສ|ແນວໃດ|តើ|អ្វី|នរណា|(?:လဲ|လား|သလဲ)[။]?$"
 )
 _YES = re.compile(
-    r"(?:yes|да|sí|oui|ja|sim|نعم|हाँ|हां|네|예)(?![\w'’-])|(?:是的|是|对|對|没错|はい)(?=[，。,.!！、\s]|$)",
+    r"(?:yes|yeah|yep|yup|aye|(?:absolutely|definitely|certainly|of course|indeed|correct|true|exactly|right|that(?:'s| is) (?:right|correct|true))(?! not)"
+    r"|да|sí|sì|oui|ja|sim|evet|tak|так|ναι|ya|vâng|igen|ano|áno|כן|بله|آری|ใช่|نعم|हाँ|हां|네|예)(?![\w'’-])|(?:是的|是|对|對|没错|はい)(?=[，。,.!！、\s]|$)",
     re.IGNORECASE,
 )
 _NO = re.compile(
-    r"(?:no|нет|non|nein|não|لا|नहीं|아니요|아니오|아니)(?![\w'’-])|(?:不是|不|否|いいえ)(?=[，。,.!！、\s]|$)",
+    r"(?:no|nope|nah|not|incorrect|false|wrong|(?:absolutely|definitely|certainly|of course|probably|that(?:'s| is)) not"
+    r"|нет|non|nein|não|hayır|nie|ні|όχι|nee|nej|nei|tidak|bukan|không|nem|ne|לא|نه|خیر|ไม่|لا|नहीं|아니요|아니오|아니)(?![\w'’-])|(?:不是|不|否|いいえ)(?=[，。,.!！、\s]|$)",
+    re.IGNORECASE,
+)
+_BEFORE = " \n\t*_#>" + _QUOTES + "'.,:-"
+_VERDICT = re.compile(
+    r"(?:(?:the |my |final )*answer|antwort|respuesta|réponse|risposta|resposta|ответ|答案|回答)\s*(?:is\b|:|：|是)[\s*_\"']*",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[?？؟。]|(?:是|です|ます|คือ|เป็น)")
@@ -81,22 +108,119 @@ class Line:
     drop: Drop | None = None
 
 
-def list_items(reply: str) -> list[str]:
-    """The items of a list, without their markers; plain lines where nothing is marked."""
-    lines = [line for line in re.split(r"[\r\n\u0085\u2028\u2029]", reply) if line.strip()]
-    marked = [line for line in lines if _MARKER.match(line)]
+def list_items(reply: str, has_letters: bool = False) -> list[str]:
+    """The items of a list, without their markers; plain lines where nothing is marked. JSON and tables are lists too.
+
+    Args:
+        has_letters: "a." and "b." are markers like others where no line has another; else only before a question, as they mark
+            the options of one as well.
+    """
+    if items := _of_json(reply):
+        return [text for item in items if (text := _clean(item))]
+    lines = _lines(reply)
+    marked = [line for line in lines if _is_marked_line(line)]
+    if not marked and has_letters and (lettered := _lettered(lines)):
+        return [text for line in lettered if (text := _clean(_LETTERED.sub("", line, count=1)))]
     # Beside marked lines, unmarked ones are preambles, headings and answers.
-    items = [_MARKER.sub("", line, count=1) for line in marked] or lines
+    items = [_without_marker(line) for line in marked] or lines
     return [text for item in items if (text := _clean(item))]
+
+
+def _lines(reply: str) -> list[str]:
+    """The lines of a reply, without fences and HTML; a table's row is its question, or else its first cell with letters."""
+    text = _TAGS.sub(lambda match: "\n- " if match.group().lower().startswith("<li") else "\n", reply)
+    lines = [line for line in re.split(r"[\r\n\u0085\u2028\u2029]", text) if line.strip()]
+    found: list[str] = []
+    for place, line in enumerate(lines):
+        row = _ROW.fullmatch(line)
+        if row is None:
+            if not line.lstrip().startswith("```"):
+                found.append(line)
+            continue
+        is_head = place + 1 < len(lines) and _RULE.fullmatch(lines[place + 1]) is not None
+        cells = [cell.strip() for cell in row.group(1).split("|") if any(map(str.isalpha, cell))]
+        if cells and not is_head:
+            found.append("- " + next((cell for cell in cells if cell.endswith(_MARKS)), cells[0]))
+    return found
+
+
+def _of_json(reply: str) -> list[str]:
+    """The texts of a list that a model wrote as JSON, or as Python writes it; none where it wrote no such list."""
+    fenced = _FENCED.search(reply)
+    text = fenced.group(1) if fenced else reply
+    begins = re.search(r"^\s*[\[{]", text, re.MULTILINE)
+    end = max(text.rfind("]"), text.rfind("}")) + 1
+    if begins is None or end <= begins.start():
+        return []
+    body = text[begins.start() : end].strip()
+    # Objects, one a line, are a list without its brackets.
+    joined = re.sub(r"\}\s*,?\s*\{", "},{", body)
+    for each in (body, re.sub(r",\s*([\]}])", r"\1", body), f"[{joined}]"):
+        # Python's way only where its quotes are: its parser warns of what only looks like a list.
+        for read in (json.loads, ast.literal_eval) if body[1:].lstrip("[{( \n").startswith("'") else (json.loads,):
+            try:
+                return _texts(read(each))
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                continue  # no such list: lines are read
+    return []
+
+
+def _texts(value: Any) -> list[str]:
+    """Of a list of texts or objects, of an object that holds one, or of one object."""
+    if isinstance(value, dict):
+        named = next((value[key] for key in value if str(key).lower() in _KEYS and isinstance(value[key], str)), None)
+        if named is not None:
+            return [named]
+        lists = [each for each in value.values() if isinstance(each, list | dict)]
+        return [text for each in lists for text in _texts(each)] or [x for x in value.values() if isinstance(x, str)]
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in ([each] if isinstance(each, str) else _texts(each))]
+    return []
+
+
+def _is_marked_line(line: str) -> bool:
+    if _MARKER.match(line):
+        return True
+    return _letter(line) is not None and is_question(_without_answer(_clean(_LETTERED.sub("", line, count=1))))
+
+
+def _letter(line: str) -> str | None:
+    """The letter that marks a line."""
+    match = _LETTERED.match(line)
+    return match.group(1).lower() if match else None
+
+
+def _lettered(lines: Sequence[str]) -> list[str]:
+    """The lines of a list whose markers are a, b and so on."""
+    marked = [line for line in lines if _letter(line)]
+    return marked if [_letter(line) for line in marked[:2]] == ["a", "b"] else []
+
+
+def _without_marker(line: str) -> str:
+    """A line without its marker; a bullet may stand before a number, as may both before a letter and its question."""
+    rest = _MARKER.sub("", line, count=1)
+    if _BULLET.match(line) and _MARKER.match(rest):
+        rest = _MARKER.sub("", rest, count=1)
+    shorter = _LETTERED.sub("", rest, count=1)
+    return shorter if shorter.rstrip(_QUOTES + " *_").endswith(_MARKS) else rest
 
 
 def question_lines(reply: str, is_truncated: bool = False) -> list[Line]:
     """The questions of a reply, each with the reason if it is none; a last line that was cut off is none."""
     items = [item for item in list_items(reply) if not _ANSWER.match(item) and not _OPTION.match(item)]
-    lines = [Line(text, None if is_question(text) else Drop.MALFORMED) for text in map(_without_answer, items) if text]
+    asked = (part for item in items for part in _asked_in(item))
+    lines = [Line(text, None if is_question(text) else Drop.MALFORMED) for text in map(_without_answer, asked) if text]
     if is_truncated and lines and not lines[-1].text.endswith((*_MARKS, ".", "!", "。", "！", "।", "۔")):
         lines[-1] = Line(lines[-1].text, Drop.MALFORMED)
     return lines
+
+
+def _asked_in(item: str) -> list[str]:
+    """The questions of one line: three and more, or numbered ones, stand for themselves; two may be one that asks on."""
+    parts = _NEXT_QUESTION.split(item)
+    bare = [_MARKER.sub("", part, count=1) for part in parts]
+    are_apart = len(parts) > 2 or bare[1:] != parts[1:]
+    return bare if are_apart and all(map(is_question, bare)) else [item]
 
 
 def is_question(text: str) -> bool:
@@ -127,17 +251,39 @@ def _sizes(text: str) -> tuple[int, int]:
 
 def names_in(reply: str, is_truncated: bool = False) -> list[str]:
     """The names of a list of entities or topics, without what the model says about each."""
-    items = list_items(reply)
+    items = [item for item in list_items(_without_nested(reply), has_letters=True) if not item.endswith((":", "："))]
+    lines = _lines(reply)
+    is_list = bool(_of_json(reply) or _lettered(lines)) or any(map(_is_marked_line, lines))
     if len(items) == 1 and sum(map(items[0].count, _SEPARATORS)) >= 2:  # "Hogwarts, Hedwig, and Ron"
-        items = [_LAST_AND.sub("", part.strip()) for part in re.split(f"[{_SEPARATORS}]", items[0])]
-    elif len(items) == 1 and not _MARKER.match(reply.strip()):
+        separators = ";；" if sum(map(items[0].count, ";；")) >= 2 else _SEPARATORS
+        items = [_LAST_AND.sub("", part.strip()) for part in re.split(f"[{separators}]", items[0])]
+    elif len(items) == 1 and not is_list:
         return []  # a sentence, not a list
     if is_truncated:
         items = items[:-1]
-    names = [
-        _DESCRIPTION.split(item, maxsplit=1)[0].strip(" .,;:!。；：！" + _QUOTES + _BRACKETS + "'’‘") for item in items
-    ]
+    names = [_undescribed(item).strip(" .,;:!。；：！" + _QUOTES + _BRACKETS + "'’‘") for item in items]
     return [name for name in names if _is_name(name)]
+
+
+def _without_nested(reply: str) -> str:
+    """The reply without bullets beneath others that begin with a small letter: they describe."""
+    lines = reply.split("\n")
+    widths = [len(line) - len(line.lstrip()) for line in lines]
+    least = min((width for width, line in zip(widths, lines, strict=True) if _MARKER.match(line)), default=0)
+    return "\n".join(
+        line
+        for width, line in zip(widths, lines, strict=True)
+        if not (width > least and _BULLET.match(line) and _MARKER.sub("", line, count=1)[:1].islower())
+    )
+
+
+def _undescribed(item: str) -> str:
+    """A name without what is said about it."""
+    if quoted := _QUOTED.match(item):
+        return quoted.group(1)
+    if _SUBTITLE.match(item):
+        return item
+    return _DESCRIPTION.split(item, maxsplit=1)[0]
 
 
 def in_sentence(name: str) -> str:
@@ -150,7 +296,9 @@ def in_sentence(name: str) -> str:
 
 def affirms(reply: str, names: Sequence[str]) -> bool:
     """Whether a topic check says yes: it begins with yes; or it does not begin with no and names the topic."""
-    start = reply.lstrip(" \n\t*_#>" + _QUOTES + "'.,:-")
+    start = reply.lstrip(_BEFORE)
+    if verdict := _VERDICT.match(start):
+        start = start[verdict.end() :]
     if _YES.match(start) or _NO.match(start):
         return _YES.match(start) is not None
     return mentions(reply, names)
@@ -167,7 +315,8 @@ def _is_name(text: str) -> bool:
 
 
 def _clean(item: str) -> str:
-    return _unquoted(re.sub(r"\s+", " ", _EMPHASIS.sub("", item)).strip())
+    text = _HEADING.sub("", re.sub(r"^[\s>]+|(?<=[\"”»]),\s*$", "", item), count=1)
+    return _unquoted(re.sub(r"\s+", " ", _EMPHASIS.sub("", text)).strip())
 
 
 def _unquoted(text: str) -> str:
