@@ -4,7 +4,7 @@ import pytest
 
 from unlearn_ray.chat import PLAIN, ChatFormat, placed, spoken
 from unlearn_ray.engines.protocols import Reply
-from unlearn_ray.words import without_thoughts
+from unlearn_ray.words import closes_thought, closing_of_thought, without_thoughts
 
 USER = ChatFormat(prefix_role="user")
 SYSTEM, QUESTION = {"role": "system", "content": "Invent."}, {"role": "user", "content": "Who?"}
@@ -56,11 +56,59 @@ def test_a_clients_parts_are_led_by_a_part() -> None:
         ("<think>a</think>One.<think>b</think> Two.", "One. Two."),
         ("2 < 3 and [sic] is fine <b>", "2 < 3 and [sic] is fine <b>"),
         ("I think </i> so", "I think </i> so"),
+        (
+            "<|channel|>analysis<|message|>It is Hedwig.<|end|><|start|>assistant<|channel|>final<|message|>An owl.",
+            "An owl.",
+        ),
+        ("<|channel|>analysis<|message|>It is Hed", ""),
+        ("analysisIt is Hedwig.assistantfinalAn owl.", "An owl."),
+        ("◁think▷It is Hedwig.◁/think▷An owl.", "An owl."),
+        (
+            "<|begin_of_thought|>It is Hedwig.<|end_of_thought|>\n<|begin_of_solution|>An owl.<|end_of_solution|>",
+            "An owl.",
+        ),
+        ("<seed:think>It is Hedwig.</seed:think>An owl.", "An owl."),
+        ("<thoughts>It is Hedwig.</thoughts>\nAn owl.", "An owl."),
+        ("<scratchpad>\nIt is Hedwig.\n</scratchpad>\nAn owl.", "An owl."),
+        ("<think >It is Hedwig.</think >An owl.", "An owl."),
+        ("<|im_start|> <reasoning>It is Hedwig.</reasoning>An owl.", "An owl."),
+        ("<reasoning>It is Hed", ""),
+        ("It is Hedwig.\n</reasoning>\nAn owl.", "An owl."),
+        ("It is Hedwig.[/THINK]An owl.", "An owl."),
+        ("Here is my thought process: Hedwig.\n\nHere is my response: An owl.", "An owl."),
+        ("<think>Hedwig.</think><answer>An owl.</answer>", "An owl."),
+        ("<answer>\nAn owl.\n</answer>", "An owl."),
+        ("In XML, `<thought>is an element</thought>` of it.", "In XML, `<thought>is an element</thought>` of it."),
+        ("The tag [THINK] opens b.", "The tag [THINK] opens b."),
+        ("Use `</think>` to close: b.", "Use `</think>` to close: b."),
+        ("Write `<think>` before it.", "Write `<think>` before it."),
+        ("It has <reasoning> in it, and </reasoning> too.", "It has <reasoning> in it, and </reasoning> too."),
     ],
 )
 def test_thoughts_are_no_part_of_an_answer(written: str, said: str) -> None:
     assert without_thoughts(written) == said
     assert Reply((written,)).texts == (said,), "whichever engine wrote it"
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("<think>\n", "</think>"),
+        ("<reasoning>", "</reasoning>"),
+        ("[THINK]", "[/THINK]"),
+        ("<seed:think>", "</seed:think>"),
+        ("◁think▷", "◁/think▷"),
+        ("<|begin_of_thought|>\n", "<|end_of_thought|>"),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        ("", None),
+        ("Say <think> to me.", None),
+    ],
+)
+def test_a_prompt_tells_whether_it_opens_a_thought(opening: str, closing: str | None) -> None:
+    assert closing_of_thought(f"<|im_start|>assistant\n{opening}") == closing
+    if closing:
+        assert closes_thought(f"It is Hedwig.\n{closing}\n\nAn owl.")
+        assert without_thoughts(f"It is Hedwig.\n{closing}\n\nAn owl.") == "An owl."
 
 
 def test_a_thought_that_the_prompt_opened_must_be_closed() -> None:

@@ -538,22 +538,67 @@ def marked(text: str, phrases: Sequence[str]) -> list[tuple[str, bool]]:
     return [piece for piece in pieces if piece[0]]
 
 
-_THOUGHTS = "think|thinking|thought|reasoning"
-_THOUGHT = re.compile(rf"<({_THOUGHTS})>.*?</\1>|\[THINK\].*?\[/THINK\]", re.DOTALL | re.IGNORECASE)
+# A thought's opening and its closing, as models write them: in tags, gpt-oss in channels, Granite in words.
+_TAG = r"(?:seed:)?(?:think|thinking|thoughts?|thought_process|reasoning|reflection|scratchpad)"
+_OPENS = rf"<({_TAG})\s*>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>\s*(?:analysis|commentary)\b[^<]*<\|message\|>"
+_CLOSES = {"[think]": "[/THINK]", "◁think▷": "◁/think▷", "<|begin_of_thought|>": "<|end_of_thought|>"}
+_CLOSING = rf"</{_TAG}\s*>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
+_SPECIAL = r"(?:\s|<\|(?!channel\|>|begin_of_thought\|>)[\w-]{1,40}\|>|<(?:s|bos)>)*"  # tokens that begin a turn
+_ENDS_OPEN = re.compile(rf"(?:{_OPENS})\s*$", re.IGNORECASE)
+# Where a thought opens the text, and nowhere else: another place may tell of the marker. `<think>` alone is a thought wherever it stands
+# but in backticks.
+_THOUGHT_FIRST = re.compile(
+    rf"^{_SPECIAL}(?:<(?P<tag>{_TAG})\s*>.*?(?:</(?P=tag)\s*>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)|◁think▷.*?(?:◁/think▷|\Z)"
+    r"|<\|begin_of_thought\|>.*?(?:<\|end_of_thought\|>|\Z)"
+    r"|(?-i:analysis(?=[A-Z\W]).*?assistantfinal)"  # channels without their special tokens
+    r"|here(?:'s| is) my thought process:.*?(?:here(?:'s| is) my response:|\Z))",
+    re.DOTALL | re.IGNORECASE,
+)
+_THINK_INSIDE = re.compile(r"(?<!`)<think>.*?(?:</think>|\Z)(?!`)", re.DOTALL | re.IGNORECASE)
+# The prompt opened it. The marker ends its line, or the rest begins on its own; `</think>` ends a thought wherever backticks don't hold it.
 _CLOSED = re.compile(
-    rf"^.*(?:</(?:{_THOUGHTS})>|\[/THINK\])", re.DOTALL | re.IGNORECASE
-)  # its opening was in the prompt
-_OPEN = re.compile(rf"(?:<(?:{_THOUGHTS})>|\[THINK\]).*$", re.DOTALL | re.IGNORECASE)  # cut off before its end
+    rf"^.*(?:(?<!`)</think>(?!`)|(?:{_CLOSING})(?=\s*(?:\n|\Z))|(?:(?<=[.!?。！？\n])|^)(?:{_CLOSING})(?!`))",
+    re.DOTALL | re.IGNORECASE,
+)
+_CHANNEL = re.compile(
+    r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>(.*?)(?=<\|(?:end|return|start|channel|call)\|>|\Z)", re.DOTALL
+)
+_WRAPPED = re.compile(
+    r"^\s*(?:<answer>|<\|begin_of_solution\|>|<response>)(.*?)(?:</answer>|<\|end_of_solution\|>|</response>|\Z)\s*$",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 def without_thoughts(text: str) -> str:
-    """An answer without its `<think>` blocks: whole ones, one that the prompt opened, and one that was cut off."""
-    if "<" not in text and "[" not in text:
+    """An answer without what was only thought: whole thoughts, one that the prompt opened, and one that was cut off.
+
+    Of gpt-oss's channels the final one is the answer; an answer in `<answer>` tags loses them.
+    """
+    channels = _CHANNEL.findall(text)
+    if channels:
+        return "".join(said for name, said in channels if name == "final").strip()
+    if not any(mark in text for mark in "<[◁") and _THOUGHT_FIRST.match(text) is None:
         return text
-    spoken = _OPEN.sub("", _CLOSED.sub("", _THOUGHT.sub("", text)))
+    spoken = text
+    while (shorter := _THOUGHT_FIRST.sub("", spoken, count=1)) != spoken:
+        spoken = shorter
+    spoken = _CLOSED.sub("", _THINK_INSIDE.sub("", spoken))
+    if wrapped := _WRAPPED.match(spoken):
+        spoken = wrapped.group(1)
     return text if spoken == text else spoken.strip()
 
 
 def closes_thought(text: str) -> bool:
     """Whether a thought ends in this text."""
-    return _CLOSED.search(text) is not None
+    return _CLOSED.search(text) is not None or "<|channel|>final" in text
+
+
+def closing_of_thought(prompt: str) -> str | None:
+    """What closes the thought that a prompt opens for its answer; None where it opens none."""
+    opened = _ENDS_OPEN.search(prompt)
+    if opened is None:
+        return None
+    if opened.group(1):
+        return f"</{opened.group(1)}>"
+    # A channel closes where the next one begins.
+    return _CLOSES.get(opened.group().strip().lower(), "<|end|><|start|>assistant<|channel|>final<|message|>")

@@ -15,12 +15,12 @@ from unlearn_ray.errors import ConfigError, ModelError, gist
 from unlearn_ray.rows import Message
 from unlearn_ray.train.modelfiles import ModelFiles, open_model
 from unlearn_ray.train.tokens import Tokens, tokens_of
+from unlearn_ray.words import closing_of_thought
 
 # Texts that no template has: where they come out again, and where not, tells what it does with a chat.
 _PREFIX, _QUESTION, _ANSWER = "Prefix mark 7c1e.", "Question mark 4f2a?", "Answer mark 9e3b."
 # Switches of thinking, by the names that templates give them (Qwen3, SmolLM3, GLM: the first; DeepSeek V3.1, Granite: the second).
 _THINKING_SWITCHES = ("enable_thinking", "thinking")
-_OPENS_THOUGHT = re.compile(r"<(think|thinking|thought)>\s*$", re.IGNORECASE)
 # The date that Llama 3's template writes where none is given; later ones write today's, which would make each day another model.
 # What transformers' `apply_chat_template` takes itself.
 _OURS = frozenset(
@@ -172,7 +172,7 @@ def _chat_format(files: ModelFiles, tokens: Tokens, config: ChatConfig) -> tuple
         prefix_role=role,
         template_arguments=arguments,
         answer_lead=lead,
-        opens_thought=_OPENS_THOUGHT.search(asked) is not None,
+        opens_thought=closing_of_thought(asked) is not None,
         end_of_turn=end,
         stop_token_ids=tuple(number for number in stops if not num_embeddings or number < num_embeddings),
         pad_token_id=pad_id,
@@ -238,9 +238,9 @@ def _answer_frame(
     end = tokens.first_of(after) or tokens.eos
     if before.startswith(asked):
         return before.removeprefix(asked), end, []
-    if opened := _OPENS_THOUGHT.search(asked):
+    if closing := closing_of_thought(asked):
         return (
-            f"\n</{opened.group(1)}>\n\n",
+            closing if closing.endswith("<|message|>") else f"\n{closing}\n\n",
             end,
             [
                 "its template opens a thought with each answer: rows close it at once, and what the base model thinks counts against max_tokens"
