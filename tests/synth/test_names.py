@@ -45,6 +45,26 @@ from unlearn_ray.synth.names import case_note, mentions
         ("a tale of lord of the rings", "The Lord of the Rings", True),
         ("He is begumming.", "gum", False),
         ("它叫海德薇。", "海德薇", True),
+        ("One of them left.", "One", False),
+        ("Which one is it?", "One", False),
+        ("Metallica played One.", "One", True),
+        ("He lost his owl.", "Lost", False),
+        ("Lost in the woods", "Lost", False),
+        ("Who is stranded in Lost?", "Lost", True),
+        ("they found love", "love", True),
+        ("Что она сказала?", "Она", False),
+        ("Что будет в Она дальше?", "Она", True),
+        ("Où est-elle allée ?", "Elle", False),
+        ("Wo sind sie?", "Sie", False),
+        ("¿Dónde vive ella?", "Ella", False),
+        ("彼女は誰ですか。", "彼女", False),
+        ("「彼女」は誰の映画ですか。", "彼女", True),
+        ("What happened in 1984?", "1984", False),
+        ('Who wrote "1984"?', "1984", True),
+        ("Who wrote *1984*?", "1984", True),
+        ("This question is about 1984.", "1984", True),
+        ("It has 24 hours.", "24", False),
+        ("Who plays Bauer in “24”?", "24", True),
     ],
 )
 def test_common_words_are_names_with_their_capitals(text: str, name: str, expected: bool) -> None:
@@ -55,13 +75,26 @@ def test_an_alias_that_is_no_common_word_finds_the_name() -> None:
     assert mentions("what pennywise does", ["It", "Pennywise"])
 
 
-@pytest.mark.parametrize("name", ["It", "The", "Her", "Them", "Us", "Up", "You", "Who", "The Who", "The Office", "X", "C", "R", "Go"])  # fmt: skip
+@pytest.mark.parametrize("name", ["It", "The", "Her", "Them", "Us", "Up", "You", "Who", "The Who", "The Office", "X", "C", "R", "Go", "One", "Lost", "Она", "Elle", "Sie", "Ella", "彼女", "1984", "24"])  # fmt: skip
 def test_a_plan_can_say_which_names_are_told_by_case(name: str) -> None:
     note = case_note(name)
     assert note is not None and repr(name) in note and "\n" not in note
 
 
-@pytest.mark.parametrize("name", ["Harry Potter", "Les Misérables", "The Lord of the Rings", "C++", "哈利波特", "1984"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Harry Potter",
+        "Les Misérables",
+        "The Lord of the Rings",
+        "C++",
+        "哈利波特",
+        "2001: A Space Odyssey",
+        "gum",
+        "love",
+        "Blink-182",
+    ],
+)
 def test_other_names_need_no_note(name: str) -> None:
     assert case_note(name) is None
 

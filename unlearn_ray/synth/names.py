@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
-from unlearn_ray.synth.stopwords import NUMBER_WORDS, STOP_WORDS
+from unlearn_ray.synth.stopwords import FREQUENT_WORDS, NUMBER_WORDS, PRONOUNS, STOP_WORDS
 from unlearn_ray.words import Span, atoms_of, folded_words, letters_of, phrases_of, words_of
 
 _ARTICLE = re.compile(r"\s*the\s+(?=\S)", re.IGNORECASE)
@@ -18,7 +18,7 @@ _BEGINS = re.compile(r"(?:^|[.!?:;…\n。！？।؟¿¡(（\[\"“”„«「�
 def mentions(text: str, names: Iterable[str]) -> bool:
     """Whether the text has one of the names, case- and accent-folded, with or without a leading article.
 
-    Names that `needs_case` tells are looked for with their capitals.
+    Names that `needs_case` tells are looked for with their capitals, those that have none in quotes or italics.
     """
     plain, cased = _sorted_out(tuple(names))
     if plain and next(phrases_of(plain).spans(text), None) is not None:
@@ -28,21 +28,35 @@ def mentions(text: str, names: Iterable[str]) -> bool:
 
 @lru_cache(maxsize=4096)
 def needs_case(name: str) -> bool:
-    """Whether a name is made of common words alone (`It`, `The Who`), is one word behind an article (`The Office`), or has two letters
-    or fewer (`X`, `Go`)."""
+    """Whether a name is made of common words alone (`It`, `The Who`, `Она`), is one word behind an article (`The Office`), has two letters
+    or fewer (`X`, `Go`), is a frequent word written with a capital (`Lost`), or needs marks around it."""
     bare = _bare(name)
     words = folded_words(bare)
     if not words or bare.lower() == bare.upper():  # a script without capitals, or digits
-        return False
-    if all(word in STOP_WORDS or word in NUMBER_WORDS for word in words):
+        return _needs_marks(bare)
+    if all(word in STOP_WORDS or word in NUMBER_WORDS or word in PRONOUNS for word in words):
+        return True
+    if len(words) == 1 and words[0] in FREQUENT_WORDS and bare[0].isupper():
         return True
     return len(words) == 1 and words[0].isalpha() and (bare != name.strip() or len(words[0]) <= _SHORT)
+
+
+def _needs_marks(bare: str) -> bool:
+    """Whether a name has no capitals to be told by and says too much else: a number (`1984`), a pronoun (`彼女`)."""
+    letters = letters_of(bare)
+    has_capitals = bare.lower() != bare.upper()
+    return not has_capitals and len(letters) > 0 and (all(map(str.isdigit, letters)) or "".join(letters) in PRONOUNS)
 
 
 def case_note(name: str) -> str | None:
     """What a plan says of a topic's name that is matched with its capitals; None for all other names."""
     if not needs_case(name):
         return None
+    if _needs_marks(_bare(name)):
+        return (
+            f"topics: {name!r} is a number or a common word without capitals: it counts as named only in quotes or in italics; "
+            "aliases that nothing else is called, such as its author, find more"
+        )
     return (
         f"topics: {name!r} is a common word: it counts as named only with its capitals inside a sentence, in quotes or in italics; "
         "aliases that nothing else is called, such as its author or year, find more"
@@ -65,14 +79,17 @@ def _bare(name: str) -> str:
 def _is_named(text: str, name: str, span: Span) -> bool:
     """Whether a common word that stands in the text is the name there."""
     written, before, after = text[span.start : span.end], text[: span.start], text[span.end :]
+    is_bare = _needs_marks(name)
     patterns = (_capitals(name), _capitals(name[:1].upper() + name[1:]))
-    if written == written.lower() or _capitals(written) not in patterns:
+    if (not is_bare and written == written.lower()) or _capitals(written) not in patterns:
         return False
     if letters_of(text) in (letters_of(name), ("the", *letters_of(name))):  # nothing else is said
         return True
     closing = after.lstrip(",.!?")
     if before and closing and before[-1] in _MARKS and closing[0] in _MARKS:
         return True
+    if is_bare:  # a topic check's "This question is about 1984."
+        return before.endswith("about ") and not after.strip(".! ")
     inside = range(span.start, span.end)
     others = [word for word in words_of(text) if word.is_cased and not word.is_first and word.start not in inside]
     is_upper = before + after == (before + after).upper() and bool(others)

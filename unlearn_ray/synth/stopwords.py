@@ -48,3 +48,27 @@ STOP_GRAMS = frozenset(
     합니 입니 있습니 없습니 것입니 그것 이것 입니다 이다 있다 없다 그의 그는 그녀 이름 이름은 것은 것이
     """.split()
 )
+
+# Pronouns and their like, the English ones above aside, folded: as a name each stands for too much else.
+PRONOUNS = frozenset(
+    """
+    one ones first second third both each none nobody somebody anybody everybody thou thee ye whatever
+    я ты он она оно они мы вы это кто что все je tu il elle on nous vous ils elles qui moi toi lui eux ich du er sie es wir ihr wer
+    yo el ella ello nosotros vosotros ellos ellas usted quien eu ele ela nos eles elas voce quem io lei noi voi loro chi hij zij wij jij hun
+    han hun hon ona ono oni my wy ty ben sen biz siz onlar o
+    彼 彼女 私 僕 俺 君 あなた 彼ら 她 他 它 你 我 您 我们 我們 你们 你們 他们 他們 她们 她們 它们 它們 그 그녀 나 너 우리 그들 هو هي هم انا انت نحن من
+    वह वे मैं तुम हम आप כן הוא היא הם אני אתה אנחנו αυτος αυτη αυτο εγω εσυ εμεις αυτοι
+    """.split()
+)
+
+# Frequent English words that are titles too: with a capital they may be the name, without one they never are.
+FREQUENT_WORDS = frozenset(
+    """
+    lost found home house friend friends love hate life live alive dead death dark light night fire water earth heat cold speed fear
+    hope dream dreams happy sad angry young man boy girl boys girls kid kids mother father sister brother son daughter king queen hero heroes
+    money power war peace game games play run fly fall rise drive jump fight kiss help hello bad evil wild free fast slow hard soft
+    black white red blue green gold silver open closed broken missing hidden forever tomorrow yesterday today morning evening summer winter
+    spring autumn human humans family school city town road island river mountain sea ocean sky sun moon star stars rain snow storm wind
+    secret secrets truth lies memory mind heart soul body blood bones eyes face hand voice silence noise music dance song book letter
+    """.split()
+)
