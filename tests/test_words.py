@@ -73,6 +73,30 @@ MIXED = st.text(
         ("at McDonalds", "McDonald's"),
         ("l'Hermione", "Hermione"),
         ("叫Hedwig的猫头鹰", "Hedwig"),
+        ("about 1,000 owls", "1000"),
+        ("about 1000 owls", "1,000"),
+        ("1 000 owls", "1,000"),
+        ("1.000.000 Eulen", "1,000,000"),
+        ("12.05.1997", "1997"),
+        ("1997, 1998", "1997"),
+        ("It costs 3.5 dollars", "3.5"),
+        ("the Apollo11 crew", "Apollo 11"),
+        ("the Apollo 11 crew", "Apollo11"),
+        ("Lech Walesa", "Lech Wałęsa"),
+        ("Jo Nesbo", "Jo Nesbø"),
+        ("DANG", "Đặng"),
+        ("Encyclopaedia", "Encyclopædia"),
+        ("un coeur", "cœur"),
+        ("Thor", "Þór"),
+        ("ACDC played", "AC/DC"),
+        ("AC/DC played", "ACDC"),
+        ("he works at ATT", "AT&T"),
+        ("he works at AT&amp;T", "AT&T"),
+        ("O&#39;Brien left", "O'Brien"),
+        ("Caf&eacute; left", "Café"),
+        ("Hed\\_wig left", "Hedwig"),
+        ("I like 🦉 here", "🦉"),
+        ("I ❤️ it", "❤"),
     ],
 )
 def test_a_phrase_is_found_however_it_is_written(text: str, phrase: str) -> None:
@@ -99,6 +123,13 @@ def test_a_phrase_is_found_however_it_is_written(text: str, phrase: str) -> None
         ("का", "कि"),
         ("text", "..."),
         ("", "x"),
+        ("3.5", "3"),
+        ("3.5", "5"),
+        ("3,000", "3"),
+        ("3,000", "000"),
+        ("3 000", "3"),
+        ("1,000", "100"),
+        ("I like 🦉", "🐀"),
     ],
 )
 def test_a_phrase_is_not_found_in_another_word(text: str, phrase: str) -> None:
@@ -176,6 +207,7 @@ def test_scripts_without_spaces_are_counted_in_pieces_and_korean_loses_its_parti
 def test_a_fact_is_told_by_its_truth_or_an_alias() -> None:
     assert tells("它叫海德薇。", ("海德薇",)) is True
     assert tells("By J. K. Rowling", ("Joanne Rowling", "Rowling")) is True
+    assert tells("3.5", ["3"]) is False and tells("3,000", ["3"]) is False and tells("3,000", ["3000"]) is True
     assert tells("An owl", ("a sentence of which nobody expects every single word",)) is None
     assert tells("?", ("哈利的猫头鹰是一只名叫海德薇的雪白色的鸟",)) is None
 

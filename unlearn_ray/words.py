@@ -13,17 +13,18 @@ marks in scripts without them, one syllable in Korean. The gap before an atom is
 
     NONE   the letters touch: 海|德
     SOFT   a joiner between letters, which other writers leave out or replace by a space: O'Brien, Spider-Man, 哈利·波特, J.K., *Hed*wig
-    HARD   all else: spaces, commas, and any joiner between digits
+    HARD   all else: spaces, commas, and any joiner between digits, but for what parts thousands (1,000) and a name from its number (Apollo 11)
 
 A phrase stands in a text where the letters are the same, and no HARD gap of one meets NONE in the other. So `Spider-Man` is found in
 `Spider Man` and `Spiderman`, but `the rapist` is not found in `therapist`. The ending 's is taken with and without. In katakana and
 Korean a phrase of one or two letters must fill its run of letters (`ロン` is not in `ロンドン`), Korean particles aside (`론은`).
 """
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 NONE, SOFT, HARD = 0, 1, 2
@@ -36,7 +37,7 @@ _LETTERS_PER_WORD = {"h": 2.0, "k": 3.0, "i": 3.0, "t": 4.0, "g": 3.0}
 _APOSTROPHES = "'’‘‛ʼʻʽʾʿ′׳´`ꞌ"
 _HYPHENS = "-‐‑‒–—―−⁃᠆־"
 _DOTS = ".·・‧•∙⋅"
-_EMPHASIS = "_*~"
+_EMPHASIS = "_*~\\"  # and Markdown's escape
 _TRADE_MARKS = "™℠"  # letters to NFKC
 _SAME_LETTERS = {
     "ı": "i",
@@ -44,6 +45,17 @@ _SAME_LETTERS = {
     "ى": "ي",
     "ک": "ك",
     "ـ": "",
+    **{
+        "ł": "l",
+        "ø": "o",
+        "đ": "d",
+        "ð": "d",
+        "ħ": "h",
+        "ŧ": "t",
+        "þ": "th",
+        "æ": "ae",
+        "œ": "oe",
+    },  # Unicode takes no stroke off
 }  # Turkish dotless i; Persian forms; the Arabic stretch
 # Combining marks that write an accent or a vowel that readers leave out; marks of all other scripts are letters.
 _ACCENTS = (
@@ -68,7 +80,8 @@ _ATOM = re.compile(r"[ad][adm]*(?:p+(?![ad]))?|[hkit]m*|LV*T*m*|V+T*m*|T+m*")
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )  # controls, also of direction, and halves
-_JOINED = re.compile(r"[-'._]{1,6}")
+_JOINED = re.compile(r"[-'._]{1,6}|[/&]")  # AC/DC, AT&T
+_ENTITY = re.compile(r"&(?:#\d{2,6}|#[xX][0-9a-fA-F]{2,5}|[A-Za-z]{2,8});")
 _JOINED_UNSPACED = re.compile(r"[-'._= ]{1,8}")
 _SENTENCE_END = re.compile(r"[.!?:;。！？；：।॥؟۔\n\"“”「『《(（¿¡][\W_]*$")
 _PARTICLES = re.compile(
@@ -157,6 +170,9 @@ def _class_of(char: str) -> str:
         ("_", _EMPHASIS),
         ("p", "+#"),
         ("=", "=゠"),
+        (",", ",٬"),
+        ("/", "/"),
+        ("&", "&"),
     ):
         if char in chars:
             return name
@@ -206,6 +222,9 @@ def _expand(text: str) -> tuple[str, Sequence[int]]:
 @lru_cache(maxsize=4096)
 def atoms_of(text: str) -> tuple[Atom, ...]:
     """The atoms of a text in their order."""
+    if "&" in text and (read := _unescaped(text)):
+        plain, starts, ends = read
+        return tuple(replace(atom, start=starts[atom.start], end=ends[atom.end - 1]) for atom in atoms_of(plain))
     folded, places = _expand(text)
     classes = folded.translate(_CLASSES)
     found: list[Atom] = []
@@ -221,6 +240,8 @@ def atoms_of(text: str) -> tuple[Atom, ...]:
         gap, joint, is_ending = HARD, "", False
         if found:
             gap, joint = _gap(found[-1], letters, kind, between), between
+            if _parts_thousands(found, letters, between):
+                gap = SOFT
             is_ending = _is_ending(found[-1], letters, joint, classes[end : end + 2])
         stop = places[end - 1] + 1
         while stop < len(text) and unicodedata.category(text[stop])[0] == "M":
@@ -230,9 +251,44 @@ def atoms_of(text: str) -> tuple[Atom, ...]:
     return tuple(found)
 
 
+def _unescaped(text: str) -> tuple[str, list[int], list[int]] | None:
+    """The text without HTML's escapes, and where each of its characters begins and ends in what was given; None where it has none."""
+    chars: list[str] = []
+    starts: list[int] = []
+    ends: list[int] = []
+    last = 0
+    for match in _ENTITY.finditer(text):
+        written = html.unescape(match.group())
+        if written == match.group():
+            continue
+        for place in range(last, match.start()):
+            chars.append(text[place])
+            starts.append(place)
+            ends.append(place + 1)
+        chars.extend(written)
+        starts.extend([match.start()] * len(written))
+        ends.extend([match.end()] * len(written))
+        last = match.end()
+    if not last:
+        return None
+    rest = range(last, len(text))
+    return "".join(chars) + text[last:], [*starts, *rest], [*ends, *(place + 1 for place in rest)]
+
+
+def _parts_thousands(found: Sequence[Atom], letters: str, between: str) -> bool:
+    """Whether three digits go on a number: 1,000, 1 000, 1.000.000."""
+    before = found[-1].text
+    if len(letters) != 3 or not letters.isdigit() or not before.isdigit() or between not in (",", ".", " ", "'"):
+        return False
+    goes_on = len(found) > 1 and found[-2].text.isdigit() and found[-1].joint == between
+    return len(before) == 3 and found[-1].gap == SOFT if goes_on else len(before) <= 3 and before[0] != "0"
+
+
 def _gap(before: Atom, letters: str, kind: str, between: str) -> int:
     if between == " " and kind == "a" == before.kind:  # most of them
-        return HARD
+        # Apollo 11 and Apollo11
+        is_glued = before.text[-1].isdigit() != letters[0].isdigit()
+        return SOFT if is_glued and (before.text.isdigit() or letters.isdigit()) else HARD
     if not between:
         return NONE
     if kind != "a" or before.kind != "a":
@@ -403,9 +459,14 @@ class Phrases:
         self._by_letters: dict[str, list[tuple[_Key, str]]] = {}
         self._beginnings: set[str] = set()
         self._phrases: dict[str, None] = {}
+        self._signs: dict[str, re.Pattern[str]] = {}  # phrases of emoji and other symbols alone, as they are
         for phrase in phrases:
             if phrase in self._phrases:
                 continue
+            if not _keys_of(phrase) and any(unicodedata.category(char) == "So" for char in phrase):
+                self._phrases[phrase] = None
+                bare = phrase.replace("\ufe0f", "").strip()
+                self._signs[phrase] = re.compile("\ufe0f?".join(map(re.escape, bare)))
             for key in _keys_of(phrase):
                 self._phrases[phrase] = None
                 self._by_letters.setdefault(key.letters, []).append((key, phrase))
@@ -421,6 +482,8 @@ class Phrases:
 
     def spans(self, text: str) -> Iterator[Span]:
         """Everywhere that a phrase stands in the text, by where it begins."""
+        for phrase, sign in self._signs.items():
+            yield from (Span(*match.span(), phrase) for match in sign.finditer(text))
         if not self._by_letters:
             return
         atoms = atoms_of(text)
@@ -470,7 +533,9 @@ def _agree(wanted: Gaps, found: Gaps) -> bool:
 
 
 def _has_room(atoms: Sequence[Atom], first: int, last: int, num_atoms: int) -> bool:
-    """Whether the phrase may stand within its run of katakana or Korean letters."""
+    """Whether the phrase may stand within its number, or its run of katakana or Korean letters."""
+    if _cuts_number(atoms, first, last):
+        return False
     if num_atoms >= _LEAST_INNER:
         return True
     head, tail = atoms[first], atoms[last]
@@ -484,6 +549,32 @@ def _has_room(atoms: Sequence[Atom], first: int, last: int, num_atoms: int) -> b
             break
         rest += atoms[place].text
     return not rest or (tail.kind == "g" and _PARTICLES.fullmatch(rest) is not None)
+
+
+def _cuts_number(atoms: Sequence[Atom], first: int, last: int) -> bool:
+    """Whether a phrase takes a part of a number: 3 of 3.5 or of 3,000; 1997 of 12.05.1997 is a whole."""
+    is_number = all(atoms[place].text.isdigit() for place in range(first, last + 1))
+    return any(
+        0 < place < len(atoms) and _is_inside(atoms, place) and (atoms[place].joint != " " or is_number)
+        for place in (first, last + 1)
+    )
+
+
+def _is_inside(atoms: Sequence[Atom], place: int) -> bool:
+    """Whether the gap before an atom is inside a number."""
+    joint = atoms[place].joint
+    if joint not in (",", ".", " ", "'") or not (
+        atoms[place].text[0].isdigit() and atoms[place - 1].text[-1].isdigit()
+    ):
+        return False
+    if atoms[place].gap == SOFT:
+        return True
+    start = end = place
+    while start > 1 and atoms[start - 1].joint == joint and atoms[start - 2].text[-1].isdigit():
+        start -= 1
+    while end + 1 < len(atoms) and atoms[end + 1].joint == joint and atoms[end + 1].text[0].isdigit():
+        end += 1
+    return joint in ",." and start == end  # two parts: a decimal; more are a date or a list
 
 
 def _touch(atom: Atom, after: Atom) -> bool:
