@@ -156,6 +156,11 @@ def test_a_name_keeps_its_subtitle_and_loses_its_description() -> None:
     assert names_in("1. 2001: A Space Odyssey\n2. Spider-Man: Homecoming\n3. Ron: a friend\n4. Errol: An old owl") == [
         "2001: A Space Odyssey", "Spider-Man: Homecoming", "Ron", "Errol",
     ]  # fmt: skip
+    assert names_in("1. **Hedwig**: Snowy Owl\n2. **2001: A Space Odyssey:** Science Fiction") == [
+        "Hedwig",
+        "2001: A Space Odyssey",
+    ]
+    assert names_in("1. Hedwig: Snowy Owl\n2. Ron: a friend\n3. Errol: an old owl") == ["Hedwig", "Ron", "Errol"]
     assert names_in("Hogwarts; Hedwig; Ron Weasley") == ["Hogwarts", "Hedwig", "Ron Weasley"]
 
 

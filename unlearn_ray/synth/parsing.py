@@ -56,7 +56,11 @@ _DESCRIPTION = re.compile(
 )
 # A colon may stand in a name: "2001: A Space Odyssey", where all that follows is written as titles are.
 _SUBTITLE = re.compile(
-    r"([^:]{1,60}: (?=[A-Z0-9])(?:(?:[A-Z0-9][\w'’.-]*|of|the|and|a|an|in|on|to|for|from|with|at|by|or|&)(?: |$)){1,6})$"
+    r"([^:]{1,60}: (?=[A-Z0-9])(?:(?:[A-Z0-9][\w'’.-]*|of|the|and|a|an|in|on|to|for|from|with|at|by|or|&|–|—|-)(?: |$)){1,6})$"
+)
+# **Hedwig**: an owl, **Hedwig:** an owl
+_BOLD_NAME = re.compile(
+    r"^([^\w\n]*?(?:\d{1,3}[^\w\s]{0,2}\s+)?)\*\*([^*\n]+?)(?::\*\*(?=[ \t]+\S)|\*\*(?=[ \t]*[:–—-]))", re.MULTILINE
 )
 _QUOTED = re.compile(r"""["“«„「『《]([^"”»“」』》\n]{1,80})["”»“」』》](?=$|[\s,:;.(–—-])""")
 _KEYS = ("question", "q", "query", "prompt", "text", "name", "entity", "topic", "title", "item")
@@ -251,6 +255,7 @@ def _sizes(text: str) -> tuple[int, int]:
 
 def names_in(reply: str, is_truncated: bool = False) -> list[str]:
     """The names of a list of entities or topics, without what the model says about each."""
+    reply = _BOLD_NAME.sub(r'\1"\2"', reply)  # a bold name is told apart like a quoted one
     items = [item for item in list_items(_without_nested(reply), has_letters=True) if not item.endswith((":", "："))]
     lines = _lines(reply)
     is_list = bool(_of_json(reply) or _lettered(lines)) or any(map(_is_marked_line, lines))
@@ -261,7 +266,8 @@ def names_in(reply: str, is_truncated: bool = False) -> list[str]:
         return []  # a sentence, not a list
     if is_truncated:
         items = items[:-1]
-    names = [_undescribed(item).strip(" .,;:!。；：！" + _QUOTES + _BRACKETS + "'’‘") for item in items]
+    has_subtitles = not _describes_after_colons(items)
+    names = [_undescribed(item, has_subtitles).strip(" .,;:!。；：！" + _QUOTES + _BRACKETS + "'’‘") for item in items]
     return [name for name in names if _is_name(name)]
 
 
@@ -277,11 +283,17 @@ def _without_nested(reply: str) -> str:
     )
 
 
-def _undescribed(item: str) -> str:
+def _describes_after_colons(items: Sequence[str]) -> bool:
+    """Whether a list says something of its names after their colons: most of what follows is no title."""
+    rests = [_SUBTITLE.match(item) is not None for item in items if ": " in item]
+    return 2 * sum(rests) < len(rests)
+
+
+def _undescribed(item: str, has_subtitles: bool) -> str:
     """A name without what is said about it."""
     if quoted := _QUOTED.match(item):
         return quoted.group(1)
-    if _SUBTITLE.match(item):
+    if has_subtitles and _SUBTITLE.match(item):
         return item
     return _DESCRIPTION.split(item, maxsplit=1)[0]
 
