@@ -1,7 +1,6 @@
 """Copies are found by an index, and results follow from the rows alone."""
 
 import random
-import time
 
 import pytest
 
@@ -58,16 +57,3 @@ def test_copies_are_those_that_come_later_in_round_place_and_number() -> None:
             if not each["drop"]:
                 seen.add(key)
     assert [(q.topic, q.text, q.round, q.drop) for q in found] == expected
-
-
-def test_time_grows_with_the_rows_and_not_with_their_square() -> None:
-    def seconds(number: int) -> float:
-        with Ledger() as candidates:
-            rows = [row(place, f"What is the number {place % (number * 9 // 10)} of it?") for place in range(number)]
-            began = time.perf_counter()
-            candidates.add(rows, 1)
-            candidates.mark(("t", q.text, "off_topic") for q in list(candidates.fresh(1))[: number // 4])
-            return time.perf_counter() - began
-
-    seconds(500)
-    assert seconds(16_000) < 16 * 3 * max(seconds(1_000), 0.02)

@@ -1,6 +1,5 @@
 """What a service serves, and how much of it: the `args` of serve/config.yaml, strict like a run's config."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from pydantic import (
 from unlearn_ray.config import ChatConfig, Fraction, Strict, first_message, path_of
 from unlearn_ray.engines.vllm_engine import LoraRank
 from unlearn_ray.errors import ConfigError
+from unlearn_ray.reading import as_json
 
 KEYS_VARIABLE = "UNLEARN_RAY_API_KEYS"
 SETTINGS_VARIABLE = "UNLEARN_RAY_SERVICE"  # a replica's settings, as JSON
@@ -93,6 +93,8 @@ def parse_settings(values: Mapping[str, Any]) -> ServiceSettings:
     """
     try:
         # Through JSON, where strict mode takes lists for tuples and nothing else for numbers.
-        return ServiceSettings.model_validate_json(json.dumps(dict(values), default=str), strict=True)
+        return ServiceSettings.model_validate_json(as_json(dict(values)), strict=True)
     except ValidationError as error:
         raise ConfigError(f"service settings: {first_message(error, ServiceSettings)}") from error
+    except ValueError as error:
+        raise ConfigError(f"service settings: {error}") from error

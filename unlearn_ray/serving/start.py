@@ -73,7 +73,7 @@ def prepare(
     settings = check_host(host, read_settings(base, overrides))
     settings = settings.model_copy(update={"registry": Folder(settings.registry).uri})
     check_port(host, settings.port)
-    target = Registry(Folder(settings.registry))
+    target = open_registry(settings.registry)
     record = service_record(settings)
     found = candidates(folder)
     for candidate in found:
