@@ -51,7 +51,7 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """What is said: as in the report, thoughts are no part of an answer."""
+        """The answer without its thoughts, as the report reads it."""
         return without_thoughts(self.written)
 
     @property
@@ -91,7 +91,7 @@ class Answers:
 
     @property
     def text(self) -> str:
-        """What is said: as in the report, thoughts are no part of an answer."""
+        """The answer without its thoughts, as the report reads it."""
         return without_thoughts(self.written)
 
     @property
