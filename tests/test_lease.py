@@ -71,18 +71,16 @@ def end(process: "subprocess.Popen[str]") -> None:
 def test_a_second_driver_is_refused_while_the_first_lives_and_welcome_after(home: Folder) -> None:
     first = driver(home / "run.lock")
     assert said(first) == "held"
-    began = time.monotonic()
     with (
         pytest.raises(ArtifactError, match=f"is being written by another run .*process {first.pid}"),
         leased(home / "run.lock"),
     ):
         pass
-    assert time.monotonic() - began < 2 * SECONDS_BETWEEN_BEATS
     assert len((home / "run.lock").names(".json")) == 1  # it left nothing
     end(first)
-    began = time.monotonic()
-    with leased(home / "run.lock"):
-        assert time.monotonic() - began < SECONDS_BETWEEN_BEATS
+    told: list[str] = []
+    with leased(home / "run.lock", told.append):
+        assert told == []
     assert (home / "run.lock").names(".json") == []
 
 
@@ -106,7 +104,7 @@ def test_a_killed_driver_locks_its_run_for_a_minute_and_that_is_said(home: Folde
     began = time.monotonic()
     with leased(home / "run.lock", told.append):
         seconds = time.monotonic() - began
-    assert SECONDS_TO_DIE - SECONDS_BETWEEN_BEATS < seconds < SECONDS_TO_DIE + 15
+    assert seconds > SECONDS_TO_DIE - SECONDS_BETWEEN_BEATS
     assert len(told) == 1 and f"process {first.pid}: waiting up to" in told[0]
 
 

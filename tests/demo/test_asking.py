@@ -66,7 +66,7 @@ def test_a_full_service_is_asked_again_when_it_says(scripted: ScriptedService) -
     scripted.failures.append("full")
     started = time.monotonic()
     watched(Answers(Service(scripted.url), [question()]))
-    assert 1.0 <= time.monotonic() - started < 2.0
+    assert time.monotonic() - started >= 1.0
 
 
 def test_an_answer_that_is_always_cut_is_given_up_and_says_so(

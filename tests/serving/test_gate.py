@@ -369,5 +369,6 @@ def test_the_first_token_is_waited_for_from_the_requests_last_byte_on() -> None:
             assert (await client.post("/v1/chat/completions", content=slow())).status_code == 200
 
     run(ask)
-    assert service.count("unlearn_request_seconds_sum", model="base") > 0.3
-    assert service.count("unlearn_time_to_first_token_seconds_sum", model="base") < 0.3
+    whole = service.count("unlearn_request_seconds_sum", model="base")
+    first = service.count("unlearn_time_to_first_token_seconds_sum", model="base")
+    assert whole > 0.3 and whole - first > 0.25  # a clock's tick less than the 0.3 s before the last byte
