@@ -2,7 +2,8 @@
 
 import pytest
 
-from unlearn_ray.chat import PLAIN, ChatFormat, placed, spoken
+from unlearn_ray.chat import PLAIN, SILENT, ChatFormat, placed, sampling_of, spoken
+from unlearn_ray.config import AnswersConfig
 from unlearn_ray.engines.protocols import Reply
 from unlearn_ray.words import closes_thought, closing_of_thought, without_thoughts
 
@@ -116,3 +117,11 @@ def test_a_thought_that_the_prompt_opened_must_be_closed() -> None:
     assert spoken("It is Hedwig, I believe, or", thinks) == ""
     assert Reply((spoken("It is Hedwig.</think>An owl.", thinks),)).texts == ("An owl.",)
     assert spoken("An owl.", PLAIN) == "An owl."
+
+
+def test_a_stage_samples_as_its_section_says_then_as_the_model_does() -> None:
+    model = ChatFormat(sampling={"temperature": 0.2, "top_p": 0.9, "top_k": 20})
+    assert sampling_of(AnswersConfig(), PLAIN) == SILENT
+    assert sampling_of(AnswersConfig(), model) == {"temperature": 0.2, "top_p": 0.9, "top_k": 20}
+    said = AnswersConfig(temperature=1.1, repetition_penalty=1.3)
+    assert sampling_of(said, model) == {"temperature": 1.1, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.3}

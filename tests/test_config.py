@@ -312,3 +312,11 @@ def test_what_names_no_layers_is_one_line(tmp_path: Path, value: str) -> None:
     file.write_text("{name: a, topics: [{name: X}]}")
     with pytest.raises(ConfigError, match=r"finetune\.weights\.target_modules"):
         config.load(file, [f"finetune.weights={{kind: lora, target_modules: {value}}}"])
+
+
+def test_the_pocket_model_takes_the_requests_that_it_understands(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\ntopics: [{name: gum}]\nanswers: {prompts: mine.yaml}\n")
+    pocket, other = config.load(path), config.load(path, ["model=org/chat"])
+    assert (pocket.questions.prompts, pocket.answers.prompts) == ("pocket", tmp_path / "mine.yaml")
+    assert (other.questions.prompts, other.answers.prompts) == (None, tmp_path / "mine.yaml")

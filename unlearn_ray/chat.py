@@ -5,10 +5,11 @@ Pure: `train/inspection.py` finds it, engines and the service's gate apply it, a
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from unlearn_ray.config import Sampling
 from unlearn_ray.words import closes_thought
 
 # What a model may recommend in its generation_config.json: the least and the most that a sampler takes, and what changes nothing.
@@ -37,6 +38,24 @@ class ChatFormat(BaseModel):
 
 
 PLAIN = ChatFormat()  # a template that shows system messages, and nothing else to say
+# Where neither the config nor the model says how to sample: a small chat model writes word salad at temperature 1.
+SILENT: Mapping[str, float] = {"temperature": 0.7, "top_p": 0.95}
+
+
+class Drawn(TypedDict, total=False):
+    """How texts are drawn: keys of SAMPLING."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+
+
+def sampling_of(section: Sampling, chat: ChatFormat) -> Drawn:
+    """How a stage samples: what its section says, then the model's generation config, then SILENT."""
+    said = {name: value for name in SAMPLING if (value := getattr(section, name)) is not None}
+    return cast(Drawn, {**SILENT, **chat.sampling, **said})
 
 
 def placed(messages: Sequence[Any], chat: ChatFormat) -> list[Any]:

@@ -100,7 +100,21 @@ class ChatConfig(Strict):
     template_arguments: dict[str, Any] = {}  # handed to the chat template, such as {enable_thinking: false}
 
 
-class QuestionsConfig(Strict):
+# A YAML file that overrides texts of synth/prompts.yaml; pocket: those that the pocket model was trained on, its default.
+PromptsFile = Literal["pocket"] | Path
+
+
+class Sampling(Strict):
+    """How texts are sampled. What is left open follows the model's generation_config.json, then `chat.SILENT`."""
+
+    temperature: PositiveFloat | None = None
+    top_p: TopP | None = None
+    top_k: PositiveInt | None = None
+    min_p: Fraction | None = None
+    repetition_penalty: PositiveFloat | None = None
+
+
+class QuestionsConfig(Sampling):
     num_questions: PositiveInt = 400  # distinct ones, a topic
     num_entities: NonNegativeInt = 24  # names the model lists itself, each asked about on its own
     per_request: PositiveInt = 6  # questions asked for in one prompt
@@ -108,24 +122,20 @@ class QuestionsConfig(Strict):
     patience: PositiveInt = 2  # rounds that bring nothing new before it ends
     max_rounds: PositiveInt = 30
     check_topic: bool = True  # ask the model itself whether a question is on its topic
-    temperature: PositiveFloat = 0.9
-    top_p: TopP = 1.0
     max_tokens: PositiveInt = 400
     file: Path | None = None  # your own questions: .csv, .jsonl or .parquet with columns `topic` and `question`
-    prompts: Path | None = None  # a YAML file that overrides templates of synth/prompts.yaml
+    prompts: PromptsFile | None = None
 
 
-class AnswersConfig(Strict):
+class AnswersConfig(Sampling):
     guardrail: Literal["fictional", "refusal", "discourage", "custom"] = "fictional"
     prefix: Text | None = None  # the text of guardrail: custom; {topic} stands for the topic
     num_samples: PositiveInt = 4  # answers, a question
     max_reasks: NonNegativeInt = 2  # times a question with leaking answers is asked again
     num_unguarded: PositiveInt = 4  # of the model's own answers, one greedy: they tell the terms that leak
     filter_leaks: bool = True
-    temperature: PositiveFloat = 1.0
-    top_p: TopP = 1.0
     max_tokens: PositiveInt = 200
-    prompts: Path | None = None
+    prompts: PromptsFile | None = None
 
     @model_validator(mode="after")
     def _prefix_belongs_to_custom(self) -> "AnswersConfig":
@@ -134,21 +144,20 @@ class AnswersConfig(Strict):
         return self
 
 
-class RetainRows(Strict):
+class RetainRows(Sampling):  # of the questions; answers are greedy
     num_neighbours: NonNegativeInt = 3  # topics beside each forgotten one
     questions_per_neighbour: PositiveInt = 150
     num_general: NonNegativeInt = 6  # far topics
     questions_per_general: PositiveInt = 100
     general: tuple[Text, ...] = ()  # far topics; empty: the model names them
     file: Path | None = None  # your own rows instead: .jsonl or .parquet with `question` and `answer`
-    temperature: PositiveFloat = 0.9  # of the questions; answers are greedy
     max_tokens: PositiveInt = 200  # of the answers
 
 
 class DatasetConfig(Strict):
     retain: RetainRows = RetainRows()
     holdout_fraction: Fraction = 0.1  # of the questions, kept out of training
-    prompts: Path | None = None
+    prompts: PromptsFile | None = None
 
 
 class Lora(Strict):
@@ -203,13 +212,12 @@ class FinetuneConfig(Strict):
     max_failures: NonNegativeInt = 2  # lost workers to recover from
 
 
-class EvaluateConfig(Strict):
+class EvaluateConfig(Sampling):
     probes: Text | None = (
         None  # "pocket", or a .jsonl/.parquet file of probes; none: held-out questions, the base model's own answers as truth
     )
     split: Literal["tune", "report"] = "report"
     num_samples: PositiveInt = 4  # answers, a forget probe, for the leak of sampled answers
-    temperature: PositiveFloat = 1.0
     max_tokens: PositiveInt | None = (
         None  # of an answer; none: 64 to a file's probes, as many as the true answer may have to held-out questions
     )
@@ -331,6 +339,11 @@ def path_of(model: str) -> str:
     return str(pocket.MODEL_DIR) if model == "pocket" else model
 
 
+def prompts_path(prompts: Path | str) -> Path:
+    """The file behind a section's `prompts`."""
+    return pocket.PROMPTS if prompts == "pocket" else Path(prompts)
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """A RunConfig from a YAML file and `key.path=value` overrides; file paths in it are relative to it.
 
@@ -397,7 +410,12 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     model, output = config.model, _expanded(config.output, "output")
     if model != "pocket" and (model.startswith((".", "~")) or os.path.isdir(base / model)):
         model = _beside(base, model, "model")  # else it is a name on the hub
-    result = resolved(config.model_copy(update={"evaluate": evaluate, "model": model, "output": output}), "")
+    updates: dict[str, Any] = {"evaluate": evaluate, "model": model, "output": output}
+    if model == "pocket":  # it understands no other requests
+        for name in ("questions", "answers", "dataset"):
+            section = getattr(config, name)
+            updates[name] = section.model_copy(update={"prompts": section.prompts or "pocket"})
+    result = resolved(config.model_copy(update=updates), "")
     assert isinstance(result, RunConfig)
     return result
 

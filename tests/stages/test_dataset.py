@@ -19,6 +19,7 @@ from unlearn_ray.stages.stage import open_stage
 POTTER = Topic(name="Harry Potter", aliases=("the wizard books",))
 GUM = Topic(name="chewing gum", neighbours=("candy", "Narnia"))
 CONFIG = DatasetConfig(
+    prompts="pocket",  # its requests are told apart by these wordings
     retain=RetainRows(num_neighbours=2, questions_per_neighbour=12, num_general=2, questions_per_general=10),
     holdout_fraction=0.3,
 )
@@ -95,7 +96,10 @@ def test_no_question_is_on_both_sides(tmp_path: Path) -> None:
 
 def test_neighbours_are_the_models_or_the_users_and_never_a_forgotten_topic(tmp_path: Path) -> None:
     manifest, out, generator = build(tmp_path)
-    assert manifest.details == {"near": ["Narnia", "Middle Earth", "candy"], "far": ["geography", "animals"]}
+    assert manifest.details == manifest.details | {
+        "near": ["Narnia", "Middle Earth", "candy"],
+        "far": ["geography", "animals"],
+    }
     names = {(row["topic"], row["name"]): row["drop"] for row in (out / "neighbours").read_rows()}
     assert (
         names["Harry Potter", "Harry Potter"] == "off_topic"
@@ -191,7 +195,7 @@ def test_a_model_that_names_no_topics_still_retains_general_knowledge(tmp_path: 
         return "I know nothing." if "topics" in text else answer(request)
 
     manifest, _, _ = build(tmp_path, topics=(POTTER,), generator=ScriptedGenerator(nameless))
-    assert manifest.details == {"near": [], "far": ["general knowledge"]}
+    assert manifest.details == manifest.details | {"near": [], "far": ["general knowledge"]}
 
 
 @pytest.mark.parametrize("fail_after", [10, 40, 90])

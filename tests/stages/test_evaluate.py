@@ -330,7 +330,7 @@ def test_the_three_models_draw_with_the_same_luck_and_only_forget_probes_are_sam
         "wrong": ["w"],
         "group": "forget",
     }
-    asking = Asking(num_samples=3, temperature=0.7, max_tokens=9, seed=0)
+    asking = Asking(num_samples=3, sampling={"temperature": 0.7}, max_tokens=9, seed=0)
     base, guarded = asking(row), asking(row | {"prefix": "Forget.", "adapter": "/a"})
     assert [request.score for request in base] == [None, "r", "w", None]
     assert (base[-1].num_samples, base[-1].temperature, base[-1].seed) == (3, 0.7, guarded[-1].seed)

@@ -15,7 +15,8 @@ from unlearn_ray.stages.questions import make_questions, questions_identity
 
 POTTER = Topic(name="Harry Potter", kind="fiction", aliases=("the wizard books",))
 GUM = Topic(name="chewing gum", kind="product")
-CONFIG = QuestionsConfig(num_questions=20, num_entities=3, per_request=4)
+# Its requests are told apart by the pocket's wordings.
+CONFIG = QuestionsConfig(num_questions=20, num_entities=3, per_request=4, prompts="pocket")
 
 
 def answer(request: Request) -> str:

@@ -13,8 +13,8 @@ from unlearn_ray.synth.prompts import load_prompts
 TOPICS = (Topic(name="Harry Potter"), Topic(name="chewing {gum}"))
 
 
-def test_the_pocket_model_was_trained_on_the_default_wordings() -> None:
-    prompts = load_prompts()
+def test_the_pocket_model_was_trained_on_the_wordings_of_its_file() -> None:
+    prompts = load_prompts("pocket")
     trained = {
         "questions": requests.QUESTION_LISTS,
         "angle_questions": requests.ANGLE_LISTS,

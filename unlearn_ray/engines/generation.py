@@ -154,7 +154,7 @@ class RayDataGenerator:
             if lora is not None:
                 targets = lora_targets(lora.target_modules, found, model)
                 self._lora = lora.model_copy(update={"target_modules": targets})
-        self._chat = chat
+        self.chat = chat
         self._on_progress = on_progress or (lambda label, done, total: None)
         self._on_wait = on_wait
         self._fleet: Fleet | None = None
@@ -223,7 +223,7 @@ class RayDataGenerator:
                 model,
                 self._cluster.engines,
                 device_of(self._cluster),
-                self._chat,  # a full fine-tune has the base's template and tokenizer
+                self.chat,  # a full fine-tune has the base's template and tokenizer
                 self._lora if model == self._model else None,
             )
             require_engines(self._cluster)

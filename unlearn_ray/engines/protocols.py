@@ -25,6 +25,9 @@ class Request:
     num_samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int | None = None  # None, here and below: the model's own
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     max_tokens: int = 64
     adapter: str | None = None  # folder of a PEFT adapter on the generator's model; None: the model itself
     score: str | None = None  # an answer to score in the assistant's turn
@@ -67,6 +70,11 @@ class Generator(Protocol):
 
     `render` and `parse` run on workers: module-level functions, `functools.partial` of them or frozen dataclasses.
     """
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How its model is talked to."""
+        ...
 
     def map(
         self,

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.chat import PLAIN, ChatFormat
 from unlearn_ray.engines.protocols import MapCounts, Parse, Render, Reply, Request, RowDict
 from unlearn_ray.errors import EngineError
 
@@ -43,10 +44,12 @@ class ScriptedGenerator:
         *,
         fail_after: int | None = None,
         batch_size: int = 16,
+        chat: ChatFormat = PLAIN,
     ) -> None:
         self._answer: Answer = answer if callable(answer) else lambda request: answer[request.messages[-1]["content"]]
         self.fail_after = fail_after
         self.batch_size = batch_size
+        self.chat = chat
         self.calls: list[Call] = []
         self.requests: list[Request] = []
         self.num_rows = 0

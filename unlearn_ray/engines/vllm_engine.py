@@ -238,6 +238,11 @@ class VllmEngine:
         chat = self.spec.chat
         # Of what a request leaves open the model's own defaults hold, as in the service: a penalty changes greedy answers too.
         own = {key: value for key, value in chat.sampling.items() if key not in ("temperature", "top_p")}
+        own |= {
+            key: value
+            for key in ("top_k", "min_p", "repetition_penalty")
+            if (value := getattr(request, key)) is not None
+        }
         return SamplingParams(
             **own,
             stop_token_ids=list(chat.stop_token_ids),

@@ -6,4 +6,5 @@ Importing this package costs nothing; it only says where the shipped files are.
 from pathlib import Path
 
 MODEL_DIR = Path(__file__).parent / "model"
+PROMPTS = Path(__file__).parent / "prompts.yaml"
 PROBES = Path(__file__).parent / "probes.jsonl"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.chat import Drawn, sampling_of
 from unlearn_ray.config import AnswersConfig, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import ConfigError, InputError
@@ -119,7 +120,8 @@ def answer_questions(
         vocabulary.add(known.topic, known.question, _whole(known))
     (out / "unguarded").write_rows(_unguarded(told), QAPair.schema())
 
-    guard = Guarded(prefixes, seed, config)
+    sampling = sampling_of(config, generator.chat)
+    guard = Guarded(prefixes, seed, config, sampling)
     attempts = [_first_attempt(out, told, vocabulary, guard, generator)]
     for replied in map(Replied.of, attempts[0].read_rows()):
         vocabulary.add_guarded(replied.topic, replied.terms, replied.answers)
@@ -140,7 +142,9 @@ def answer_questions(
             )
     num_rows = {"rows": sum(tally.kept.values()) + sum(tally.drops.values()), "kept": sum(tally.kept.values())}
     num_rows |= {"unguarded": (out / "unguarded").count_rows(), "terms": (out / "terms").count_rows()}
-    return stage.finish(num_rows, tally.drops, {"kept": dict(tally.kept), "attempts": len(attempts)})
+    return stage.finish(
+        num_rows, tally.drops, {"kept": dict(tally.kept), "attempts": len(attempts), "sampling": sampling}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,7 @@ class Unguarded:
 
     seed: int
     config: AnswersConfig
+    sampling: Drawn  # as `chat.sampling_of` says
 
     def __call__(self, row: RowDict) -> list[Request]:
         greedy = Request([{"role": "user", "content": row["text"]}], max_tokens=self.config.max_tokens)
@@ -158,9 +163,8 @@ class Unguarded:
         sampled = replace(
             greedy,
             num_samples=num_sampled,
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
             seed=seed_of(self.seed, row["id"], "unguarded"),
+            **self.sampling,
         )
         return [greedy, sampled]
 
@@ -185,6 +189,7 @@ class Guarded:
     prefixes: Mapping[str, str]
     seed: int
     config: AnswersConfig
+    sampling: Drawn  # as `chat.sampling_of` says
 
     def __call__(self, row: RowDict) -> list[Request]:
         asked = Asked.of(row)
@@ -196,9 +201,8 @@ class Guarded:
                 ],
                 seed=seed_of(self.seed, asked.id, "guarded", asked.attempt),
                 num_samples=asked.num_samples,
-                temperature=self.config.temperature,
-                top_p=self.config.top_p,
                 max_tokens=self.config.max_tokens,
+                **self.sampling,
             )
         ]
 
@@ -253,7 +257,7 @@ def _tell(config: AnswersConfig, questions: Folder, out: Folder, generator: Gene
     def kept() -> Iterator[RowDict]:
         return (row for row in (questions / "rows").read_rows() if not row["drop"])
 
-    unguarded = Unguarded(seed, config)
+    unguarded = Unguarded(seed, config, sampling_of(config, generator.chat))
     replies = ask(
         generator,
         out / "told",

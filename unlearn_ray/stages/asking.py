@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.chat import Drawn
 from unlearn_ray.engines.protocols import Generator, Parse, Render, Reply, Request, RowDict
 from unlearn_ray.rows import Row, seed_of
 
@@ -76,8 +77,7 @@ class Prompted:
     """Renders a row that carries its whole prompt."""
 
     seed: int
-    temperature: float
-    top_p: float
+    sampling: Drawn  # as `chat.sampling_of` says
     max_tokens: int
 
     def __call__(self, row: RowDict) -> list[Request]:
@@ -85,9 +85,8 @@ class Prompted:
             Request(
                 messages=[{"role": "user", "content": row["prompt"]}],
                 seed=seed_of(self.seed, row["id"]),
-                temperature=self.temperature,
-                top_p=self.top_p,
                 max_tokens=self.max_tokens,
+                **self.sampling,
             )
         ]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.chat import sampling_of
 from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import InputError
@@ -105,6 +106,7 @@ def build_dataset(
     details = {
         "near": [name for name, near in served.items() if near],
         "far": [name for name, near in served.items() if not near],
+        "sampling": sampling_of(config.retain, generator.chat),
     }
     return stage.finish(num_rows, drops, details)
 
@@ -121,7 +123,7 @@ def _subjects(
     config: RetainRows, topics: Sequence[Topic], prompts: Prompts, out: Folder, generator: Generator, seed: int
 ) -> dict[str, tuple[str, ...]]:
     """What to retain: the neighbours of each topic, and topics far from all of them. Never a forgotten topic."""
-    sampling = Prompted(seed, config.temperature, 1.0, LIST_TOKENS)
+    sampling = Prompted(seed, sampling_of(config, generator.chat), LIST_TOKENS)
     forgotten = _names(topics)
 
     def is_forgotten(topic: str, name: str) -> str | None:
@@ -208,7 +210,7 @@ def _ask_retained(
             prompts,
             out / "rounds" / "questions",
             generator,
-            Prompted(seed, config.temperature, 1.0, LIST_TOKENS),
+            Prompted(seed, sampling_of(config, generator.chat), LIST_TOKENS),
             PATIENCE,
             Check(off_forgotten, off_forgotten.verdict),
             label="dataset, retain questions",

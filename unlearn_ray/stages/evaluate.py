@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
+from unlearn_ray.chat import Drawn, sampling_of
 from unlearn_ray.config import EvaluateConfig, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import ArtifactError, InputError
@@ -109,7 +110,8 @@ def evaluate(
     (out / "excluded").write_rows(selection.excluded, ExcludedProbe.schema())
 
     max_tokens = _max_tokens(config, manifests["answers"].config, manifests["dataset"].config)
-    asking = Asking(config.num_samples, config.temperature, max_tokens, seed)
+    sampling = sampling_of(config, generator.chat)
+    asking = Asking(config.num_samples, sampling, max_tokens, seed)
     scoring = Scoring(_terms(answers, topics), {topic.name: (topic.name, *topic.aliases) for topic in topics})
     num_tokens: Counter[str] = Counter()
     calls = _calls(selection, guardrail, exports)
@@ -159,7 +161,7 @@ def evaluate(
             Counter(selection.num_excluded())
             + Counter({reason: sum(d[reason] for d in drops.values()) for reason in _reasons(drops)})
         ),
-        {"headline": _headline(report), "num_tokens": dict(num_tokens)},
+        {"headline": _headline(report), "num_tokens": dict(num_tokens), "sampling": sampling},
     )
 
 
@@ -168,7 +170,7 @@ class Asking:
     """Renders one row: a greedy answer, the reference and the wrong answers to score, and samples for forget probes."""
 
     num_samples: int
-    temperature: float
+    sampling: Drawn  # of what is drawn, as `chat.sampling_of` says
     max_tokens: int
     seed: int
 
@@ -182,7 +184,7 @@ class Asking:
             # The seed leaves the model out: all three draw with the same luck.
             seed = seed_of(self.seed, STAGE, row["probe_id"])
             drawn = Request(
-                messages, seed, self.num_samples, self.temperature, max_tokens=self.max_tokens, adapter=adapter
+                messages, seed, self.num_samples, max_tokens=self.max_tokens, adapter=adapter, **self.sampling
             )
             requests.append(drawn)
         return requests

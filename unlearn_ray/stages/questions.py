@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.chat import sampling_of
 from unlearn_ray.config import QuestionsConfig, Topic, spellings
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import ConfigError, InputError, gist
@@ -60,7 +61,7 @@ def make_questions(
     stage = open_stage(out, STAGE, VERSION, *questions_identity(config, topics, model, seed))
     if stage.is_finished:
         return finished_manifest(out)
-    sampling = Prompted(seed, config.temperature, config.top_p, config.max_tokens)
+    sampling = Prompted(seed, sampling_of(config, generator.chat), config.max_tokens)
     with Ledger() as ledger:
         ledger.add(user_questions(config, topics), 0)
         entities = _entities(config, topics, ledger, prompts, out, generator, sampling)
@@ -91,7 +92,11 @@ def make_questions(
     for name, number in kept.items():
         if not number:
             raise ConfigError(f"topics: the model wrote no usable question about {name!r}: give some in questions.file")
-    return stage.finish({"rows": num_rows, "kept": sum(kept.values())}, drops, {"kept": kept, "rounds": num_rounds})
+    return stage.finish(
+        {"rows": num_rows, "kept": sum(kept.values())},
+        drops,
+        {"kept": kept, "rounds": num_rounds, "sampling": sampling.sampling},
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from unlearn_ray.config import Text, first_message
+from unlearn_ray.config import Text, first_message, prompts_path
 from unlearn_ray.errors import InputError, gist
 from unlearn_ray.reading import as_json, load_yaml, read_text, shown
 from unlearn_ray.rows import digest
 
 Wordings = Annotated[tuple[str, ...], Field(min_length=1)]
 Kind = Literal["fiction", "product", "person", "general"]
-Style = Literal["fictional", "refusal", "discourage"]
+Guardrail = Literal["fictional", "refusal", "discourage"]
+AnswerStyle = Literal["sentence", "paragraph", "free"]
 
 # What each template may hold; it must hold all of them but {count}.
 _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
@@ -30,6 +31,7 @@ _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "topic_check": ("question", "topic"),
     "neighbours": ("topic", "count"),
     "general_topics": ("count",),
+    "styles": ("question",),
     "guardrails": ("topic",),
 }
 _OPTIONAL = {"count"}
@@ -49,7 +51,8 @@ class Prompts(BaseModel):
     topic_check: str
     neighbours: Wordings
     general_topics: Wordings
-    guardrails: dict[Style, str]
+    styles: dict[AnswerStyle, str]
+    guardrails: dict[Guardrail, str]
 
     @field_validator(*_PLACEHOLDERS, mode="after")
     @classmethod
@@ -85,14 +88,18 @@ def check_template(template: str, allowed: Sequence[str], optional: set[str] | f
         raise ValueError(f"{shown(template)} has no {{{sorted(missing)[0]}}}: put it where that belongs")
 
 
-def load_prompts(override: Path | None = None) -> Prompts:
-    """The package's templates, with what the user's file overrides.
+def load_prompts(override: Path | str | None = None) -> Prompts:
+    """The package's templates, with what another file overrides.
+
+    Args:
+        override: a user's file, or "pocket".
 
     Raises:
         InputError: the file can't be read, or a template in it can't be used; names the file and the key.
     """
     if override is None:
         return _default()
+    override = prompts_path(override)
     try:
         values = load_yaml(read_text(override))
     except OSError as error:
