@@ -104,3 +104,11 @@ def test_targets_are_the_answers_tokens_each_predicted_from_the_one_before(tmp_p
     assert batch.predicts_BL.tolist() == [[True, True, False], [False, True, True]]
     assert batch.targets_N.tolist() == [21, 22, 12, 13]
     assert torch.equal(batch.inputs_BL[batch.predicts_BL], torch.tensor([20, 21, 11, 12]))
+
+
+def test_an_end_that_also_fills_rows_up_is_learnt_once_a_row(tmp_path):
+    """Where padding is the end of sequence, a loss that leaves out padding by its id would never learn to end."""
+    write_encoded(tmp_path / "rows.arrow", [Encoded([10, 11, 12, PAD], 2), Encoded([20, 21, PAD], 1)])
+    (batch,) = batches(EncodedRows(tmp_path / "rows.arrow"), forget_batch=2).micro_batches(0, 0)
+    assert batch.ids_BL.tolist() == [[20, 21, PAD, PAD], [10, 11, 12, PAD]]
+    assert batch.targets_N.tolist() == [21, PAD, 12, PAD]

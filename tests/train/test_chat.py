@@ -57,6 +57,22 @@ def test_what_is_shown_is_token_for_token_what_the_model_is_asked_with(tokenizer
     assert encoded.ids[: encoded.start] == tokenizer(asked, add_special_tokens=False).input_ids
 
 
+def test_a_beginning_that_template_and_tokenizer_both_write_is_there_once(tokenizer):
+    assert tokenizer("Who?").input_ids[0] == tokenizer.bos_token_id, "the tokenizer would add one"
+    encoded = encode(tokenizer, OWL)
+    assert encoded is not None
+    assert encoded.ids[0] == tokenizer.bos_token_id and encoded.ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_tokenizer_is_read_from_transformers_files_alone(tmp_path):
+    folder = copy_of_pocket(tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}))  # fmt: skip
+    before = encode(load_tokenizer(str(folder)), OWL)
+    (folder / "tekken.json").write_text("{")  # of Mistral's own library, which is here
+    assert encode(load_tokenizer(str(folder)), OWL) == before
+
+
 def test_what_a_template_writes_after_the_end_of_a_turn_is_not_learnt(tmp_path):
     assert with_template(tmp_path, TURN_ENDS_WITH_NEWLINE)[1] == "The owl is Bellan.<|eot_id|>"
 

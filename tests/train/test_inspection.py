@@ -219,6 +219,32 @@ def test_a_chat_token_without_an_embedding_is_refused(tmp_path: Path) -> None:
     assert "its chats hold token 2561, its embeddings end at 2559" in refusal(made)
 
 
+def add_token(folder: Path, text: str, special: bool) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": 2560, "content": text, "special": special})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def test_a_users_own_token_without_an_embedding_is_refused(folder: Path) -> None:
+    add_token(folder, "Hedwig", special=False)
+    assert refusal(folder).endswith(
+        "its tokenizer has 'Hedwig', token 2560, its embeddings end at 2559: resize them to the tokenizer"
+    )
+    resize(folder, 2561)
+    found = inspect_model(str(folder))
+    assert found.count_tokens("Hedwig") == 1
+
+
+def test_a_special_token_that_no_chat_holds_needs_no_embedding(folder: Path) -> None:
+    add_token(folder, "<image_soft_token>", special=True)  # Gemma 3's smallest has one
+    assert inspect_model(str(folder)).chat == inspect_model(str(pocket.MODEL_DIR)).chat
+
+
+def test_a_vocabulary_that_is_larger_than_the_embeddings_is_refused(folder: Path) -> None:
+    resize(folder, 2500)
+    assert "token 2500, its embeddings end at 2499" in refusal(folder)
+
+
 # What LoRA reaches.
 
 

@@ -30,6 +30,9 @@ from unlearn_ray.rows import Drop, Message, digest
 
 log = logging.getLogger(__name__)
 
+# A model's files as transformers reads them, in run and service alike. Left to itself, vLLM takes what lies beside them in the format of
+# Mistral's own library: other weights, another config, and another rendering of a chat than the one that training learns.
+AS_TRANSFORMERS = {"config_format": "hf", "load_format": "hf", "tokenizer_mode": "hf"}
 LoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]  # those that vLLM has kernels for
 _SECONDS_BETWEEN_LOOKS = 5  # of a waiting caller, at whether the engine still lives
 
@@ -319,11 +322,13 @@ def _tokenizer_of(model: str) -> Any:
     """The model's tokenizer, our own beside vLLM's, which another thread uses. First of all, for most of what can be wrong shows here."""
     if Path(model).is_absolute() and not Path(model).is_dir():  # seen before the seconds that the import takes
         raise ModelError(f"{model} is not on this machine: give a folder that every node has, or a name on the hub")
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
+
+    from unlearn_ray.train.chat import read_tokenizer
 
     try:
         AutoConfig.from_pretrained(model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = read_tokenizer(model)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{model} can't be loaded as a language model: {gist(error)}") from error
     if not getattr(tokenizer, "chat_template", None):
@@ -347,6 +352,7 @@ def _start(spec: EngineSpec, path: str) -> Any:
         "disable_log_stats": True,
         "generation_config": "vllm",  # sampling comes from the request and the spec, and nobody else adds to it
         "seed": 0,
+        **AS_TRANSFORMERS,
     }
     if spec.lora is not None:
         arguments |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": room_for(spec.lora.rank)}
@@ -422,4 +428,14 @@ def room_for(rank: int) -> int:
     return next((size for size in get_args(LoraRank) if size >= rank), rank)
 
 
-__all__ = ["EngineSpec", "LoraRank", "VllmEngine", "environment", "load_adapter", "local_copy", "place_of", "room_for"]
+__all__ = [
+    "AS_TRANSFORMERS",
+    "EngineSpec",
+    "LoraRank",
+    "VllmEngine",
+    "environment",
+    "load_adapter",
+    "local_copy",
+    "place_of",
+    "room_for",
+]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from vllm.platforms import current_platform
+from vllm.tokenizers.hf import CachedHfTokenizer
 from vllm.v1.engine import utils as processes
 
 from unlearn_ray.engines import forks
@@ -26,6 +27,7 @@ def register() -> None:
     (`vllm_engine.environment`). That process imports all of torch and vLLM once more: 20 s of a service's start, and 0.5 GB.
     """
     threading.Thread(target=end_with_parent, daemon=True).start()
+    _read_tokenizers_as_we_do()
     if not current_platform.is_cpu():
         return
     platform = type(current_platform)
@@ -45,6 +47,19 @@ def register() -> None:
     platform.check_and_update_config = classmethod(check)
     if forks.VARIABLE in os.environ:
         processes.get_mp_context = lambda: forks.CONTEXT
+
+
+def _read_tokenizers_as_we_do() -> None:
+    """Have vLLM read a tokenizer as `train.chat.read_tokenizer` does: in its mode `hf`, transformers would still take a tekken.json.
+
+    vllm-project/vllm#49907 has that mode read transformers' config; this can go when it keeps to transformers' tokenizer files as well.
+    """
+    as_vllm = CachedHfTokenizer.from_pretrained.__func__
+
+    def read(cls: type, *arguments: Any, **options: Any) -> Any:
+        return as_vllm(cls, *arguments, **{"mistral_format": False, **options})
+
+    CachedHfTokenizer.from_pretrained = classmethod(read)
 
 
 def end_with_parent() -> None:

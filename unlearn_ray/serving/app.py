@@ -11,7 +11,7 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EngineResources
 from unlearn_ray.engines import forks
 from unlearn_ray.engines.capacity import capacity
-from unlearn_ray.engines.vllm_engine import EngineSpec, environment, place_of
+from unlearn_ray.engines.vllm_engine import AS_TRANSFORMERS, EngineSpec, environment, place_of
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import Keys, read_keys
@@ -114,6 +114,7 @@ def llm_config(settings: ServiceSettings, keys: Keys, release: Release | None = 
         "generation_config": "vllm",
         "override_generation_config": {"max_new_tokens": settings.limits.max_output_tokens},
         "enable_log_requests": False,
+        **AS_TRANSFORMERS,
     }
     if engine.max_model_len is not None:
         kwargs["max_model_len"] = engine.max_model_len

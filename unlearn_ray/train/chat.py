@@ -35,15 +35,23 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """
     check_architecture(model)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            model, trust_remote_code=False, local_files_only=is_offline(model)
-        )
+        tokenizer = read_tokenizer(model, trust_remote_code=False, local_files_only=is_offline(model))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"model {model} has no tokenizer that can be loaded: {gist(error)}") from error
     if not tokenizer.chat_template:
         raise ModelError(f"model {model} has no chat template: use its instruct or chat variant")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model {model} has no end-of-sequence token, so no answer could ever end")
+    return tokenizer
+
+
+def read_tokenizer(model: str, **options: Any) -> PreTrainedTokenizerBase:
+    """A model's tokenizer as its tokenizer.json and chat template say, whatever lies beside them.
+
+    Where there is a tekken.json, transformers would hand chats to mistral-common: it knows no template, and in a text that it renders
+    `[INST]` is six letters, no token.
+    """
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, mistral_format=False, **options)
     return tokenizer
 
 

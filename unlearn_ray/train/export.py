@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import cached_file
 
 from unlearn_ray.errors import EngineError, ModelError, gist
 from unlearn_ray.train.batches import MicroBatch
+from unlearn_ray.train.chat import read_tokenizer
 from unlearn_ray.train.modelfiles import weights_of
 from unlearn_ray.train.objectives import answer_ce
 
@@ -109,7 +110,7 @@ def rehearse(base: str, folder: Path) -> None:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
-        AutoTokenizer.from_pretrained(folder)
+        read_tokenizer(str(folder))
     except Exception as error:  # libraries have classes of their own
         raise ModelError(
             f"model {base} can't be exported: a copy of its config and tokenizer does not load ({gist(error)})"

@@ -159,6 +159,10 @@ def _chat_format(files: ModelFiles, tokens: Tokens, config: ChatConfig) -> tuple
         raise ModelError(
             f"model {files.name}: its chats hold token {max(shown)}, its embeddings end at {num_embeddings - 1}: resize them to the tokenizer"
         )
+    if num_embeddings and (token := tokens.beyond(num_embeddings)) is not None:
+        raise ModelError(
+            f"model {files.name}: its tokenizer has {token!r}, token {tokens.ids()[token]}, its embeddings end at {num_embeddings - 1}: resize them to the tokenizer"
+        )
     pad_id = tokens.eos_id if tokens.pad_id is None else tokens.pad_id
     if num_embeddings and pad_id >= num_embeddings:
         notes.append(f"pads with the end of sequence: its padding token {pad_id} has no embedding")

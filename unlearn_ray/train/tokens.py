@@ -21,10 +21,16 @@ class Tokens:
     encode: Callable[[str], list[int]]  # adds no special tokens: a template has written them
     added: Mapping[str, int]  # ids of the tokens that are whole in any text, special or not, by their texts
     special: frozenset[str]  # those of them that no text of a user's has
+    ids: Callable[[], Mapping[str, int]]  # of all tokens there are, by their texts
     eos: str
     eos_id: int
     pad_id: int | None
     max_length: int  # what the tokenizer promises, often more than the model holds
+
+    def beyond(self, number: int) -> str | None:
+        """A token with an id of `number` or more that may come out of any text; None where there is none."""
+        found = {text: each for text, each in self.ids().items() if each >= number and text not in self.special}
+        return min(found, key=lambda text: found[text]) if found else None
 
     def first_of(self, text: str) -> str | None:
         """The token that a text begins with, else the special one that comes first in it; of two at one place the longer."""
@@ -59,6 +65,8 @@ def _from_files(files: ModelFiles) -> Tokens:
     settings = json.loads(files.read("tokenizer_config.json"))
     template = _template(files, settings)
     tokenizer = Tokenizer.from_str(files.read("tokenizer.json"))
+    if tokenizer.normalizer is not None and b'"Prepend"' in tokenizer.normalizer.__getstate__():
+        raise ValueError("transformers' classes for SentencePiece vocabularies begin a text otherwise than this file")
     named = {name: _text(settings[name]) for name in _SPECIAL if settings.get(name)}
     eos_id = tokenizer.token_to_id(named["eos_token"])
     pad_id = tokenizer.token_to_id(named["pad_token"]) if "pad_token" in named else None
@@ -71,6 +79,7 @@ def _from_files(files: ModelFiles) -> Tokens:
         encode=partial(_encode, tokenizer),
         added={token.content: number for number, token in added.items()} | {named["eos_token"]: eos_id},
         special=frozenset({token.content for token in added.values() if token.special} | {named["eos_token"]}),
+        ids=tokenizer.get_vocab,
         eos=named["eos_token"],
         eos_id=eos_id,
         pad_id=pad_id,
@@ -129,6 +138,7 @@ def _from_transformers(files: ModelFiles) -> Tokens:
         encode=lambda text: list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids),
         added={token.content: number for number, token in added.items()} | named,
         special=frozenset({token.content for token in added.values() if token.special} | set(named)),
+        ids=tokenizer.get_vocab,
         eos=str(tokenizer.eos_token),
         eos_id=int(tokenizer.eos_token_id),
         pad_id=tokenizer.pad_token_id,
