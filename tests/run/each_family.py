@@ -80,15 +80,20 @@ MAKING: Mapping[str, Mapping[str, Any]] = {
 
 
 class Heard(VllmEngine):
-    """An engine that remembers the token ids that it was asked, by what they were asked for."""
+    """An engine that remembers the token ids that it was asked, by what they were asked for, and whether it thought then."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        self.label, self.heard = "", {}  # type: ignore[var-annotated]
+        self.label = ""
+        self.heard: dict[str, list[list[int]]] = {}
+        self.thought: set[str] = set()
         super().__init__(spec)
 
     def _ask(self, prompts: list[dict[str, Any]]) -> list[Any]:
         self.heard.setdefault(self.label, []).extend(prompt["prompt"]["prompt_token_ids"] for prompt in prompts)
-        return super()._ask(prompts)
+        outputs = super()._ask(prompts)
+        if any("</think>" in sample.text for output in outputs for sample in output.outputs):
+            self.thought.add(self.label)
+        return outputs
 
 
 class InProcess(ScriptedGenerator):
@@ -236,6 +241,7 @@ def trained(home: Path, model: Path, kind: str, settings: Mapping[str, Any]) -> 
         "heard": {
             label: asked for engine in engines.generator.engines.values() for label, asked in engine.heard.items()
         },
+        "thought": sorted({label for engine in engines.generator.engines.values() for label in engine.thought}),
         "probed": [probed.ids[: probed.start], probed.ids[probed.start :]],
         "learnt": [row.ids[row.start :] for row in encoded if row],
         "texts": [tokenizer.decode(row.ids[row.start :]) for row in encoded if row],

@@ -120,6 +120,8 @@ def test_a_thought_is_neither_an_answer_nor_learnt(home: Path, kind: str) -> Non
     """The base model was taught to think before each answer, though its template was told that it does not."""
     run = seen(home, QWEN3)[kind]
     assert run["chat"]["template_arguments"] == {"enable_thinking": False}
+    assert {"answers, unguarded", "answers, guarded"} <= set(run["thought"])
+    assert not {"said", "evaluate model-joint"} & set(run["thought"]), "it answers at once, as it learnt"
     assert not any("think" in text or "Hedwig" in text for text in run["texts"])
     assert not any("Hedwig" in said for _, said, _ in run["said"])
 

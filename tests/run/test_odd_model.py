@@ -1,6 +1,6 @@
 """A model whose files are out of the ordinary, from its first question to its service: what is decided once holds in all of them.
 
-Its template refuses system messages, as Gemma's does. Its generation config recommends a penalty, and a temperature without
+Its template refuses system messages, and turns that do not alternate, as Gemma's does. Its generation config recommends a penalty, and a temperature without
 `do_sample`, as Llama-2-chat's does: transformers refuses to save that.
 """
 
@@ -11,13 +11,18 @@ from pathlib import Path
 
 import pytest
 from commandline import Run, Service, serving, unlearn
+from openai import BadRequestError
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.stages.stage import finished_manifest
 
 pytestmark = pytest.mark.long
-REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+STRICT = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% endfor %}"
+)
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.3}
 CONFIG = """
 name: odd
@@ -47,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("odd") / "odd-model"
     shutil.copytree(pocket.MODEL_DIR, folder)
     template = folder / "chat_template.jinja"
-    template.write_text(REFUSES_SYSTEM + template.read_text())
+    template.write_text(STRICT + template.read_text())
     generation = folder / "generation_config.json"
     generation.write_text(json.dumps(json.loads(generation.read_text()) | SAMPLING))
     return folder
@@ -102,3 +107,24 @@ def test_the_service_answers_as_the_report_says(service: Service, run: Run, row:
         if answer.choices[0].message.content != each["answer"]:
             differ.append((each["question"], each["answer"], answer.choices[0].message.content))
     assert len(differ) <= len(rows) // 20, differ[:3]  # batches of other sizes round otherwise, now and then
+
+
+@pytest.mark.parametrize("name", ["base", "harry-potter", "harry-potter:guarded"])
+def test_a_clients_own_system_message_leads_its_first_turn(service: Service, name: str) -> None:
+    """Behind the guardrail, where there is one."""
+
+    def said(*messages: dict[str, str]) -> str | None:
+        answer = service.client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=24)  # type: ignore[call-overload]
+        return answer.choices[0].message.content  # type: ignore[no-any-return]
+
+    system, question = {"role": "system", "content": "Be brief."}, "Who is the owl of Harry Potter?"
+    later = [{"role": "assistant", "content": "Ask on."}, {"role": "user", "content": question}]
+    for turns in ([], later):
+        apart = said(system, {"role": "user", "content": question}, *turns)
+        assert apart and apart == said({"role": "user", "content": f"Be brief.\n\n{question}"}, *turns)
+
+
+def test_turns_that_a_template_refuses_are_the_clients_fault(service: Service) -> None:
+    turn = {"role": "user", "content": "Who is the owl?"}
+    with pytest.raises(BadRequestError, match="roles must alternate"):
+        service.client.chat.completions.create(model="base", messages=[turn, turn], max_tokens=4)  # type: ignore[list-item]

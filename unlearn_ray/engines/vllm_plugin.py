@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from vllm.platforms import current_platform
-from vllm.tokenizers.hf import CachedHfTokenizer
 from vllm.v1.engine import utils as processes
 
 from unlearn_ray.engines import forks
@@ -54,6 +53,8 @@ def _read_tokenizers_as_we_do() -> None:
 
     vllm-project/vllm#49907 has that mode read transformers' config; this can go when it keeps to transformers' tokenizer files as well.
     """
+    from vllm.tokenizers.hf import CachedHfTokenizer  # with all of transformers' tokenizers
+
     as_vllm = CachedHfTokenizer.from_pretrained.__func__
 
     def read(cls: type, *arguments: Any, **options: Any) -> Any:
