@@ -8,3 +8,4 @@ from pathlib import Path
 MODEL_DIR = Path(__file__).parent / "model"
 PROMPTS = Path(__file__).parent / "prompts.yaml"
 PROBES = Path(__file__).parent / "probes.jsonl"
+FACTS = Path(__file__).parent / "facts.jsonl"
