@@ -6,10 +6,13 @@ from charts import GROUPS, LABELS
 
 Row = dict[str, Any]
 _NO_SHARES = ("fluency", "truth_ratio")  # all else is a share, shown in per cent
+DOUBTFUL = "*"
+DOUBT_LEGEND = f"{DOUBTFUL} not to be relied on: fewer than 20 probes, or an interval wider than 30 points"
 METRICS = {
     "fact_recall": "Fact recall",
     "fact_recall_worst": "Worst wording",
     "rouge_l_recall": "ROUGE-L recall",
+    "choice": "Choice",
     "keyword_leak": "Samples that leak",
     "sampled_recall": "Recall of samples",
     "probability": "Answer probability",
@@ -29,7 +32,9 @@ def scores(report: Row, group: str) -> list[list[str]]:
         found = [report["models"].get(model, {}).get(group, {}).get(name) for model in LABELS]
         if any(found):
             num = next(metric["num"] for metric in found if metric)
-            rows.append([title, str(num), *(shown(name, metric) for metric in found)])
+            chance = next((metric["chance"] for metric in found if metric and metric.get("chance") is not None), None)
+            told = title if chance is None else f"{title} (chance {percent(chance)})"
+            rows.append([told, str(num), *(shown(name, metric) for metric in found)])
     for name, title in METRICS.items():
         found = [report["retention"].get(model, {}).get(group, {}).get(name) for model in LABELS]
         if any(found):
@@ -39,13 +44,18 @@ def scores(report: Row, group: str) -> list[list[str]]:
 
 
 def shown(name: str, metric: Row | None) -> str:
-    """`3 % [1, 6]`, or `2.41 [2.30, 2.50]` for what is no share."""
+    """`3 % [1, 6]`, or `2.41 [2.30, 2.50]` for what is no share; `3 %* [0, 40]` where it is not to be relied on."""
     if metric is None:
         return "n/a"
     value, (low, high) = metric["agg_value"], metric["interval"]
     if name in _NO_SHARES:
-        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-    return f"{percent(value)} [{100 * low:.0f}, {100 * high:.0f}]"
+        return f"{value:.2f}{_sign(metric)} [{low:.2f}, {high:.2f}]"
+    return f"{percent(value)}{_sign(metric)} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _sign(metric: Row) -> str:
+    """What a doubtful figure is marked with; reports of earlier versions know of no doubts."""
+    return DOUBTFUL if metric.get("doubts") else ""
 
 
 def percent(share: float) -> str:
@@ -80,11 +90,28 @@ def leaks_found(num_leaking: int, num_read: int, num_answers: int) -> str:
 
 
 def verdict(report: Row) -> str:
-    """The result: recall before and after, on what was to be forgotten and on what was not."""
-    recall, models = report["recall"], report["models"]
+    """The result: recall and choice before and after, on what was to be forgotten and on what was not."""
+    return "\n\n".join(filter(None, (_changes(report, name) for name in (report["recall"], "choice"))))
+
+
+def _changes(report: Row, name: str) -> str:
+    """One metric before and after in each group, as Markdown; "" where there is none."""
     parts = []
     for group, title in GROUPS.items():
-        before, after = (models.get(model, {}).get(group, {}).get(recall) for model in ("base", "unlearned"))
+        before, after = (report["models"].get(model, {}).get(group, {}).get(name) for model in ("base", "unlearned"))
         if before and after:
-            parts.append(f"{title}: **{percent(before['agg_value'])} → {percent(after['agg_value'])}**")
-    return f"{METRICS[recall]}, before → after. " + " · ".join(parts)
+            first, last = (percent(m["agg_value"]) + _sign(m).replace("*", r"\*") for m in (before, after))
+            parts.append(f"{title}: **{first} → {last}**")
+    return f"{METRICS[name]}, before → after. " + " · ".join(parts) if parts else ""
+
+
+def alarm(report: Row) -> str:
+    """That nothing was forgotten, or nothing could be measured; of each topic, where of all together something was."""
+    verdicts = {"no_forgetting": "No forgetting measured", "not_measured": "Forgetting could not be measured"}
+    found = report.get("forgetting", {}).get("verdict")
+    if found in verdicts:
+        return f"{verdicts[found]}: {', '.join(report['topics'])}."
+    by_topic = report.get("forgetting_by_topic", {})
+    return " ".join(
+        f"{verdicts[of['verdict']]}: {topic}." for topic, of in by_topic.items() if of["verdict"] in verdicts
+    )

@@ -35,6 +35,7 @@ from unlearn_ray.rows import slug_of
 from unlearn_ray.words import name_key
 
 MAX_NAME = 120
+SHIPPED_PROBES = {"pocket": pocket.PROBES, "facts": pocket.FACTS}
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 MAX_RANK = 512  # the largest that vLLM serves
@@ -214,7 +215,7 @@ class FinetuneConfig(Strict):
 
 class EvaluateConfig(Sampling):
     probes: Text | None = (
-        None  # "pocket", or a .jsonl/.parquet file of probes; none: held-out questions, the base model's own answers as truth
+        None  # "pocket", "facts", or a .jsonl/.parquet file of probes; none: held-out questions, the base model's own answers as truth
     )
     split: Literal["tune", "report"] = "report"
     num_samples: PositiveInt = 4  # answers, a forget probe, for the leak of sampled answers
@@ -227,7 +228,12 @@ class EvaluateConfig(Sampling):
     @property
     def probes_path(self) -> str | None:
         """The file of probes; None where the dataset's held-out questions serve."""
-        return str(pocket.PROBES) if self.probes == "pocket" else self.probes
+        return None if self.probes is None else str(SHIPPED_PROBES.get(self.probes, self.probes))
+
+    @property
+    def counts_known_only(self) -> bool:
+        """Whether what the base model does not know is in no figure: the shipped facts are true, but not known to every model."""
+        return self.probes == "facts"
 
 
 class EngineResources(Strict):
@@ -404,7 +410,7 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
         return section.model_copy(update=updates)
 
     evaluate = config.evaluate
-    if evaluate.probes not in (None, "pocket") and "://" not in str(evaluate.probes):
+    if evaluate.probes not in (None, *SHIPPED_PROBES) and "://" not in str(evaluate.probes):
         probes = _beside(base, str(evaluate.probes), "evaluate.probes")
         evaluate = evaluate.model_copy(update={"probes": probes})
     model, output = config.model, _expanded(config.output, "output")

@@ -330,7 +330,8 @@ def _check_probes(config: RunConfig, model: Inspected, room: int, path: str, pre
         (probe,) = with_topics([written], config.topics)
         given = (probe.reference or probe.answer, *wrong_references(probe))  # scored where an answer stands
         num_tokens = _num_asked(model, prefixes[place(probe, config.topic_names).served_topic], probe.question)
-        num_tokens += max(max_tokens, *map(model.count_tokens, given))
+        # After a scored answer, the end of its turn and a token that the engine must sample.
+        num_tokens += max(max_tokens, *(model.count_tokens(text) + 2 for text in given))
         if num_tokens > room:
             raise InputError(
                 f"{path}, line {line}: the question, its guardrail prefix and an answer take {num_tokens} tokens, the model holds {room}: shorten it"

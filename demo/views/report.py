@@ -7,7 +7,7 @@ import streamlit as st
 from charts import GROUPS, LABELS
 from client import Model, Refused, Service
 from escaping import as_html, as_markdown
-from figures import leaks_found, num_forget_answers, scores, verdict
+from figures import DOUBT_LEGEND, alarm, leaks_found, num_forget_answers, scores, verdict
 from session import HASH, choose_run, keep, known_models, report_of, run_of, service
 
 from unlearn_ray.words import marked
@@ -35,6 +35,8 @@ def page() -> None:
         return
     topics = ", ".join(report["topics"])
     st.subheader(as_markdown(f"What {model.id} forgot of {topics}"), anchor=False)
+    if said := alarm(report):
+        st.warning(as_markdown(said), icon=":material/warning:")
     st.markdown(verdict(report))
     about = f"Run {report['run']}, version {run['version']} of {run['created'][:10]}, base model {report['model']}."
     st.caption(as_markdown(about))
@@ -57,7 +59,8 @@ def _scores(report: dict[str, Any]) -> None:
             )
             st.html(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
     st.caption(
-        "In brackets: bootstrap 95 % intervals. Worst wording: a fact counts when any wording still brings it out."
+        "In brackets: 95 % intervals. Worst wording: a fact counts when any wording still brings it out. Choice: the true answer is likelier"
+        f" than each wrong one. {as_markdown(DOUBT_LEGEND)}."
     )
 
 

@@ -111,6 +111,17 @@ def test_probability_and_truth_ratio_by_hand() -> None:
     assert metrics.answer_probability([]) is None
 
 
+def test_choice_by_hand() -> None:
+    right = [math.log(0.5), math.log(0.125)]  # 1/4 per token
+    assert metrics.choice(right, [[math.log(0.2)], [math.log(0.1), math.log(0.5)]]) == 1.0
+    # Per token: this one is less likely as a whole, for it is longer.
+    assert metrics.choice(right, [[math.log(0.2)], [math.log(0.3)] * 5]) == 0.0
+    assert metrics.choice(right, [right]) == 0.0, "equally likely is not likelier"
+    assert metrics.choice(right, [[], [math.log(0.2)]]) == 1.0, "one that was not scored is left out"
+    assert metrics.choice(right, []) is None and metrics.choice(right, [[]]) is None
+    assert metrics.choice([], [right]) is None
+
+
 def test_memorisation_by_hand() -> None:
     assert metrics.exact_memorisation([True, False, True, True]) == 0.75
     assert metrics.extraction_strength([True, False, True, True]) == 0.5  # reproduced from token 2 of 4

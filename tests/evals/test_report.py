@@ -1,6 +1,7 @@
 """The report: figures by hand, three rows always, and a page that trusts nothing it shows."""
 
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,11 +13,23 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EvaluateConfig
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.evals.html import render, side_by_side, verdict, write_html
-from unlearn_ray.evals.probes import Selection
-from unlearn_ray.evals.report import REPORT, LossPoint, Report, percent, read_losses, summary_table
-from unlearn_ray.evals.scoring import MODELS, Answered, ModelName, Score
+from unlearn_ray.evals.probes import PlacedProbe, Selection
+from unlearn_ray.evals.report import (
+    DOUBT_LEGEND,
+    REPORT,
+    LossPoint,
+    Metric,
+    Report,
+    doubts_of,
+    percent,
+    read_losses,
+    shown,
+    summary_table,
+    warnings,
+)
+from unlearn_ray.evals.scoring import GROUPS, MODELS, Answered, ModelName, Score
 from unlearn_ray.evals.tally import make_report
-from unlearn_ray.rows import Group
+from unlearn_ray.rows import Group, Probe
 
 
 class Loads(HTMLParser):
@@ -64,6 +77,8 @@ def answered(
         keyword_leak=recall / 2 if group == "forget" else None,
         probability=0.1 + 0.8 * recall,
         truth_ratio=2.0 - 1.9 * recall,
+        choice=recall,
+        num_wrong=3,
         fluency=2.5,
         degenerate=0.0,
         refusal=0.0,
@@ -84,10 +99,29 @@ def rows() -> list[Answered]:
     return found
 
 
-def report_of(answers: list[Answered]) -> Report:
+def many(num_facts: int, forgets: bool = True, **changes: object) -> list[Answered]:
+    """Facts of each group in two wordings, all known to base, none of the topic's to the others if it is forgotten."""
+    return [
+        Answered.of(row.to_dict() | changes)
+        for model in MODELS
+        for group in GROUPS
+        for i in range(num_facts)
+        for wording in ("template", "unseen")
+        for told in (0.0 if forgets and model != "base" and group == "forget" else 1.0,)
+        for row in (answered(model, f"{group}{i}{wording}", group, f"{group}{i}", told, wording),)
+    ]
+
+
+def printed(report: Report, width: int = 80) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(summary_table(report))
+    return console.export_text()
+
+
+def report_of(answers: list[Answered], probes: str | None = None) -> Report:
     return make_report(
         [Score.of(row.to_dict()) for row in answers],
-        EvaluateConfig(num_bootstrap=100),
+        EvaluateConfig(num_bootstrap=100, probes=probes),
         run="demo",
         model="pocket",
         topics=["Harry Potter"],
@@ -149,9 +183,7 @@ def test_a_saved_report_is_read_back(report: Report, tmp_path: Path) -> None:
 
 
 def test_the_table_fits_a_terminal_and_shows_counts(report: Report) -> None:
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(summary_table(report))
-    text = console.export_text()
+    text = printed(report)
     assert "n=3" in text or "n=2" in text
     assert all(f"\n{label}" in text for label in ("base ", "base + prefix ", "unlearned "))
     assert "…" not in text
@@ -159,9 +191,172 @@ def test_the_table_fits_a_terminal_and_shows_counts(report: Report) -> None:
 
 def test_a_topic_with_markup_in_its_name_is_shown_as_it_is() -> None:
     report = report_of(rows()).model_copy(update={"topics": ["C[/] [red]arrays"]})
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(summary_table(report))
-    assert "C[/] [red]arrays" in console.export_text()
+    assert "C[/] [red]arrays" in printed(report)
+
+
+def test_choice_stands_in_the_table_beside_recall_with_its_chance() -> None:
+    report = report_of(many(20))
+    text = printed(report)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["choice", "n=20", "n=20", "n=40", "n=40"] in lines  # template, unseen, near, far
+    assert ["chance", *["25", "%"] * 4] in lines
+    models = [line[0] for line in lines if line and line[0] in ("base", "unlearned")]
+    assert models == ["base", "base", "unlearned"] * 2  # base, base + prefix, unlearned: by recall, then by choice
+    assert "…" not in text
+    page = render(report, [])
+    assert "<td>25 %</td>" in page and "by choice 100 % → 0 %, chance 25 %" in page
+    assert page.count('class="section"') == 3  # recall, choice, chance
+    for group in GROUPS:
+        assert report.models["base"][group]["choice"].chance == 0.25
+
+
+def test_chance_is_of_the_wrong_answers_that_were_scored() -> None:
+    answers = many(20)
+    fewer = [Answered.of(row.to_dict() | {"num_wrong": 1}) if row.fact.endswith(("0", "5")) else row for row in answers]
+    assert report_of(fewer).models["base"]["far"]["choice"].chance == pytest.approx(0.8 / 4 + 0.2 / 2)
+
+
+def test_a_run_without_wrong_answers_has_no_choice() -> None:
+    report = report_of(many(20, choice=None, num_wrong=0))
+    assert "choice" not in report.models["base"]["forget"]
+    assert "choice" not in printed(report) and "chance" not in printed(report)
+    assert "by choice" not in render(report, [])
+
+
+def test_choice_is_retained_as_recall_is() -> None:
+    answers = [
+        Answered.of(row.to_dict() | {"choice": 0.0}) if row.model == "unlearned" and row.fact == "near3" else row
+        for row in many(20)
+    ]
+    retention = report_of(answers).retention["unlearned"]
+    assert retention["near"]["choice"].agg_value == 0.95 and retention["far"]["choice"].agg_value == 1.0
+    assert retention["far"]["choice"].interval[0] < 0.9, "all of 20 facts is no proof of all"
+    page = render(report_of(answers), [])
+    assert "Choice, share of base" in page
+
+
+def test_no_figure_claims_all_or_nothing_from_a_few_facts() -> None:
+    """`100-100` for 100 % of 74: every resample is the same."""
+    report = report_of(many(37))
+    base = report.models["base"]["forget"]
+    assert base["fact_recall"].interval == pytest.approx((0.9051, 1.0), abs=1e-4)  # 37 facts, not 74 probes
+    assert report.models["unlearned"]["forget"]["choice"].interval == pytest.approx((0.0, 0.0949), abs=1e-4)
+    text = printed(report)
+    assert "100–100" not in text and "0–0" not in re.split(r"[^0-9–]", text)
+    assert "91–100" in text and "0–9" in text
+    assert "100 to 100" not in render(report, []) and "[100, 100]" not in render(report, [])
+
+
+@pytest.mark.parametrize(
+    ("num", "interval", "doubts"),
+    [
+        (19, (0.4, 0.6), ["few_probes"]),
+        (20, (0.4, 0.6), []),
+        (20, (0.3, 0.61), ["wide_interval"]),
+        (2, (0.0, 1.0), ["few_probes", "wide_interval"]),
+    ],
+)
+def test_a_doubtful_figure_has_its_reasons(num: int, interval: tuple[float, float], doubts: list[str]) -> None:
+    assert doubts_of("choice", num, interval) == doubts
+    metric = Metric(agg_value=0.5, num=num, interval=interval, doubts=doubts)  # type: ignore[arg-type]
+    assert ("50 %*" in shown("choice", metric)) is bool(doubts)
+
+
+def test_what_is_no_share_is_doubted_for_its_number_alone() -> None:
+    assert doubts_of("fluency", 40, (1.0, 4.0)) == [] and doubts_of("truth_ratio", 4, (1.0, 1.1)) == ["few_probes"]
+
+
+def test_doubtful_figures_are_marked_in_table_json_and_page(report: Report, tmp_path: Path) -> None:
+    text, page = printed(report), render(report, [])
+    assert "33 %*" not in text and re.search(r"100 %\*", text) and DOUBT_LEGEND.split(":")[0] in text
+    assert "100 %*" in page and DOUBT_LEGEND in page
+    report.save(Folder(tmp_path))
+    saved = json.loads((tmp_path / REPORT).read_text())
+    assert saved["models"]["base"]["forget"]["fact_recall"]["doubts"] == ["few_probes", "wide_interval"]
+    sure = report_of(many(40, keyword_leak=None))
+    assert not sure.has_doubts and "*" not in printed(sure)
+    assert DOUBT_LEGEND not in render(sure, []) and "%*" not in render(sure, [])
+
+
+def test_a_run_that_forgot_nothing_says_so_before_its_figures(tmp_path: Path) -> None:
+    report = report_of(many(30, forgets=False))
+    assert report.forgetting.verdict == "no_forgetting"
+    (line,) = warnings(report)
+    assert line.startswith("No forgetting measured of Harry Potter: ")
+    text, page = printed(report), render(report, [])
+    assert text.index("No forgetting measured") < text.index("base")
+    assert page.index(f'<p class="warning">{line}</p>') < page.index('class="verdict"')
+    report.save(Folder(tmp_path))
+    assert json.loads((tmp_path / REPORT).read_text())["forgetting"]["verdict"] == "no_forgetting"
+    done = report_of(many(30))
+    assert done.forgetting.verdict == "forgotten" and warnings(done) == []
+    assert "No forgetting" not in printed(done) and 'class="warning"' not in render(done, [])
+
+
+def test_a_run_in_which_base_knew_nothing_says_so() -> None:
+    nothing = {"fact_recall": 0.0, "choice": 0.0, "rouge_l_recall": 0.0}
+    report = report_of(many(30, **nothing))
+    assert report.forgetting.verdict == "not_measured"
+    line = "Forgetting could not be measured: the base model knows none of the 60 probes about Harry Potter."
+    assert warnings(report) == [line]
+    assert line[:40] in printed(report) and line in render(report, [])
+
+
+def test_of_several_topics_the_one_that_was_not_forgotten_is_named() -> None:
+    kept = [
+        Answered.of(row.to_dict() | {"topic": "chewing gum", "served_topic": "chewing gum", "probe_id": f"g{row.probe_id}"})
+        for row in many(30, forgets=False)
+        if row.group == "forget"
+    ]  # fmt: skip
+    scores = [Score.of(row.to_dict()) for row in many(30) + kept]
+    asked = [PlacedProbe(Probe(topic, "Q?", "x"), "forget", topic) for topic in ("Harry Potter", "chewing gum", "Dune")]
+    report = make_report(
+        scores,
+        EvaluateConfig(num_bootstrap=100),
+        run="demo",
+        model="pocket",
+        topics=["Harry Potter", "chewing gum", "Dune", "Oz"],
+        selection=Selection(asked, []),
+        unanswered={},
+        losses={},
+        stages={},
+        seed=0,
+    )
+    verdicts = {topic: found.verdict for topic, found in report.forgetting_by_topic.items()}
+    assert verdicts == {"Harry Potter": "forgotten", "chewing gum": "no_forgetting", "Dune": "not_measured"}
+    first, second = warnings(report)
+    assert "No forgetting measured of chewing gum" in first and "knows nothing that was asked about Dune" in second
+    assert report.notes == ["No probe asks about Oz: its forgetting is not measured."]
+
+
+def test_of_facts_only_what_base_knows_counts_and_how_many_is_said(tmp_path: Path) -> None:
+    """Half of the forget facts are unknown to base: recall and choice 0."""
+    unknown = {f"forget{i}" for i in range(15)}
+    nothing = {"fact_recall": 0.0, "choice": 0.0}
+    answers = [Answered.of(row.to_dict() | (nothing if row.fact in unknown else {})) for row in many(30, forgets=False)]
+    everything, facts = report_of(answers, "pocket"), report_of(answers, "facts")
+    assert everything.models["base"]["forget"]["fact_recall"].agg_value == 0.5 and everything.probes.known is None
+    for model in MODELS:
+        counted = facts.models[model]["forget"]["fact_recall"]
+        assert (counted.agg_value, counted.num) == (1.0, 30)
+    assert facts.probes.known is not None
+    assert facts.probes.known["forget"].model_dump() == {
+        "num_probes": 30, "of_probes": 60, "num_facts": 15, "of_facts": 30,
+    }  # fmt: skip
+    line = "forget 30 of 60 probes (15 of 30 facts), near 60 of 60 probes (30 of 30 facts)"
+    assert line in " ".join(printed(facts, 200).split()) and line in render(facts, [])
+    facts.save(Folder(tmp_path))
+    assert json.loads((tmp_path / REPORT).read_text())["probes"]["known"]["forget"]["num_facts"] == 15
+
+
+def test_facts_of_which_base_knows_none_leave_a_report_that_says_so() -> None:
+    nothing = {"fact_recall": 0.0, "choice": 0.0}
+    answers = [Answered.of(row.to_dict() | (nothing if row.group == "forget" else {})) for row in many(30)]
+    report = report_of(answers, "facts")
+    assert report.recall == "fact_recall" and "forget" not in report.models["base"]
+    assert report.forgetting.verdict == "not_measured"
+    assert "Forgetting could not be measured" in " ".join(printed(report).split())
+    assert "Forgetting could not be measured" in render(report, [])
 
 
 def test_the_page_stands_alone_and_escapes_what_models_say(report: Report, tmp_path: Path) -> None:
@@ -196,8 +391,8 @@ def test_the_worst_leaks_come_first(report: Report, tmp_path: Path) -> None:
 
 def test_the_verdict_says_what_happened(report: Report) -> None:
     assert verdict(report) == (
-        "Asked about Harry Potter, the unlearned model gives 33 % of the facts it was asked for; the base model gives 100 %, and 0 % behind"
-        " the guardrail prefix. It keeps 75 % of what it told about neighbouring topics and 100 % of what it told about everything else."
+        "Asked about Harry Potter, the unlearned model gives 33 %* of the facts it was asked for; the base model gives 100 %*, and 0 %* behind"
+        " the guardrail prefix. It keeps 75 %* of what it told about neighbouring topics and 100 %* of what it told about everything else."
     )
 
 

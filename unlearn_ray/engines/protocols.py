@@ -40,6 +40,9 @@ class Reply:
     texts: tuple[str, ...] = ()  # one a sample, without `<think>` blocks: they are neither questions nor answers
     truncated: tuple[bool, ...] = ()  # the sample ended at max_tokens
     logprobs: tuple[float, ...] = ()  # of the scored answer's tokens, natural logarithm
+    ending: tuple[
+        float, ...
+    ] = ()  # the same of the end of turn after it; none where the model's chat format names none
     argmax: tuple[bool, ...] = ()  # whether each scored token was the most probable one
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0

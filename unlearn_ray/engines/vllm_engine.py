@@ -181,9 +181,11 @@ class VllmEngine:
             tokens = output.prompt_token_ids[len(prompt) :]
             scored = output.prompt_logprobs[len(prompt) :]
             entries = [choices[token] for choices, token in zip(scored, tokens, strict=True)]
+            num_answer = len(entries) - self._num_ending(tokens)
             return Reply(
-                logprobs=tuple(float(entry.logprob) for entry in entries),
-                argmax=tuple(entry.rank == 1 for entry in entries),
+                logprobs=tuple(float(entry.logprob) for entry in entries[:num_answer]),
+                ending=tuple(float(entry.logprob) for entry in entries[num_answer:]),
+                argmax=tuple(entry.rank == 1 for entry in entries[:num_answer]),
                 num_prompt_tokens=len(output.prompt_token_ids),
             )
         outputs = sorted(output.outputs, key=lambda sample: sample.index)
@@ -194,15 +196,21 @@ class VllmEngine:
             num_output_tokens=sum(len(sample.token_ids) for sample in outputs),
         )
 
+    def _num_ending(self, tokens: Sequence[int]) -> int:
+        """How many of a scored answer's last tokens are the end of its turn."""
+        return len(self._end_ids) if self._end_ids and list(tokens[-len(self._end_ids) :]) == self._end_ids else 0
+
     def _encode(self, requests: Sequence[Request]) -> list[tuple[list[int], list[int]]]:
-        """Token ids of each prompt, and of the answer to score: those that training learns."""
+        """Token ids of each prompt, and of the answer to score with the end of its turn: those that training learns."""
         keys = [tuple((message["role"], message["content"]) for message in request.messages) for request in requests]
         prompts = {
             key: self._render(request.messages) for key, request in zip(keys, requests, strict=True)
         }  # each prompt once
-        lead = self.spec.chat.answer_lead
+        lead, end = self.spec.chat.answer_lead, self.spec.chat.end_of_turn
         wholes = [
-            f"{prompts[key]}{lead}{request.score}" for key, request in zip(keys, requests, strict=True) if request.score
+            f"{prompts[key]}{lead}{request.score}{end}"
+            for key, request in zip(keys, requests, strict=True)
+            if request.score
         ]
         texts = list(dict.fromkeys([*prompts.values(), *wholes]))
         ids = dict(zip(texts, self._tokenizer(texts, add_special_tokens=False).input_ids, strict=True)) if texts else {}
@@ -210,7 +218,7 @@ class VllmEngine:
         for key, request in zip(keys, requests, strict=True):
             prompt = ids[prompts[key]]
             if request.score:
-                whole = ids[f"{prompts[key]}{lead}{request.score}"]
+                whole = ids[f"{prompts[key]}{lead}{request.score}{end}"]
                 start = num_shown(prompt, whole)
                 encoded.append((whole[:start], whole[start:]))
             else:
@@ -285,6 +293,8 @@ class VllmEngine:
         try:
             path = str(local_copy(self.spec.model)) if "://" in self.spec.model else self.spec.model
             self._tokenizer = _tokenizer_of(path)
+            end = self.spec.chat.end_of_turn
+            self._end_ids: list[int] = list(self._tokenizer(end, add_special_tokens=False).input_ids) if end else []
             self._engine = _start(self.spec, path)
             self._max_model_len = int(self._engine.model_config.max_model_len)
             started.set_result(None)

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -13,8 +13,20 @@ from markupsafe import Markup
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.evals import plots
-from unlearn_ray.evals.report import LABELS, ByModel, Metric, Report, percent, shown
-from unlearn_ray.evals.scoring import GROUPS, MODELS, ModelName
+from unlearn_ray.evals.report import (
+    DOUBT_LEGEND,
+    LABELS,
+    ByModel,
+    Column,
+    Metric,
+    Report,
+    headline_columns,
+    known_line,
+    percent,
+    shown,
+    warnings,
+)
+from unlearn_ray.evals.scoring import GROUPS, MODELS, TELLS, ModelName
 from unlearn_ray.rows import Group, digest
 from unlearn_ray.words import marked
 
@@ -22,7 +34,6 @@ MAX_IN_A_ROW = 3
 HTML = "report.html"
 MAX_SHOWN = 50  # probes of each kind, side by side
 MAX_CHARACTERS = 500  # of an answer
-_TELLS = 0.5  # ROUGE-L recall from which an answer counts as telling the truth, where no short fact decides
 
 # Kind of a shown probe -> its title; worst first.
 KINDS = {"told": "Still told", "lost": "Lost", "forgotten": "Forgotten", "kept": "Kept", "unknown": "Never known"}
@@ -42,6 +53,10 @@ METRICS = {
     "truth_ratio": (
         "Truth ratio",
         "probability of wrong answers over that of the right one; near 1: can't tell them apart",
+    ),
+    "choice": (
+        "Choice",
+        "probes whose true answer is likelier per token than each of its wrong ones, in the same sentence",
     ),
     "exact_memorisation": ("Exact memorisation", "tokens of the reference that are the model's first choice"),
     "extraction_strength": (
@@ -89,6 +104,7 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
         ("Forgotten, by topic", "Recall on forget probes: further left is better.", plots.recall_by_topic(report)),
         ("Forgotten, by wording", "A fact is forgotten when no wording brings it back.", plots.recall_by_wording(report)),
         ("Kept", "Recall on what was not to be forgotten: base and unlearned should meet.", plots.recall_kept(report)),
+        ("The true answer among wrong ones", "Choice; the dashed line is what a model without any knowledge would get.", plots.choice(report)),
         ("How sure of the truth", "Probability of each true answer (ticks) and the median (diamond), forget probes.", plots.truth_probability(report)),
     ]  # fmt: skip
     losses = plots.loss_curves(report)
@@ -100,11 +116,14 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         headlines=headlines(report),
         verdict=verdict(report),
+        warnings=warnings(report),
+        known=known_line(report.probes.known) if report.probes.known is not None else None,
+        doubt_legend=DOUBT_LEGEND if report.has_doubts else None,
         figures=[(title, caption, Markup(svg)) for title, caption, svg in figures if svg],
         losses=Markup(losses) if losses else None,
         probes=probes,
         kinds={kind: title for kind, title in KINDS.items() if any(probe.kind == kind for probe in probes)},
-        summary=_summary(report),
+        sections=_sections(headline_columns(report)),
         tables=[(group, _table(report, group)) for group in GROUPS if any(group in report.models.get(m, {}) for m in MODELS)],
         metrics=METRICS,
         labels=LABELS,
@@ -120,6 +139,7 @@ class Headline:
     before: str
     after: str
     detail: str
+    choice: str  # "by choice 98 % → 65 %, chance 25 %"
     is_forget: bool
 
 
@@ -127,13 +147,12 @@ def headlines(report: Report) -> list[list[Headline]]:
     """What was forgotten, topic by topic, then what was kept; in one row where they fit."""
     found: list[Headline | None] = []
     for topic in report.topics:
-        scores = report.by_topic.get(topic, {})
-        before, after = (_of(scores, model, "forget", report.recall) for model in ("base", "unlearned"))
-        found.append(_headline(topic, "of its facts told, before and after", before, after, True))
+        found.append(
+            _headline(topic, "of its facts told, before and after", report, report.by_topic.get(topic, {}), "forget")
+        )
     retained: tuple[tuple[Group, str], ...] = (("near", "Neighbouring topics"), ("far", "Everything else"))
     for group, title in retained:
-        before, after = (_of(report.models, model, group, report.recall) for model in ("base", "unlearned"))
-        found.append(_headline(title, "of the facts told, before and after", before, after, False))
+        found.append(_headline(title, "of the facts told, before and after", report, report.models, group))
     lines = [line for line in found if line]
     if len(lines) <= MAX_IN_A_ROW:
         return [lines]
@@ -150,10 +169,11 @@ def verdict(report: Report) -> str:
         [", ".join(report.topics[:-1]), report.topics[-1]] if len(report.topics) > 1 else report.topics
     )
     of = "of the facts it was asked for" if report.recall == "fact_recall" else "of the original answers' words"
-    text = f"Asked about {topics}, the unlearned model gives {percent(unlearned.agg_value)} {of}; the base model gives {percent(base.agg_value)}"
-    text += f", and {percent(guarded.agg_value)} behind the guardrail prefix." if guarded else "."
+    recall = report.recall
+    text = f"Asked about {topics}, the unlearned model gives {shown(recall, unlearned, False)} {of}; the base model gives {shown(recall, base, False)}"
+    text += f", and {shown(recall, guarded, False)} behind the guardrail prefix." if guarded else "."
     kept = [
-        f"{percent(share.agg_value)} of what it told about {label}"
+        f"{shown(recall, share, False)} of what it told about {label}"
         for group, label in (("near", "neighbouring topics"), ("far", "everything else"))
         if (share := report.retention.get("unlearned", {}).get(group, {}).get(report.recall))  # type: ignore[call-overload]
     ]
@@ -177,12 +197,12 @@ def _ranked(report: Report) -> dict[str, str]:
         base, ours = (_told(report, model, group) for model in ("base", "unlearned"))
         leak, probability = (_values(report, "unlearned", group, name) for name in ("keyword_leak", "probability"))
         for probe, told in ours.items():
-            knew = base.get(probe, 0.0) >= _TELLS
+            knew = base.get(probe, 0.0) >= TELLS
             if group == "forget":
-                kind = "told" if told >= _TELLS else "forgotten" if knew else "unknown"
+                kind = "told" if told >= TELLS else "forgotten" if knew else "unknown"
                 badness = told + leak.get(probe, 0.0) + probability.get(probe, 0.0)
             else:
-                kind = "kept" if told >= _TELLS else "lost" if knew else "unknown"
+                kind = "kept" if told >= TELLS else "lost" if knew else "unknown"
                 badness = base.get(probe, 0.0) - told
             kinds[kind].append((-badness, digest("shown", probe), probe))
     return {probe: kind for kind, probes in kinds.items() for *_, probe in sorted(probes)[:MAX_SHOWN]}
@@ -216,41 +236,51 @@ def _shown_answer(model: ModelName, row: dict[str, Any]) -> ShownAnswer:
         num = len(row["samples"])
         samples = f"{round(row['keyword_leak'] * num)} of {num} samples leak: {', '.join(row['leaked_terms'][:5])}"
     pieces = marked(text, (row["truth"], *row["aliases"])) if is_fact else [(text, False)]
-    return ShownAnswer(LABELS[model], model, pieces, told >= _TELLS, samples)
+    return ShownAnswer(LABELS[model], model, pieces, told >= TELLS, samples)
 
 
 def _of(scores: ByModel, model: ModelName, group: Group, name: str) -> Metric | None:
     return scores.get(model, {}).get(group, {}).get(name)
 
 
-def _headline(title: str, what: str, before: Metric | None, after: Metric | None, is_forget: bool) -> Headline | None:
+def _headline(title: str, what: str, report: Report, scores: ByModel, group: Group) -> Headline | None:
+    before, after = (_of(scores, model, group, report.recall) for model in ("base", "unlearned"))
     if before is None or after is None:
         return None
     low, high = (100 * bound for bound in after.interval)
     detail = f"95 % interval {low:.0f} to {high:.0f} %, n = {after.num}"
-    return Headline(title, what, percent(before.agg_value), percent(after.agg_value), detail, is_forget)
+    base, ours = (_of(scores, model, group, "choice") for model in ("base", "unlearned"))
+    choice = ""
+    if base and ours and ours.chance is not None:
+        figures = f"{shown('choice', base, False)} → {shown('choice', ours, False)}"
+        choice = f"by choice {figures}, chance {percent(ours.chance)}"
+    first, last = (shown(report.recall, metric, False) for metric in (before, after))
+    return Headline(title, what, first, last, detail, choice, group == "forget")
 
 
-def _summary(report: Report) -> list[tuple[str, str, list[Metric | None], str]]:
-    """(title, n, a metric a model, name) of the columns of the three-row table."""
-    columns: list[tuple[str, Iterable[Metric | None], str]] = []
-    for wording in report.wordings:
-        scores = report.by_wording[wording]
-        columns.append((f"forget, {wording}", [_of(scores, m, "forget", report.recall) for m in MODELS], report.recall))
-    for title, group, name in (
-        ("forget, worst wording", "forget", "fact_recall_worst"),
-        ("leak of samples", "forget", "keyword_leak"),
-        ("near", "near", report.recall),
-        ("far", "far", report.recall),
-        ("fluency", "forget", "fluency"),
-    ):
-        columns.append((title, [report.metric(m, group, name) for m in MODELS], name))  # type: ignore[arg-type]
-    found = []
-    for title, metrics, name in columns:
-        listed = list(metrics)
-        if any(listed):
-            found.append((title, str(next(m.num for m in listed if m)), listed, name))
-    return found
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Three rows of the headline's table: recall and other figures, or choice on the same probes."""
+
+    title: str
+    nums: list[str]
+    rows: list[tuple[ModelName, list[str]]]
+    chances: list[str]  # none for recall
+
+
+def _sections(columns: Sequence[Column]) -> tuple[list[str], list[Section]]:
+    """Titles of the columns, and the sections below them; a cell without a figure is empty."""
+    titles = [" ".join(filter(None, column.titles)) for column in columns]
+    figures: list[tuple[ModelName, list[str]]] = [(m, [shown(c.name, c.figures[m]) for c in columns]) for m in MODELS]
+    sections = [Section("recall", [f"n = {column.num}" for column in columns], figures, [])]
+    if any(column.choice for column in columns):
+        chosen: list[tuple[ModelName, list[str]]] = [
+            (m, [shown("choice", c.choices[m]) if c.choice else "" for c in columns]) for m in MODELS
+        ]
+        nums = [f"n = {c.choice.num}" if c.choice else "" for c in columns]
+        chances = [percent(c.choice.chance or 0.0) if c.choice else "" for c in columns]
+        sections.append(Section("choice", nums, chosen, chances))
+    return titles, sections
 
 
 def _table(report: Report, group: Group) -> list[tuple[str, str, int, list[str]]]:

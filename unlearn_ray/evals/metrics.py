@@ -57,6 +57,19 @@ def truth_ratio(right: Sequence[float], wrong: Sequence[Sequence[float]]) -> flo
     return math.exp(min(difference, 700.0))  # the largest that a float holds
 
 
+def choice(right: Sequence[float], wrong: Sequence[Sequence[float]]) -> float | None:
+    """1 if the right answer is likelier than each wrong one, else 0; likelier: the higher mean of log p(token), the end of turn's included.
+
+    A multiple choice without letters: what lm-evaluation-harness calls `acc_norm`, per token instead of per byte (as GPT-3 was measured,
+    arXiv 2005.14165, section 2.4). A model that knows nothing gets 1 / (1 + number of wrong answers) of them right. Equally likely is not
+    likelier. None where the right answer, or no wrong one, was scored.
+    """
+    scored = [logprobs for logprobs in wrong if logprobs]
+    if not right or not scored:
+        return None
+    return float(all(_mean(right) > _mean(logprobs) for logprobs in scored))
+
+
 def exact_memorisation(argmax: Sequence[bool]) -> float | None:
     """Share of the answer's tokens that are the most probable one, teacher-forced (Tirumala et al. 2022, arXiv 2205.10770)."""
     return sum(argmax) / len(argmax) if argmax else None

@@ -7,13 +7,15 @@ import altair as alt
 import vl_convert
 
 from unlearn_ray.evals.report import LABELS, ByModel, Metric, Report
-from unlearn_ray.evals.scoring import MODELS
+from unlearn_ray.evals.scoring import GROUPS, MODELS
 from unlearn_ray.rows import Group, digest
 
 _COLOURS = ["var(--base)", "var(--guarded)", "var(--unlearned)"]
 _SHAPES = ["circle", "square", "diamond"]
+_PALE = 0.4
 _MAX_TICKS = 150  # a model: more only blackens the plot
 _WIDTH = 320
+_GROUPS: dict[Group, str] = {"forget": "to forget", "near": "neighbours", "far": "all else"}
 Row = dict[str, Any]
 
 
@@ -42,6 +44,15 @@ def recall_kept(report: Report) -> str | None:
         for topic, scores in report.by_topic.items():
             rows += _rows(f"{label}, beside {topic}", scores, group, report.recall)  # type: ignore[arg-type]
     return _intervals(rows)
+
+
+def choice(report: Report) -> str | None:
+    """Choice in each group, with chance as a line."""
+    rows = [row for group in GROUPS for row in _rows(_GROUPS[group], report.models, group, "choice")]
+    chances = [
+        metric.chance for group in GROUPS if (metric := report.metric("base", group, "choice")) and metric.chance
+    ]
+    return _intervals(rows, sum(chances) / len(chances) if chances else None)
 
 
 def truth_probability(report: Report) -> str | None:
@@ -103,14 +114,25 @@ def _parts(forget: float | None, retain: float | None, loss: float | None) -> Se
 def _rows(label: str, scores: ByModel, group: Group, metric: str) -> list[Row]:
     found: Mapping[str, Metric | None] = {model: scores.get(model, {}).get(group, {}).get(metric) for model in MODELS}
     return [
-        {"of": label, "model": LABELS[model], "value": m.agg_value, "low": m.interval[0], "high": m.interval[1]}
+        {
+            "of": label,
+            "model": LABELS[model],
+            "value": m.agg_value,
+            "low": m.interval[0],
+            "high": m.interval[1],
+            "doubtful": bool(m.doubts),
+        }
         for model in MODELS
         if (m := found[model]) is not None
     ]
 
 
-def _intervals(rows: Sequence[Row]) -> str | None:
-    """A point and its interval a row and model, on a scale from 0 to 100 %."""
+def _intervals(rows: Sequence[Row], mark: float | None = None) -> str | None:
+    """A point and its interval a row and model, on a scale from 0 to 100 %; pale where it is not to be relied on.
+
+    Args:
+        mark: where a dashed line stands, such as chance.
+    """
     if not rows:
         return None
     order = list(dict.fromkeys(row["of"] for row in rows))
@@ -121,11 +143,16 @@ def _intervals(rows: Sequence[Row]) -> str | None:
         color=_colour("model:N"),
     )
     scale = alt.X("low:Q").title(None).scale(domain=[0, 1]).axis(format="%", tickCount=5)
-    lines = base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x=scale, x2="high:Q")
-    points = base.mark_point(filled=True, size=75, opacity=1).encode(
-        x="value:Q", shape=alt.Shape("model:N").scale(domain=models, range=_SHAPES).legend(None)
+    pale = alt.condition("datum.doubtful", alt.value(_PALE), alt.value(1))
+    lines = base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x=scale, x2="high:Q", opacity=pale)
+    points = base.mark_point(filled=True, size=75).encode(
+        x="value:Q", shape=alt.Shape("model:N").scale(domain=models, range=_SHAPES).legend(None), opacity=pale
     )
-    return _svg((lines + points).properties(width=_WIDTH, height=alt.Step(17)))
+    drawn = lines + points
+    if mark is not None:
+        line = alt.Chart(alt.Data(values=[{"mark": mark}])).mark_rule(strokeDash=[4, 4], color="var(--soft)")
+        drawn = line.encode(x="mark:Q") + drawn
+    return _svg(drawn.properties(width=_WIDTH, height=alt.Step(17)))
 
 
 def _colour(field: str) -> alt.Color:

@@ -199,10 +199,20 @@ def place(probe: Probe, topics: Sequence[str]) -> PlacedProbe:
 
 
 def wrong_references(probe: Probe) -> list[str]:
-    """The wrong answers in the form of the reference: where that holds the true answer, each stands in its place."""
-    if not probe.reference or probe.answer not in probe.reference:
-        return list(probe.wrong)
-    return [probe.reference.replace(probe.answer, wrong) for wrong in probe.wrong]
+    """The wrong answers in the form of the reference, each once: where that holds the true answer, each stands in its place."""
+    wrong = dict.fromkeys(probe.wrong)
+    # A sentence may begin with the answer.
+    for change in (str, _capitalised):
+        if (answer := change(probe.answer)) in probe.reference:
+            # As whole words, where the script has such: "Ron" is not in "patron".
+            whole = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)")
+            place = whole if whole.search(probe.reference) else re.compile(re.escape(answer))
+            return [place.sub(lambda _, text=change(other): text, probe.reference) for other in wrong]  # type: ignore[misc]
+    return list(wrong)
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _probe(where: str, row: dict[str, Any]) -> Probe:
@@ -224,6 +234,9 @@ def _probe(where: str, row: dict[str, Any]) -> Probe:
             raise InputError(f"{where}: {key} must be a list of texts")
     if row.get("split", "report") not in {"tune", "report"}:
         raise InputError(f"{where}: split must be tune or report (it is {shown(row['split'])})")
+    truths = {normalised(text) for text in (row["answer"], row.get("reference", ""), *row.get("aliases", ())) if text}
+    if told := next((text for text in row.get("wrong", ()) if normalised(text) in truths), None):
+        raise InputError(f"{where}: wrong has the true answer, {shown(told)}: leave it out")
     return Probe.of(row | {key: tuple(row.get(key, ())) for key in _LISTS})
 
 

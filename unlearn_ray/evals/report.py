@@ -4,24 +4,31 @@
     run, model        name of the run and of the base model
     topics            topics to forget
     recall            the metric that the headline is of: fact_recall, or rouge_l_recall where answers are sentences
-    probes            what was asked: source, split, number by group, left out by reason
+    probes            what was asked: source, split, number by group, left out by reason; and of facts asked of any model, how many
+                      of each group the base model knows: those alone are in the figures
     unanswered        model -> reason -> probes that the engine could not answer; in no metric
     models            base | guarded (base + prefix) | unlearned -> forget | near | far -> metric -> Metric
     by_wording        wording -> as `models`, without value_by_index
     by_topic          topic to forget -> as `models`, without value_by_index; near and far: the probes that its prefix
                       and adapter answered
-    retention         guarded | unlearned -> near | far -> recall metric -> share of the base model's, over the same probes
+    forgetting        what the unlearned model lost of the base model's recall and choice on forget, over the same probes:
+                      forgotten, no_forgetting or not_measured, and why
+    forgetting_by_topic  topic to forget -> as `forgetting`
+    retention         guarded | unlearned -> near | far -> recall, choice or probability -> share of the base model's, over the same probes
     utility           model -> TOFU's model utility: harmonic mean of probability, ROUGE-L recall and truth ratio on near and far
     losses            training -> points of its loss curve
     stages            stage -> what its manifest says
     notes             what a reader must know before believing the figures
 
 A Metric is open-unlearning's `{"agg_value", "value_by_index"}` with `num` (values behind it: probes, or facts in
-`*_worst`) and `interval` (bootstrap 95 %, facts resampled whole). A metric that no probe has is not there.
+`*_worst`), `interval` (95 %: bootstrap, facts resampled whole; exact where that can't tell, see statistics.py), `doubts` (why it is
+not to be relied on) and for choice its `chance`: what a model without any knowledge would get. A metric that no probe has is not there.
 `fact_recall_worst` is over a fact's paraphrases: on forget the highest (one wording that still tells it is enough),
 on near and far the lowest.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -37,10 +44,15 @@ from unlearn_ray.rows import Group
 from unlearn_ray.words import visible
 
 REPORT = "report.json"
-VERSION = 1
+VERSION = 2
+FEW_PROBES = 20
+WIDE_INTERVAL = 0.3  # of a share
 _MAX_LOSS_POINTS = 400
 NO_SHARES = ("fluency", "truth_ratio")  # all else is a share, shown in per cent
 LABELS: dict[ModelName, str] = {"base": "base", "guarded": "base + prefix", "unlearned": "unlearned"}
+DOUBTFUL = "*"  # stands after every figure that has doubts
+DOUBT_LEGEND = f"{DOUBTFUL} not to be relied on: fewer than {FEW_PROBES} probes, or an interval wider than {100 * WIDE_INTERVAL:.0f} points"
+Doubt = Literal["few_probes", "wide_interval"]
 
 
 class _Strict(BaseModel):
@@ -53,6 +65,8 @@ class Metric(_Strict):
     agg_value: float
     num: int
     interval: tuple[float, float]
+    chance: float | None = None  # of choice alone
+    doubts: list[Doubt] = []
     value_by_index: dict[str, float] | None = None  # probe id (or fact) -> value
 
 
@@ -61,13 +75,31 @@ Scores = dict[Group, Metrics]
 ByModel = dict[ModelName, Scores]
 
 
+class KnownCount(_Strict):
+    """How much of what was asked the base model knows."""
+
+    num_probes: int
+    of_probes: int
+    num_facts: int
+    of_facts: int
+
+
 class ProbeCounts(_Strict):
     """What was asked."""
 
-    source: str  # pocket, held-out questions, or a file
+    source: str  # pocket, facts, held-out questions, or a file
     split: str
     num: dict[str, int]  # group -> probes
     excluded: dict[str, int]  # reason -> probes
+    known: dict[Group, KnownCount] | None = None  # where only what the base model knows is counted
+
+
+class Forgetting(_Strict):
+    """Whether the unlearned model tells less than the base model does."""
+
+    verdict: Literal["forgotten", "no_forgetting", "not_measured"]
+    num: int  # forget probes that both answered, and that count
+    lost: Metrics  # recall and choice -> base less unlearned, over the same probes
 
 
 class LossPoint(_Strict):
@@ -108,6 +140,8 @@ class Report(_Strict):
     models: ByModel
     by_wording: dict[str, ByModel]
     by_topic: dict[str, ByModel]
+    forgetting: Forgetting
+    forgetting_by_topic: dict[str, Forgetting]
     retention: dict[ModelName, Scores]
     utility: dict[ModelName, float]
     losses: dict[str, list[LossPoint]]
@@ -138,6 +172,18 @@ class Report(_Strict):
         return self.models.get(model, {}).get(group, {}).get(name)
 
     @property
+    def has_doubts(self) -> bool:
+        """Whether a figure of it is marked."""
+        parts = [self.models, self.retention, *self.by_wording.values(), *self.by_topic.values()]
+        return any(
+            metric.doubts
+            for by_model in parts
+            for scores in by_model.values()
+            for metrics in scores.values()
+            for metric in metrics.values()
+        )
+
+    @property
     def wordings(self) -> list[str]:
         """Wordings of the forget probes, `template` first."""
         asked = [name for name, scores in self.by_wording.items() if scores.get("base", {}).get("forget")]
@@ -155,13 +201,24 @@ def read_losses(folder: Folder) -> dict[str, list[LossPoint]]:
 
 
 def shown(name: str, metric: Metric | None, with_interval: bool = True) -> str:
-    """`3 % [1, 6]`, or `2.41 [2.3, 2.5]` for what is no share."""
+    """`3 % [1, 6]`, or `2.41 [2.3, 2.5]` for what is no share; `3 %* [0, 40]` where it is not to be relied on."""
     if metric is None:
         return "n/a"
     low, high = metric.interval
+    sign = DOUBTFUL if metric.doubts else ""
     if name in NO_SHARES:
-        return f"{metric.agg_value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if with_interval else "")
-    return percent(metric.agg_value) + (f" [{100 * low:.0f}, {100 * high:.0f}]" if with_interval else "")
+        return f"{metric.agg_value:.2f}{sign}" + (f" [{low:.2f}, {high:.2f}]" if with_interval else "")
+    return percent(metric.agg_value) + sign + (f" [{100 * low:.0f}, {100 * high:.0f}]" if with_interval else "")
+
+
+def doubts_of(name: str, num: int, interval: tuple[float, float]) -> list[Doubt]:
+    """Why a figure is not to be relied on."""
+    found: list[Doubt] = []
+    if num < FEW_PROBES:
+        found.append("few_probes")
+    if name not in NO_SHARES and interval[1] - interval[0] > WIDE_INTERVAL:
+        found.append("wide_interval")
+    return found
 
 
 def percent(share: float) -> str:
@@ -170,10 +227,54 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if is_rounded_away else f"{100 * share:.0f} %"
 
 
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the headline: recall or another figure of each model, and choice on the same probes."""
+
+    titles: tuple[str, str]
+    name: str
+    figures: Mapping[ModelName, Metric | None]
+    choices: Mapping[ModelName, Metric | None]
+
+    @property
+    def num(self) -> int:
+        return next(metric.num for metric in self.figures.values() if metric)
+
+    @property
+    def choice(self) -> Metric | None:
+        """Choice of the first model that has it: for its number of probes and its chance, which are those of all."""
+        return next((metric for metric in self.choices.values() if metric), None)
+
+
+def headline_columns(report: Report) -> list[Column]:
+    """What a person asks first."""
+    recall, nothing = report.recall, dict.fromkeys(MODELS)
+    found: list[Column] = []
+
+    def add(titles: tuple[str, str], group: Group, name: str, scores: ByModel, has_choice: bool) -> None:
+        figures = {model: scores.get(model, {}).get(group, {}).get(name) for model in MODELS}
+        choices = {model: scores.get(model, {}).get(group, {}).get("choice") for model in MODELS}
+        if any(figures.values()):
+            found.append(Column(titles, name, figures, choices if has_choice else nothing))
+
+    wordings = report.wordings
+    if 1 < len(wordings) <= 3:
+        for wording in wordings:
+            add(("forget", wording), "forget", recall, report.by_wording[wording], True)
+    else:
+        add(("", "forget"), "forget", recall, report.models, True)
+    add(("forget", "worst"), "forget", "fact_recall_worst", report.models, False)
+    add(("samples", "leaking"), "forget", "keyword_leak", report.models, False)
+    add(("", "near"), "near", recall, report.models, True)
+    add(("", "far"), "far", recall, report.models, True)
+    add(("", "fluency"), "forget", "fluency", report.models, False)
+    return found
+
+
 def summary_table(report: Report) -> Table:
-    """Three rows, and what a person asks first; under each title its number of probes."""
+    """Three rows, and what a person asks first, under each title its number of probes; then the same three rows by choice."""
     table = Table(
-        title=escape(visible(f"What {report.model} knows of {', '.join(report.topics)}")),
+        title=_title(report),
         title_justify="left",
         header_style="bold",
         box=None,
@@ -181,44 +282,81 @@ def summary_table(report: Report) -> Table:
         collapse_padding=True,
         pad_edge=False,
     )
-    table.add_column("", no_wrap=True)
-    recall = report.recall
-    columns: list[tuple[str, dict[ModelName, Metric | None], str]] = []
-
-    def add(title: str, metric: str, of: dict[ModelName, Metric | None]) -> None:
-        if any(of.values()):
-            columns.append((title, of, metric))
-
-    wordings = report.wordings
-    if 1 < len(wordings) <= 3:
-        for wording in wordings:
-            scores = report.by_wording[wording]
-            add(
-                f"forget\n{escape(visible(wording))}",
-                recall,
-                {m: scores.get(m, {}).get("forget", {}).get(recall) for m in MODELS},
-            )
-    else:
-        add("forget\nrecall", recall, {m: report.metric(m, "forget", recall) for m in MODELS})
-    for title, group, metric in (
-        ("forget\nworst", "forget", "fact_recall_worst"),
-        ("samples\nleaking", "forget", "keyword_leak"),
-        ("\nnear", "near", recall),
-        ("\nfar", "far", recall),
-        ("\nfluency", "forget", "fluency"),
-    ):
-        add(title, metric, {m: report.metric(m, group, metric) for m in MODELS})  # type: ignore[arg-type]
-
-    for title, of, _ in columns:
-        num = next(metric.num for metric in of.values() if metric)
-        table.add_column(f"{title}\n[dim]n={num}[/]", justify="right", no_wrap=True)
+    columns = headline_columns(report)
+    table.add_column("\n\n[dim]recall[/]", no_wrap=True)
+    for column in columns:
+        above, title = (escape(visible(part)) for part in column.titles)
+        table.add_column(f"{above}\n{title}\n[dim]n={column.num}[/]", justify="right", no_wrap=True)
     for model in MODELS:
-        style = "bold" if model == "unlearned" else None
-        cells = [_cell(metric, of[model]) for _, of, metric in columns]
-        table.add_row(LABELS[model], *cells, style=style)
-    table.caption = "[dim]bootstrap 95 % intervals; worst: any wording of a fact that still tells it[/]"
+        cells = [_cell(column.name, column.figures[model]) for column in columns]
+        table.add_row(LABELS[model], *cells, style="bold" if model == "unlearned" else None)
+    if any(column.choice for column in columns):
+        nums = [f"\nn={column.choice.num}" if column.choice else "" for column in columns]
+        table.add_row("\nchoice", *nums, style="dim")
+        for model in MODELS:
+            cells = [_cell("choice", column.choices[model]) if column.choice else Text() for column in columns]
+            table.add_row(LABELS[model], *cells, style="bold" if model == "unlearned" else None)
+        chances = [percent(column.choice.chance or 0.0) if column.choice else "" for column in columns]
+        table.add_row("chance", *chances, style="dim")
+    table.caption = Text("\n".join(_legend(report, columns)), style="dim")
     table.caption_justify = "left"
     return table
+
+
+def _title(report: Report) -> Text:
+    """What it is about; below it, where forgetting was not measured, that."""
+    title = Text(visible(f"What {report.model} knows of {', '.join(report.topics)}"))
+    for warning in warnings(report):
+        title.append(f"\n! {visible(warning)}", "bold not italic yellow")
+    return title
+
+
+def warnings(report: Report) -> list[str]:
+    """What a headline must say before any figure: that nothing was forgotten, or nothing could be measured; of each topic, where of all
+    together something was."""
+    if report.forgetting.verdict != "forgotten" or len(report.topics) == 1:
+        return _warning(report, report.forgetting, report.topics)
+    return [
+        line
+        for topic in report.topics
+        if (found := report.forgetting_by_topic.get(topic))
+        for line in _warning(report, found, [topic])
+    ]
+
+
+def _warning(report: Report, found: Forgetting, topics: Sequence[str]) -> list[str]:
+    about = ", ".join(topics)
+    if found.verdict == "not_measured":
+        asked = f"none of the {found.num} probes" if found.num else "nothing that was asked"
+        return [f"Forgetting could not be measured: the base model knows {asked} about {about}."]
+    if found.verdict == "no_forgetting":
+        titles = {"fact_recall": "recall", "rouge_l_recall": "recall", "choice": "choice"}
+        lost = ", ".join(
+            f"{titles[name]} by {100 * metric.agg_value:.0f} points (95 %: {100 * metric.interval[0]:.0f} to {100 * metric.interval[1]:.0f})"
+            for name, metric in found.lost.items()
+        )
+        return [f"No forgetting measured of {about}: against base fell {lost}, no more than chance explains."]
+    return []
+
+
+def _legend(report: Report, columns: Sequence[Column]) -> Iterator[str]:
+    yield "95 % intervals; worst: any wording of a fact that still tells it"
+    if any(column.choice for column in columns):
+        yield "choice: the true answer is likelier than each wrong one"
+    if report.probes.known is not None:
+        yield known_line(report.probes.known)
+    figures = [metric for column in columns for of in (column.figures, column.choices) for metric in of.values()]
+    if any(metric.doubts for metric in figures if metric):
+        yield DOUBT_LEGEND
+
+
+def known_line(known: Mapping[Group, KnownCount]) -> str:
+    """How much of what was asked is in the figures."""
+    counts = ", ".join(
+        f"{group} {count.num_probes} of {count.of_probes} probes ({count.num_facts} of {count.of_facts} facts)"
+        for group, count in known.items()
+    )
+    return f"counted is what the base model knows: {counts}"
 
 
 def _cell(name: str, metric: Metric | None) -> Text:
@@ -236,7 +374,9 @@ __all__ = [
     "Metrics",
     "Report",
     "Scores",
+    "headline_columns",
     "percent",
     "shown",
     "summary_table",
+    "warnings",
 ]

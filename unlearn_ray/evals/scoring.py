@@ -13,6 +13,7 @@ from unlearn_ray.words import leaked
 ModelName = Literal["base", "guarded", "unlearned"]
 MODELS: tuple[ModelName, ...] = ("base", "guarded", "unlearned")
 GROUPS: tuple[Group, ...] = ("forget", "near", "far")
+TELLS = 0.5  # recall from which an answer counts as telling the truth: where no short fact decides, ROUGE-L's
 PER_ANSWER = (
     "fact_recall",
     "rouge_l_recall",
@@ -20,6 +21,7 @@ PER_ANSWER = (
     "sampled_recall",
     "probability",
     "truth_ratio",
+    "choice",
     "exact_memorisation",
     "extraction_strength",
     "fluency",
@@ -75,11 +77,13 @@ class Answered(Row):
     sampled_recall: float | None = None
     probability: float | None = None
     truth_ratio: float | None = None
+    choice: float | None = None
     exact_memorisation: float | None = None
     extraction_strength: float | None = None
     fluency: float | None = None
     degenerate: float | None = None
     refusal: float | None = None
+    num_wrong: int = 0  # wrong answers that were scored: those that `choice` is among
     is_truncated: bool = False
     drop: str | None = None  # the engine could not answer: counted, and in no metric
 
@@ -99,6 +103,7 @@ class Score:
     group: Group
     wording: str
     fact: str
+    num_wrong: int
     values: Mapping[str, float]
 
     @classmethod
@@ -151,6 +156,8 @@ def score_answer(
     logprobs: Sequence[float],
     argmax: Sequence[bool],
     wrong_logprobs: Sequence[Sequence[float]],
+    whole: Sequence[float],
+    wrong_wholes: Sequence[Sequence[float]],
     is_truncated: bool = False,
 ) -> Answered:
     """Every metric of one answer.
@@ -158,6 +165,8 @@ def score_answer(
     Args:
         terms: words and names that give the topic away.
         names: the topic's own names. They, and what the question says, are given to every model alike: no leak.
+        logprobs, wrong_logprobs: of the tokens of the reference and of each wrong answer; empty where one was not scored.
+        whole, wrong_wholes: the same with the end of turn.
     """
     truths = (ask.truth, *ask.aliases)
     found = [leaked(sample, terms, "\n".join((ask.question, *names))) for sample in samples]
@@ -182,11 +191,13 @@ def score_answer(
         sampled_recall=sum(recalls) / len(recalls) if recalls else None,
         probability=metrics.answer_probability(logprobs),
         truth_ratio=metrics.truth_ratio(logprobs, wrong_logprobs),
+        choice=metrics.choice(whole, wrong_wholes),
         exact_memorisation=metrics.exact_memorisation(argmax),
         extraction_strength=metrics.extraction_strength(argmax),
         fluency=metrics.fluency(answer),
         degenerate=float(metrics.is_degenerate(answer)),
         refusal=float(is_refusal(answer)),
+        num_wrong=sum(bool(logprobs) for logprobs in wrong_wholes),
         is_truncated=is_truncated,
     )
 

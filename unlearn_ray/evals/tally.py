@@ -2,13 +2,26 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EvaluateConfig
+from unlearn_ray.evals.forgetting import Recall, chance_of, forgetting_of
+from unlearn_ray.evals.known import known_only
 from unlearn_ray.evals.metrics import harmonic_mean
 from unlearn_ray.evals.probes import Selection
-from unlearn_ray.evals.report import ByModel, LossPoint, Metric, Metrics, ProbeCounts, Report, Scores, StageSummary
+from unlearn_ray.evals.report import (
+    NO_SHARES,
+    ByModel,
+    Forgetting,
+    LossPoint,
+    Metric,
+    Metrics,
+    ProbeCounts,
+    Report,
+    Scores,
+    StageSummary,
+    doubts_of,
+)
 from unlearn_ray.evals.scoring import GROUPS, MODELS, PER_ANSWER, ModelName, Score
 from unlearn_ray.evals.statistics import Estimate, mean_interval, ratio_interval
 from unlearn_ray.rows import Group, seed_of
@@ -16,8 +29,9 @@ from unlearn_ray.rows import Group, seed_of
 _SOURCES = {
     None: "held-out questions, with the base model's own answers as the truth",
     "pocket": "the pocket model's probes",
+    "facts": "facts that are true for everybody, of which those count that the base model knows",
 }
-RETAINED = ("fact_recall", "rouge_l_recall", "probability")
+RETAINED = ("fact_recall", "choice", "rouge_l_recall", "probability")
 _MIN_SHORT = 0.5  # of the forget probes, for fact recall to be the headline
 
 
@@ -36,30 +50,42 @@ def make_report(
     notes: Sequence[str] = (),
 ) -> Report:
     """The report of a run from the scores of its answers and what else is known of it; `notes` are what its files made doubtful."""
-    tally = Tally(scores, config.num_bootstrap, seed)
+    recall = headline_recall(scores)
+    counted, known = known_only(scores) if config.counts_known_only else (list(scores), None)
+    tally = Tally(counted, config.num_bootstrap, seed)
     models = tally.models()
     unasked = set(topics) - {placed.probe.topic for placed in selection.kept}
     return Report(
         run=run,
         model=model,
         topics=list(topics),
-        recall=tally.recall(),
+        recall=recall,
         probes=ProbeCounts(
             source=_SOURCES.get(config.probes) or f"file {Folder(str(config.probes)).name}",
             split=config.split,
             num=selection.num_kept(),
             excluded=selection.num_excluded(),
+            known=known,
         ),
         unanswered={name: dict(reasons) for name, reasons in unanswered.items() if reasons},
         models=models,
         by_wording=tally.by_wording(),
         by_topic=tally.by_topic(topics),
+        forgetting=tally.forgetting(recall),
+        forgetting_by_topic={topic: tally.forgetting(recall, topic) for topic in topics if topic not in unasked},
         retention=tally.retention(),
         utility=tally.utility(models),
         losses=losses,
         stages=stages,
         notes=[*notes, *(f"No probe asks about {topic}: its forgetting is not measured." for topic in sorted(unasked))],
     )
+
+
+def headline_recall(scores: Sequence[Score]) -> Recall:
+    """The headline's metric: fact recall where most forget probes have a short answer."""
+    forget = [score for score in scores if score.group == "forget"]
+    num_short = sum("fact_recall" in score.values for score in forget)
+    return "fact_recall" if forget and num_short >= _MIN_SHORT * len(forget) else "rouge_l_recall"
 
 
 class Tally:
@@ -81,7 +107,7 @@ class Tally:
         return {topic: found[topic] for topic in topics if topic in found}
 
     def retention(self) -> dict[ModelName, Scores]:
-        """Recall and probability on near and far probes as a share of the base model's, over the probes that both answered."""
+        """Recall, choice and probability on near and far probes as a share of the base model's, over the probes that both answered."""
         base = {score.probe_id: score for score in self.scores if score.model == "base"}
         shares: dict[ModelName, Scores] = {}
         for model in MODELS[1:]:
@@ -105,11 +131,10 @@ class Tally:
                 found[model] = harmonic_mean([value for part in parts for value in part])
         return found
 
-    def recall(self) -> Literal["fact_recall", "rouge_l_recall"]:
-        """The headline's metric: fact recall where most forget probes have a short answer."""
-        forget = [score for score in self.scores if score.group == "forget"]
-        num_short = sum("fact_recall" in score.values for score in forget)
-        return "fact_recall" if forget and num_short >= _MIN_SHORT * len(forget) else "rouge_l_recall"
+    def forgetting(self, recall: Recall, topic: str | None = None) -> Forgetting:
+        """What was lost of a topic, or of all of them."""
+        scores = [score for score in self.scores if topic is None or score.topic == topic]
+        return forgetting_of(scores, recall, self.num_bootstrap, self.seed)
 
     def _split(self, key: Callable[[Score], str]) -> dict[str, ByModel]:
         parts: defaultdict[str, list[Score]] = defaultdict(list)
@@ -137,8 +162,10 @@ class Tally:
             if not having:
                 continue
             values = [score.values[name] for score in having]
-            estimate = mean_interval(values, [score.cluster for score in having], self.num_bootstrap, self.seed)
-            found[name] = _metric(estimate, {s.probe_id: s.values[name] for s in having} if with_values else None)
+            clusters = [score.cluster for score in having]
+            estimate = mean_interval(values, clusters, self.num_bootstrap, self.seed, is_share=name not in NO_SHARES)
+            named = {s.probe_id: s.values[name] for s in having} if with_values else None
+            found[name] = _metric(name, estimate, named, chance_of(having) if name == "choice" else None)
             if name == "fact_recall":
                 found["fact_recall_worst"] = self._worst(having, group, with_values)
         return found
@@ -148,9 +175,9 @@ class Tally:
         for score in scores:
             by_fact.setdefault(score.cluster, []).append(score.values["fact_recall"])
         worst = {fact: max(values) if group == "forget" else min(values) for fact, values in by_fact.items()}
-        estimate = mean_interval(list(worst.values()), list(worst), self.num_bootstrap, self.seed)
+        estimate = mean_interval(list(worst.values()), list(worst), self.num_bootstrap, self.seed, is_share=True)
         named = {f"{topic}: {fact}": value for (topic, fact), value in worst.items()}
-        return _metric(estimate, named if with_values else None)
+        return _metric("fact_recall_worst", estimate, named if with_values else None)
 
     def _shares(self, pairs: Sequence[tuple[Score, Score]]) -> Metrics:
         found: Metrics = {}
@@ -166,7 +193,7 @@ class Tally:
                 self.seed,
             )
             if estimate is not None:
-                found[name] = _metric(estimate)
+                found[name] = _metric(name, estimate)
         return found
 
 
@@ -178,7 +205,15 @@ def _utility_parts(metrics: Mapping[str, Metric]) -> list[float]:
     return [metrics["probability"].agg_value, metrics["rouge_l_recall"].agg_value, right]
 
 
-def _metric(estimate: Estimate, values: dict[str, float] | None = None) -> Metric:
+def _metric(
+    name: str, estimate: Estimate, values: dict[str, float] | None = None, chance: float | None = None
+) -> Metric:
+    interval = (estimate.low, estimate.high)
     return Metric(
-        agg_value=estimate.value, num=estimate.num, interval=(estimate.low, estimate.high), value_by_index=values
+        agg_value=estimate.value,
+        num=estimate.num,
+        interval=interval,
+        chance=chance,
+        doubts=doubts_of(name, estimate.num, interval),
+        value_by_index=values,
     )

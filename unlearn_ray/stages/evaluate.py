@@ -26,13 +26,13 @@ from unlearn_ray.evals.probes import (
     with_topics,
 )
 from unlearn_ray.evals.report import Report, StageSummary, read_losses
-from unlearn_ray.evals.scoring import MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
+from unlearn_ray.evals.scoring import GROUPS, MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
 from unlearn_ray.evals.tally import make_report
 from unlearn_ray.rows import Message, Probe, seed_of
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 
 STAGE = "evaluate"
-VERSION = 3
+VERSION = 4
 JOINT = "joint"
 _ADAPTER = "adapter_config.json"
 PROBE_TOKENS = 64  # of an answer to a file's probes, which are short
@@ -60,7 +60,8 @@ def evaluate_identity(
     inputs = dict(fingerprints)
     if (path := config.probes_path) is not None:
         check_topics(with_topics(read_probes(path), topics), [topic.name for topic in topics], config.split, path)
-        section["probes"] = "file"  # by its content: moving it changes nothing
+        # By its content: moving it changes nothing. The shipped facts, of which not all count, are not a file of the same content.
+        section["probes"] = "facts" if config.counts_known_only else "file"
         inputs["probes"] = _content(Folder(path))
     what = {
         "evaluate": section,
@@ -213,6 +214,8 @@ class Scoring:
             logprobs=right.logprobs,
             argmax=right.argmax,
             wrong_logprobs=[reply.logprobs for reply in wrong],
+            whole=(*right.logprobs, *right.ending),
+            wrong_wholes=[(*reply.logprobs, *reply.ending) for reply in wrong],
             is_truncated=any(greedy.truncated),
         )
         return [scored.to_dict()]
@@ -335,15 +338,16 @@ def _read_scores(answers: Folder) -> tuple[list[Score], dict[ModelName, Counter[
     return sorted(scores, key=lambda score: (score.model, score.probe_id)), drops
 
 
-def _headline(report: Report) -> dict[str, float]:
-    """The figures that a list of runs shows."""
-    found = {
-        f"{model}_{group}": metric.agg_value
+def _headline(report: Report) -> dict[str, float | str]:
+    """The figures that a list of runs shows, and whether anything was forgotten."""
+    figures = {
+        f"{model}_{group}{suffix}": round(metric.agg_value, 4)
+        for name, suffix in ((report.recall, ""), ("choice", "_choice"))
         for model in MODELS
-        for group in ("forget", "near", "far")
-        if (metric := report.metric(model, group, report.recall))
+        for group in GROUPS
+        if (metric := report.metric(model, group, name))
     }
-    return {name: round(value, 4) for name, value in found.items()}
+    return {**figures, "forgetting": report.forgetting.verdict}
 
 
 def _model_name(path: str) -> str:
