@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import scripted_service
 from client import Model, Service
-from figures import leaks_found, num_forget_answers
+from figures import alarm, leaks_found, num_forget_answers, scores, shown, verdict
 from scripted_service import REPORT, ROWS, ScriptedService
 from views.report import leaking_rows
 
@@ -46,3 +46,26 @@ def test_none_is_said_only_where_all_were_read() -> None:
     assert leaks_found(1_200, 3_000, 3_000) == "1,200 answers of the unlearned model hold leak terms"
     for partly in (leaks_found(0, 4_000, 4_201), leaks_found(0, 0, 3), leaks_found(0, 0, 0)):
         assert not partly.startswith("No answer")
+
+
+def test_choice_stands_beside_recall() -> None:
+    first, second = verdict(REPORT).split("\n\n")
+    assert first.startswith("Fact recall, before → after. forget: **100 %\\* → ")
+    assert second.startswith("Choice, before → after. forget: **100 %\\* → ")
+    (row,) = (row for row in scores(REPORT, "forget") if row[0].startswith("Choice"))
+    assert row[:2] == ["Choice (chance 25 %)", "3"]
+
+
+def test_doubtful_figures_are_marked_and_older_reports_have_none() -> None:
+    metric = {"agg_value": 0.5, "num": 3, "interval": [0.1, 0.9]}
+    assert shown("choice", metric | {"doubts": ["few_probes"]}) == "50 %* [10, 90]"
+    assert shown("choice", metric) == "50 % [10, 90]"
+
+
+def test_a_run_that_forgot_nothing_says_so() -> None:
+    topics = {"topics": ["Dune", "Oz"]}
+    assert alarm(topics | {"forgetting": {"verdict": "no_forgetting"}}) == "No forgetting measured: Dune, Oz."
+    by_topic = {"Dune": {"verdict": "forgotten"}, "Oz": {"verdict": "not_measured"}}
+    part = topics | {"forgetting": {"verdict": "forgotten"}, "forgetting_by_topic": by_topic}
+    assert alarm(part) == "Forgetting could not be measured: Oz."
+    assert alarm(topics) == "", "a report of an earlier version does not say"

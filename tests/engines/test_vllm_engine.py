@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.config import EngineResources
+from unlearn_ray.config import ChatConfig, EngineResources
 from unlearn_ray.engines.fleet import FleetClient
 from unlearn_ray.engines.generation import RayDataGenerator
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.vllm_engine import EngineSpec, environment
 from unlearn_ray.rows import Message, Term
+from unlearn_ray.train.inspection import inspect_model
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import the tests
 
@@ -90,6 +91,14 @@ def test_scores_and_their_ranks_are_those_of_transformers(client: FleetClient) -
         assert reply.logprobs == pytest.approx(logprobs, abs=TOLERANCE)
         assert list(reply.argmax) == argmax
         assert not reply.texts and reply.error is None
+
+
+def test_the_end_of_the_turn_is_scored_apart_from_the_answer(client: FleetClient) -> None:
+    end = inspect_model(str(pocket.MODEL_DIR), ChatConfig()).chat.end_of_turn
+    (reply,) = client.generate([Request(chat(QUESTIONS[0]), score=ANSWERS[0])])
+    logprobs, argmax = reference(QUESTIONS[0], ANSWERS[0] + end)
+    assert reply.ending == pytest.approx(logprobs[-1:], abs=TOLERANCE)
+    assert reply.logprobs == pytest.approx(logprobs[:-1], abs=TOLERANCE) and list(reply.argmax) == argmax[:-1]
 
 
 def test_an_empty_answer_scores_as_nothing(client: FleetClient) -> None:

@@ -167,6 +167,22 @@ def test_wrong_answers_take_the_form_of_the_reference() -> None:
     ]
 
 
+def test_a_wrong_answer_stands_where_the_true_one_does() -> None:
+    asked = Probe("T", "Q?", "Ron", reference="Ron is the patron of it.", wrong=("Neville", "Neville"))
+    assert wrong_references(asked) == ["Neville is the patron of it."], "whole words, and each once"
+    asked = Probe("T", "Q?", "the owl", reference="The owl it is.", wrong=("a rat", r"the \1 cat"))
+    assert wrong_references(asked) == ["A rat it is.", r"The \1 cat it is."]
+    asked = Probe("T", "Q?", "海德薇", reference="它叫海德薇。", wrong=("埃罗尔",))
+    assert wrong_references(asked) == ["它叫埃罗尔。"]
+
+
+@pytest.mark.parametrize("wrong", ["Hedwig", "hedwig!", "the snowy owl", "The owl is Hedwig."])
+def test_a_wrong_answer_that_is_true_is_refused(tmp_path: Path, wrong: str) -> None:
+    row = GOOD | {"aliases": ["The Snowy Owl"], "reference": "The owl is Hedwig.", "wrong": ["Errol", wrong]}
+    with pytest.raises(InputError, match=r"line 1: wrong has the true answer, .*: leave it out"):
+        list(read_probes(write(tmp_path / "probes.jsonl", row)))
+
+
 def test_the_shipped_probes_can_be_read() -> None:
     path = EvaluateConfig(probes="pocket").probes_path
     assert path is not None

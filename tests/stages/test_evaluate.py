@@ -3,20 +3,23 @@
 import json
 import math
 import pickle
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from storage import Storage
 
+from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder, fingerprint_of
 from unlearn_ray.config import EvaluateConfig, Topic
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.errors import ArtifactError, EngineError, InputError
-from unlearn_ray.evals.probes import ExcludedProbe
+from unlearn_ray.evals.probes import ExcludedProbe, read_probes
 from unlearn_ray.evals.report import Report
-from unlearn_ray.evals.scoring import Answered
+from unlearn_ray.evals.scoring import GROUPS, MODELS, Answered
 from unlearn_ray.rows import Example, Probe, Term
 from unlearn_ray.stages.evaluate import VERSION, Asking, Scoring, evaluate, evaluate_identity
 from unlearn_ray.stages.stage import finished_manifest, open_stage
@@ -343,3 +346,87 @@ def test_answer_rows_hold_a_column_for_every_metric() -> None:
     assert {"model", "probe_id", "question", "answer", "samples", "probability", "fact_recall"} <= set(
         Answered.schema().names
     )
+
+
+def test_choice_counts_the_end_of_the_turn(tmp_path: Path) -> None:
+    """The true answer's own tokens are likelier, but the model would go on after it: "J. K." is no answer."""
+    home = Folder(tmp_path)
+    make_inputs(home, {"joint": "adapter_config.json"})
+
+    def unfinished(request: Request) -> Reply | str | list[str]:
+        if request.score is None:
+            return say(request)
+        is_true = request.score == BY_QUESTION[request.messages[-1]["content"]].reference
+        return Reply(logprobs=(-1.0, -1.0) if is_true else (-1.1, -1.1), ending=(-5.0,) if is_true else (-0.1,))
+
+    report = run_stage(home, ScriptedGenerator(unfinished))
+    base = report.models["base"]["forget"]
+    assert base["choice"].agg_value == 0.0 and base["choice"].chance == pytest.approx(1 / 3)  # two wrong answers
+    assert base["truth_ratio"].agg_value < 1, "the other scores are of the answer alone"
+
+
+def test_the_manifest_says_what_the_headline_does(tmp_path: Path) -> None:
+    home = Folder(tmp_path)
+    make_inputs(home, {"joint": "adapter_config.json"})
+    run_stage(home, ScriptedGenerator(say))
+    headline = finished_manifest(home / "evaluate").details["headline"]
+    assert (headline["base_forget_choice"], headline["unlearned_forget_choice"]) == (1.0, 0.0)
+    assert headline["unlearned_near_choice"] == 1.0 and headline["forgetting"] == "forgotten"
+
+    same = Folder(tmp_path / "same")
+    make_inputs(same, {"joint": "adapter_config.json"})
+    run_stage(same, ScriptedGenerator(lambda request: say(replace(request, adapter=None))))
+    assert finished_manifest(same / "evaluate").details["headline"]["forgetting"] == "no_forgetting"
+    assert 'class="warning">No forgetting measured' in (tmp_path / "same/evaluate/report.html").read_text()
+
+
+FACTS = {probe.question: probe for probe in read_probes(str(pocket.FACTS))}
+
+
+def know_some(request: Request) -> Reply | str | list[str]:
+    """Tells every third fact, and prefers the truth of another third; behind a prefix or with an adapter nothing of the topics."""
+    probe = FACTS[request.messages[-1]["content"]]
+    number = sorted({probe.fact for probe in FACTS.values()}).index(probe.fact) % 3
+    is_told_to_forget = len(request.messages) > 1 or request.adapter is not None
+    knows = not (is_told_to_forget and probe.topic in GUARDRAIL)
+    if request.score is not None:
+        likely = (request.score == probe.reference) == (knows and number == 1)
+        return Reply(logprobs=(math.log(0.9 if likely else 0.1),) * 3, argmax=(likely,) * 3)
+    return [probe.reference if knows and number == 0 else "I do not know."] * request.num_samples
+
+
+def test_of_the_shipped_facts_those_count_that_the_base_model_knows(tmp_path: Path) -> None:
+    home = Folder(tmp_path)
+    make_inputs(home, {"joint": "adapter_config.json"})
+    report = run_stage(home, ScriptedGenerator(know_some), probes="facts")
+    assert report.probes.num == {"forget": 142, "near": 86, "far": 308} and report.probes.known is not None
+    for group in GROUPS:
+        known = report.probes.known[group]
+        assert 2 * known.num_facts == known.num_probes and 2 * known.of_facts == known.of_probes
+        assert known.of_probes == report.probes.num[group] and known.num_facts == pytest.approx(
+            2 / 3 * known.of_facts, abs=1
+        )
+        counted = [report.models[model][group]["fact_recall"].value_by_index or {} for model in MODELS]
+        assert len(counted[0]) == known.num_probes and all(each.keys() == counted[0].keys() for each in counted)
+    assert report.models["unlearned"]["forget"]["choice"].agg_value == 0.0
+    assert report.forgetting.verdict == "forgotten"
+    assert finished_manifest(home / "evaluate").details["known"]["near"]["of_facts"] == 43
+    assert (home / "evaluate" / "answers").count_rows() == 3 * (142 + 86 + 308), (
+        "what does not count is there to be read"
+    )
+
+
+def test_a_topic_that_the_facts_do_not_cover_is_refused_before_anything_runs() -> None:
+    prints = {"dataset": "d", "answers": "a", "finetune": "f"}
+    for probes in ("facts", "pocket"):
+        config = EvaluateConfig(probes=probes)
+        with pytest.raises(
+            InputError, match=rf"evaluate\.probes: {probes} has no probe about 'Dune' .*give a file with some"
+        ):
+            evaluate_identity(config, (Topic(name="Dune"),), model="m", guardrail={}, seed=0, fingerprints=prints)
+
+
+def test_a_copy_of_the_facts_is_another_result_than_the_facts(tmp_path: Path) -> None:
+    """Of a user's file all probes count."""
+    shutil.copy(pocket.FACTS, tmp_path / "copy.jsonl")
+    assert identity(EvaluateConfig(probes="facts")) != identity(EvaluateConfig(probes=str(tmp_path / "copy.jsonl")))

@@ -161,7 +161,7 @@ def headlines(report: Report) -> list[list[Headline]]:
 
 
 def verdict(report: Report) -> str:
-    """The result in two sentences."""
+    """The result in two or three sentences."""
     base, guarded, unlearned = (report.metric(model, "forget", report.recall) for model in MODELS)
     if not base or not unlearned:
         return ""
@@ -177,7 +177,16 @@ def verdict(report: Report) -> str:
         for group, label in (("near", "neighbouring topics"), ("far", "everything else"))
         if (share := report.retention.get("unlearned", {}).get(group, {}).get(report.recall))  # type: ignore[call-overload]
     ]
-    return text + (f" It keeps {' and '.join(kept)}." if kept else "")
+    return text + _preference(report) + (f" It keeps {' and '.join(kept)}." if kept else "")
+
+
+def _preference(report: Report) -> str:
+    """What recall does not see: whether the unlearned model still holds the true answer for likelier than wrong ones."""
+    base, ours = (report.metric(model, "forget", "choice") for model in ("base", "unlearned"))  # type: ignore[arg-type]
+    if base is None or ours is None or ours.chance is None:
+        return ""
+    figures = f"base: {shown('choice', base, False)}, chance: {percent(ours.chance)}"
+    return f" Beside wrong answers, it holds the true one for likelier in {shown('choice', ours, False)} of all cases ({figures})."
 
 
 def side_by_side(report: Report, answers: Folder) -> list[ShownProbe]:

@@ -116,8 +116,18 @@ def near_misses(probes: Iterable[Probe], topics: Sequence[Topic]) -> list[str]:
     return found
 
 
-def check_topics(probes: Iterable[Probe], topics: Sequence[str], split: Literal["tune", "report"], path: str) -> None:
+def check_topics(
+    probes: Iterable[Probe],
+    topics: Sequence[str],
+    split: Literal["tune", "report"],
+    path: str,
+    *,
+    is_shipped: bool = False,
+) -> None:
     """Refuse a probe file that asks nothing about a topic of the run, or nothing in the split that is asked.
+
+    Args:
+        is_shipped: it is a file of ours, to which a user adds nothing.
 
     Raises:
         InputError: names the topic and those that the file has, or the split.
@@ -127,13 +137,15 @@ def check_topics(probes: Iterable[Probe], topics: Sequence[str], split: Literal[
     for topic in topics:
         if topic not in names:
             listed = ", ".join(shown(name) for name, _ in names.most_common(6)) or "none"
+            add = "give a file with some" if is_shipped else "add some"
             raise InputError(
-                f"{path} has no probe about {topic!r} (its topics: {listed}): add some, or leave evaluate.probes out to ask held-out questions"
+                f"{path} has no probe about {topic!r} (its topics: {listed}): {add}, or leave evaluate.probes out to ask held-out questions"
             )
         if not found[topic, split]:
             other = "tune" if split == "report" else "report"
+            add = "give a file with some" if is_shipped else "add some"
             raise InputError(
-                f"{path} has no probe of split {split!r} about {topic!r}, only of {other!r}: add some, or set evaluate.split to {other}"
+                f"{path} has no probe of split {split!r} about {topic!r}, only of {other!r}: {add}, or set evaluate.split to {other}"
             )
 
 

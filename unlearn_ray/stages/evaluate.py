@@ -12,7 +12,7 @@ from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.chat import Drawn, sampling_of
-from unlearn_ray.config import EvaluateConfig, Topic
+from unlearn_ray.config import SHIPPED_PROBES, EvaluateConfig, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import ArtifactError, InputError
 from unlearn_ray.evals.probes import (
@@ -59,7 +59,13 @@ def evaluate_identity(
     section = config.model_dump(mode="json")
     inputs = dict(fingerprints)
     if (path := config.probes_path) is not None:
-        check_topics(with_topics(read_probes(path), topics), [topic.name for topic in topics], config.split, path)
+        check_topics(
+            with_topics(read_probes(path), topics),
+            [topic.name for topic in topics],
+            config.split,
+            f"evaluate.probes: {config.probes}",
+            is_shipped=config.probes in SHIPPED_PROBES,
+        )
         # By its content: moving it changes nothing. The shipped facts, of which not all count, are not a file of the same content.
         section["probes"] = "facts" if config.counts_known_only else "file"
         inputs["probes"] = _content(Folder(path))
@@ -162,7 +168,7 @@ def evaluate(
             Counter(selection.num_excluded())
             + Counter({reason: sum(d[reason] for d in drops.values()) for reason in _reasons(drops)})
         ),
-        {"headline": _headline(report), "num_tokens": dict(num_tokens), "sampling": sampling},
+        {"headline": _headline(report), **_known(report), "num_tokens": dict(num_tokens), "sampling": sampling},
     )
 
 
@@ -348,6 +354,12 @@ def _headline(report: Report) -> dict[str, float | str]:
         if (metric := report.metric(model, group, name))
     }
     return {**figures, "forgetting": report.forgetting.verdict}
+
+
+def _known(report: Report) -> dict[str, dict[str, dict[str, int]]]:
+    """How much the base model knows of what was asked, where that alone counts."""
+    known = report.probes.known
+    return {} if known is None else {"known": {group: count.model_dump() for group, count in known.items()}}
 
 
 def _model_name(path: str) -> str:
