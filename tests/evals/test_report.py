@@ -392,7 +392,7 @@ def test_the_worst_leaks_come_first(report: Report, tmp_path: Path) -> None:
 def test_the_verdict_says_what_happened(report: Report) -> None:
     assert verdict(report) == (
         "Asked about Harry Potter, the unlearned model gives 33 %* of the facts it was asked for; the base model gives 100 %*, and 0 %* behind"
-        " the guardrail prefix. Beside wrong answers, it holds the true one for likelier in 33 %* of all cases (base: 100 %*, chance: 25 %). It keeps 75 %* of what it told about neighbouring topics and 100 %* of what it told about everything else."
+        " the guardrail prefix. Given the choice, it prefers the true answer to wrong ones in 33 %* of all cases (base: 100 %*, chance: 25 %). It keeps 75 %* of what it told about neighbouring topics and 100 %* of what it told about everything else."
     )
 
 

@@ -181,12 +181,12 @@ def verdict(report: Report) -> str:
 
 
 def _preference(report: Report) -> str:
-    """What recall does not see: whether the unlearned model still holds the true answer for likelier than wrong ones."""
-    base, ours = (report.metric(model, "forget", "choice") for model in ("base", "unlearned"))  # type: ignore[arg-type]
+    """What recall does not see: whether the unlearned model still prefers the true answer to wrong ones."""
+    base, ours = (report.metric(model, "forget", "choice") for model in ("base", "unlearned"))
     if base is None or ours is None or ours.chance is None:
         return ""
     figures = f"base: {shown('choice', base, False)}, chance: {percent(ours.chance)}"
-    return f" Beside wrong answers, it holds the true one for likelier in {shown('choice', ours, False)} of all cases ({figures})."
+    return f" Given the choice, it prefers the true answer to wrong ones in {shown('choice', ours, False)} of all cases ({figures})."
 
 
 def side_by_side(report: Report, answers: Folder) -> list[ShownProbe]:

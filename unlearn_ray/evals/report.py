@@ -331,12 +331,14 @@ def _warning(report: Report, found: Forgetting, topics: Sequence[str]) -> list[s
         return [f"Forgetting could not be measured: the base model knows {asked} about {about}."]
     if found.verdict == "no_forgetting":
         titles = {"fact_recall": "recall", "rouge_l_recall": "recall", "choice": "choice"}
-        lost = ", ".join(
-            f"{titles[name]} by {100 * metric.agg_value:.0f} points (95 %: {100 * metric.interval[0]:.0f} to {100 * metric.interval[1]:.0f})"
-            for name, metric in found.lost.items()
-        )
-        return [f"No forgetting measured of {about}: against base fell {lost}, no more than chance explains."]
+        lost = " and ".join(f"{titles[name]} is {_points(metric)}" for name, metric in found.lost.items())
+        return [f"No forgetting measured of {about}: {lost}. Chance alone explains as much."]
     return []
+
+
+def _points(lost: Metric) -> str:
+    value, low, high = (round(100 * share) for share in (lost.agg_value, *lost.interval))
+    return f"{abs(value)} points {'above' if value < 0 else 'below'} base's (95 %: {-high} to {-low})"
 
 
 def _legend(report: Report, columns: Sequence[Column]) -> Iterator[str]:
