@@ -284,8 +284,8 @@ def test_a_run_that_forgot_nothing_says_so_before_its_figures(tmp_path: Path) ->
     (line,) = warnings(report)
     assert line.startswith("No forgetting measured of Harry Potter: ")
     text, page = printed(report), render(report, [])
-    assert text.index("No forgetting measured") < text.index("base")
-    assert page.index(f'<p class="warning">{line}</p>') < page.index('class="verdict"')
+    assert text.index("No forgetting measured") < text.index("\nbase ")
+    assert page.index('<p class="warning">No forgetting measured') < page.index('class="verdict"')
     report.save(Folder(tmp_path))
     assert json.loads((tmp_path / REPORT).read_text())["forgetting"]["verdict"] == "no_forgetting"
     done = report_of(many(30))

@@ -129,8 +129,11 @@ def test_the_report_has_three_models_with_counts_and_intervals(quickstart: Run) 
         for group in ("forget", "near", "far"):
             recall = values["models"][model][group]["fact_recall"]
             assert set(recall) >= {"agg_value", "value_by_index"}
-            low, high = recall["interval"]
-            assert low <= recall["agg_value"] <= high and recall["num"] > 0
+            for figure in (recall, values["models"][model][group]["choice"]):
+                low, high = figure["interval"]
+                assert low <= figure["agg_value"] <= high and low < high and figure["num"] > 0
+            assert values["models"][model][group]["choice"]["chance"] == pytest.approx(0.25)
+    assert values["forgetting"]["verdict"] == "forgotten"
 
 
 def test_the_page_needs_nothing_but_itself(quickstart: Run) -> None:

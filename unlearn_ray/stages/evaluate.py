@@ -286,7 +286,7 @@ def _select(config: EvaluateConfig, topics: Sequence[Topic], dataset: Folder) ->
             ", ".join(f"{num} {reason}" for reason, num in selection.num_excluded().items())
             or "there are none of this split"
         )
-        source = config.probes_path or dataset / "probes"
+        source = f"evaluate.probes: {config.probes}" if config.probes else dataset / "probes"
         raise InputError(
             f"{source} leaves no probe about {', '.join(names)} to ask ({reasons}): set evaluate.probes or evaluate.split"
         )
