@@ -206,6 +206,7 @@ def test_choice_stands_in_the_table_beside_recall_with_its_chance() -> None:
     page = render(report, [])
     assert "<td>25 %</td>" in page and "by choice 100 % → 0 %, chance 25 %" in page
     assert page.count('class="section"') == 3  # recall, choice, chance
+    assert page.count("in the same sentence; chance 25 %") == 3  # all metrics of forget, near and far
     for group in GROUPS:
         assert report.models["base"][group]["choice"].chance == 0.25
 

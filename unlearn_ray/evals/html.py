@@ -297,10 +297,10 @@ def _table(report: Report, group: Group) -> list[tuple[str, str, int, list[str]]
     rows = []
     for name, (title, meaning) in METRICS.items():
         metrics = [report.metric(model, group, name) for model in MODELS]
-        if any(metrics):
-            rows.append(
-                (title, meaning, next(m.num for m in metrics if m), [shown(name, metric) for metric in metrics])
-            )
+        first = next((metric for metric in metrics if metric), None)
+        if first is not None:
+            told = meaning if first.chance is None else f"{meaning}; chance {percent(first.chance)}"
+            rows.append((title, told, first.num, [shown(name, metric) for metric in metrics]))
     for name, (title, _) in METRICS.items():
         shares = [report.retention.get(model, {}).get(group, {}).get(name) for model in MODELS]
         if any(shares):
