@@ -106,12 +106,10 @@ def _changes(report: Row, name: str) -> str:
 
 
 def alarm(report: Row) -> str:
-    """That nothing was forgotten, or nothing could be measured; of each topic, where of all together something was."""
-    verdicts = {"no_forgetting": "No forgetting measured", "not_measured": "Forgetting could not be measured"}
-    found = report.get("forgetting", {}).get("verdict")
-    if found in verdicts:
-        return f"{verdicts[found]}: {', '.join(report['topics'])}."
-    by_topic = report.get("forgetting_by_topic", {})
-    return " ".join(
-        f"{verdicts[of['verdict']]}: {topic}." for topic, of in by_topic.items() if of["verdict"] in verdicts
-    )
+    """That nothing was forgotten, or nothing could be measured; of each such topic, where another one was forgotten, or all together were."""
+    titles = {"no_forgetting": "No forgetting measured", "not_measured": "Forgetting could not be measured"}
+    whole = report.get("forgetting", {}).get("verdict")  # reports of earlier versions do not say
+    by_topic = {topic: found["verdict"] for topic, found in report.get("forgetting_by_topic", {}).items()}
+    if len(report["topics"]) == 1 or "forgotten" not in (whole, *by_topic.values()):
+        by_topic = {", ".join(report["topics"]): whole}
+    return " ".join(f"{titles[verdict]}: {topic}." for topic, verdict in by_topic.items() if verdict in titles)

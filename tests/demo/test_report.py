@@ -68,4 +68,5 @@ def test_a_run_that_forgot_nothing_says_so() -> None:
     by_topic = {"Dune": {"verdict": "forgotten"}, "Oz": {"verdict": "not_measured"}}
     part = topics | {"forgetting": {"verdict": "forgotten"}, "forgetting_by_topic": by_topic}
     assert alarm(part) == "Forgetting could not be measured: Oz."
+    assert alarm(part | {"forgetting": {"verdict": "no_forgetting"}}) == "Forgetting could not be measured: Oz."
     assert alarm(topics) == "", "a report of an earlier version does not say"

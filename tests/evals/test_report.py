@@ -224,6 +224,13 @@ def test_a_run_without_wrong_answers_has_no_choice() -> None:
     assert "by choice" not in render(report, [])
 
 
+def test_choice_is_in_the_table_where_answers_are_too_long_for_recall() -> None:
+    answers = [Answered.of(row.to_dict() | ({"fact_recall": None} if row.group == "near" else {})) for row in many(20)]
+    lines = [line.split() for line in printed(report_of(answers)).splitlines()]
+    assert ["chance", *["25", "%"] * 4] in lines
+    assert "by choice" in render(report_of(answers), [])
+
+
 def test_choice_is_retained_as_recall_is() -> None:
     answers = [
         Answered.of(row.to_dict() | {"choice": 0.0}) if row.model == "unlearned" and row.fact == "near3" else row
@@ -327,6 +334,9 @@ def test_of_several_topics_the_one_that_was_not_forgotten_is_named() -> None:
     assert verdicts == {"Harry Potter": "forgotten", "chewing gum": "no_forgetting", "Dune": "not_measured"}
     first, second = warnings(report)
     assert "No forgetting measured of chewing gum" in first and "knows nothing that was asked about Dune" in second
+    # All together may hide what one of them lost.
+    hidden = report.model_copy(update={"forgetting": report.forgetting_by_topic["chewing gum"]})
+    assert warnings(hidden) == [first, second]
     assert report.notes == ["No probe asks about Oz: its forgetting is not measured."]
 
 

@@ -238,7 +238,7 @@ class Column:
 
     @property
     def num(self) -> int:
-        return next(metric.num for metric in self.figures.values() if metric)
+        return next((metric.num for metric in self.figures.values() if metric), 0)
 
     @property
     def choice(self) -> Metric | None:
@@ -254,8 +254,10 @@ def headline_columns(report: Report) -> list[Column]:
     def add(titles: tuple[str, str], group: Group, name: str, scores: ByModel, has_choice: bool) -> None:
         figures = {model: scores.get(model, {}).get(group, {}).get(name) for model in MODELS}
         choices = {model: scores.get(model, {}).get(group, {}).get("choice") for model in MODELS}
-        if any(figures.values()):
-            found.append(Column(titles, name, figures, choices if has_choice else nothing))
+        column = Column(titles, name, figures, choices if has_choice else nothing)
+        # Choice alone will do, such as where the answers of a group are too long for recall.
+        if column.num or column.choice:
+            found.append(column)
 
     wordings = report.wordings
     if 1 < len(wordings) <= 3:
@@ -312,19 +314,16 @@ def _title(report: Report) -> Text:
 
 
 def warnings(report: Report) -> list[str]:
-    """What a headline must say before any figure: that nothing was forgotten, or nothing could be measured; of each topic, where of all
-    together something was."""
-    if report.forgetting.verdict != "forgotten" or len(report.topics) == 1:
-        return _warning(report, report.forgetting, report.topics)
-    return [
-        line
-        for topic in report.topics
-        if (found := report.forgetting_by_topic.get(topic))
-        for line in _warning(report, found, [topic])
-    ]
+    """What a headline must say before any figure: that nothing was forgotten, or nothing could be measured; of each such topic, where
+    another one was forgotten, or all of them together were."""
+    by_topic = report.forgetting_by_topic
+    verdicts = {report.forgetting.verdict, *(found.verdict for found in by_topic.values())}
+    if len(report.topics) == 1 or "forgotten" not in verdicts:
+        return _warning(report.forgetting, report.topics)
+    return [line for topic in report.topics if topic in by_topic for line in _warning(by_topic[topic], [topic])]
 
 
-def _warning(report: Report, found: Forgetting, topics: Sequence[str]) -> list[str]:
+def _warning(found: Forgetting, topics: Sequence[str]) -> list[str]:
     about = ", ".join(topics)
     if found.verdict == "not_measured":
         asked = f"none of the {found.num} probes" if found.num else "nothing that was asked"
