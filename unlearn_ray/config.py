@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from unlearn_ray import pocket
+from unlearn_ray import pocket, smollm2
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ConfigError, gist
 from unlearn_ray.reading import as_json, fault_of, is_blank, load_yaml, read_text, shown
@@ -36,6 +36,7 @@ from unlearn_ray.words import name_key
 
 MAX_NAME = 120
 SHIPPED_PROBES = {"pocket": pocket.PROBES, "facts": pocket.FACTS}
+OWN_MODELS = ("pocket", "smollm2")  # names that stand for folders of ours
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 MAX_RANK = 512  # the largest that vLLM serves
@@ -273,7 +274,7 @@ class RunConfig(Strict):
     """One run: a model, its topics, the stages and where they run."""
 
     name: str
-    model: Text = "pocket"  # "pocket", a folder, or a name on the Hugging Face hub
+    model: Text = "pocket"  # "pocket", "smollm2", a folder, or a name on the Hugging Face hub
     output: Text = "runs"  # local folder, s3:// or gs://; the run lives in <output>/<name>
     seed: NonNegativeInt = 0
     chat: ChatConfig = ChatConfig()
@@ -327,7 +328,11 @@ class RunConfig(Strict):
 
     @property
     def model_path(self) -> str:
-        """What transformers and vLLM load."""
+        """What transformers and vLLM load.
+
+        Raises:
+            ModelError: as `path_of`.
+        """
         return path_of(self.model)
 
     @property
@@ -341,7 +346,13 @@ def spellings(topics: Sequence[Topic]) -> dict[str, str]:
 
 
 def path_of(model: str) -> str:
-    """What transformers and vLLM load: the embedded model's folder for "pocket", else what was given."""
+    """What transformers and vLLM load: the embedded model's folder for "pocket", that of scripts/smollm2.py for "smollm2", else what was given.
+
+    Raises:
+        ModelError: SmolLM2's folder is not there, or damaged.
+    """
+    if model == "smollm2":
+        return smollm2.checked_folder()
     return str(pocket.MODEL_DIR) if model == "pocket" else model
 
 
@@ -414,7 +425,7 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
         probes = _beside(base, str(evaluate.probes), "evaluate.probes")
         evaluate = evaluate.model_copy(update={"probes": probes})
     model, output = config.model, _expanded(config.output, "output")
-    if model != "pocket" and (model.startswith((".", "~")) or os.path.isdir(base / model)):
+    if model not in OWN_MODELS and (model.startswith((".", "~")) or os.path.isdir(base / model)):
         model = _beside(base, model, "model")  # else it is a name on the hub
     updates: dict[str, Any] = {"evaluate": evaluate, "model": model, "output": output}
     if model == "pocket":  # it understands no other requests

