@@ -279,7 +279,7 @@ def test_the_report_is_named_as_it_is_found(
     monkeypatch.setattr("unlearn_ray.evals.report.summary_table", lambda report: "the scores")
     command = f"unlearn-ray report {expected.format(folder)}"
     shown = said("run", "run.yaml", f"output={output}")
-    assert f"Next     {command}   or your own topic: write a file of name, model and topics" in shown
+    assert f"Next     {command}   or your own topic: unlearn-ray forget TOPIC --model MODEL" in shown
     assert "the scores" in said(*shlex.split(command)[1:])
 
 

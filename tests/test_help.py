@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from unlearn_ray import cli
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "questions", "answers", "dataset", "finetune", "evaluate", "status", "report", "serve", "publish", "rollback", "models", "demo", "version")  # fmt: skip
+COMMANDS = ("run", "forget", "questions", "answers", "dataset", "finetune", "evaluate", "status", "report", "serve", "publish", "rollback", "models", "demo", "version")  # fmt: skip
 
 
 def shown(*arguments: str) -> str:
@@ -31,7 +31,7 @@ def test_the_help_says_what_the_program_does_and_how_to_begin() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_says_what_it_does(command: str) -> None:
     text = shown(command)
-    assert re.search(r"\] [A-Z][^.]+[.:]|\}.* [A-Z][^.]+\.", text)
+    assert re.search(r"\](?:\.\.\.)? [A-Z][^.]+[.:]|\}.* [A-Z][^.]+\.", text)
     assert "[[" not in text and cli.__doc__ is not None and cli.__doc__[:20] not in text
 
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 HELP = """Make a language model forget topics, and measure and serve the result.
 
-A run is one YAML file with a model and its topics. Start with: unlearn-ray run jobs/configs/pocket.yaml
+A run is one YAML file with a model and its topics. Start with: unlearn-ray run jobs/configs/pocket.yaml, or with your own
+topic: unlearn-ray forget "Dune" --model MODEL
 """
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 console, errors = make_console(), make_console(stderr=True)
@@ -60,6 +61,56 @@ def run(
 ) -> None:
     """Run a pipeline: questions, answers, dataset, finetune, evaluate. Finished stages are skipped."""
     _execute(config, overrides or [], until=until, start=start, dry_run=dry_run)
+
+
+class _TakesNames(typer.core.TyperCommand):
+    """A command whose arguments are names of the user's."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # typer has a click of its own, and does not export its errors
+            if type(error).__name__ == "NoSuchOption":
+                error.message += " (a topic that begins with a dash goes to the end, behind --)"  # type: ignore[attr-defined]
+            raise
+
+
+@app.command(cls=_TakesNames)
+def forget(
+    topics: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TOPIC|KEY.PATH=VALUE",
+            help="What to forget, one topic or several, and values to set in the file. A topic that begins with a dash goes to the end, behind --.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A model's folder, or its name on the Hugging Face hub.")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(metavar="KIND", help="What the topics are: fiction, product, person or general.")
+    ] = "general",
+    output: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where the run's folder is to be (default: runs).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the file and the resolved plan, and write nothing.")
+    ] = False,
+) -> None:
+    """Write a run's YAML file for a topic, and run it: from nothing to a report.
+
+    unlearn-ray forget "Dune" --model Qwen/Qwen2.5-0.5B-Instruct writes dune.yaml here, which unlearn-ray run dune.yaml runs again.
+    """
+    with _one_line_errors():
+        from unlearn_ray.forget import compose
+
+        file = compose(topics or [], model, kind, output)
+        console.print(f"[bold]{plain(file.path)}[/]{' [dim](it is there)[/]' if file.is_there else ''}")
+        for line in file.text.splitlines():
+            console.print(f"  {plain(line)}", soft_wrap=True)
+        console.print()
+    _carry_out(file.config, [str(file.path)], dry_run=dry_run, on_claim=file.write)
 
 
 def _stage_command(stage: str, help: str) -> None:
@@ -238,6 +289,26 @@ def _execute(
 ) -> None:
     with _one_line_errors():
         config = configs.load(path, overrides)
+    _carry_out(config, [str(path), *overrides], only=only, until=until, start=start, dry_run=dry_run)
+
+
+def _carry_out(
+    config: RunConfig,
+    arguments: Sequence[str],
+    *,
+    only: str | None = None,
+    until: str | None = None,
+    start: str | None = None,
+    dry_run: bool = False,
+    on_claim: Callable[[], None] = lambda: None,
+) -> None:
+    """Plan a run, and do it.
+
+    Args:
+        arguments: of the command `run` that does the same.
+        on_claim: called once the run's folder is ours, before the first stage.
+    """
+    with _one_line_errors():
         from unlearn_ray import console as shown
         from unlearn_ray import pipeline
         from unlearn_ray import plan as plans
@@ -258,6 +329,7 @@ def _execute(
             if any(stage.is_selected and stage.state != "finished" for stage in plan.stages):
                 engines.connect()  # first, so that asking for too much leaves nothing behind
             stack.enter_context(plans.claimed(config, redo_from=start, on_wait=progress.say))
+            on_claim()
             _log_to(config)
             stack.enter_context(progress)
             planned = {stage.name: stage for stage in plan.stages}
@@ -276,7 +348,7 @@ def _execute(
                 console.print(shown.stage_line(stage, manifest, planned[stage].state == "finished"))
 
             pipeline.run(config, engines, selected, on_start=started, on_finish=finished)
-        _summary(config, [str(path), *overrides], selected)
+        _summary(config, arguments, selected)
 
 
 class RunEngines:
@@ -356,7 +428,7 @@ def _summary(config: RunConfig, arguments: Sequence[str], selected: Sequence[str
     console.print(f"Model    {plain(folder)}/finetune/models", soft_wrap=True)
     again = plain(shlex.join(["unlearn-ray", "report", _address(config)]))
     console.print(
-        f"Next     {again}   [dim]or your own topic: write a file of name, model and topics, and run it[/]",
+        f"Next     {again}   [dim]or your own topic: unlearn-ray forget TOPIC --model MODEL[/]",
         soft_wrap=True,
     )
 

@@ -81,6 +81,11 @@ def load_yaml(text: str) -> Any:
         raise yaml.YAMLError(f"a value can't be read ({error}): put it in quotes") from error
 
 
+def dump_yaml(values: Any) -> str:
+    """Values as a YAML text that `load_yaml` reads as they are: texts that would read as something else are in quotes."""
+    return str(yaml.dump(values, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=float("inf")))
+
+
 def as_json(values: Any) -> str:
     """Values of a YAML text as JSON, for pydantic's strict mode.
 
@@ -245,6 +250,13 @@ _Yaml.add_implicit_resolver(
 )
 for _tag in ("merge", "value"):  # `<<` and `=` where they are no keys
     _Yaml.add_constructor(f"tag:yaml.org,2002:{_tag}", _Yaml.construct_scalar)
+
+
+class _Writer(yaml.SafeDumper):
+    yaml_implicit_resolvers = _Yaml.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # written out where it stands
 
 
 def _lines(stream: Any, newline: str | None) -> Iterator[str]:
