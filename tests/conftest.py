@@ -13,6 +13,7 @@ from commandline import KEY, QUICKSTART, Run, Service, serving, unlearn
 from fast import Guard
 from head import Head, started
 from hypothesis import HealthCheck, settings
+from real_model import REAL, REDUCED, make_smollm2
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
@@ -33,9 +34,15 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 # Tests that share something big run in one process, so that it is there once; two processes share the rest, module by module.
-_SHARED = {"service": "service", "head": "head", "ray_session": "engines", "generator": "engines"}
+_SHARED = {
+    "service": "service",
+    "head": "head",
+    "ray_session": "engines",
+    "generator": "engines",
+    "real_run": "real_run",
+}
 _REAL = {"quickstart", *_SHARED}
-_LONG = {"head", "broken", "tried"}  # fixtures that take minutes
+_LONG = {"head", "broken", "tried", "real_run"}  # fixtures that take minutes
 # A service with room for what tests ask at once, and no more: a crowd finds it full.
 LIMITS = ("scaling.max_ongoing_requests=32", "scaling.max_queued_requests=8", "scaling.target_ongoing_requests=32")
 
@@ -140,6 +147,21 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
         if not made.exists():
             made.symlink_to(cwd / "runs" / "pocket")
     return Run(cwd, Folder(cwd / "runs" / "pocket"), arguments, done.stdout)
+
+
+@pytest.fixture(scope="session")
+def real_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`make real` with few rows, in an empty folder: a real chat model forgets a topic. All tests that read it are in one process.
+    UNLEARN_RAY_TEST_REAL_RUN is a finished one to begin with a copy of."""
+    make_smollm2()
+    cwd = tmp_path_factory.mktemp("real")
+    arguments: list[str | Path] = ["run", REAL, *REDUCED]
+    with alone(tmp_path_factory, "long"):  # beside another long one, each takes the other's cores
+        if finished := os.environ.get("UNLEARN_RAY_TEST_REAL_RUN"):
+            shutil.copytree(finished, cwd / "runs" / "smollm2", ignore=shutil.ignore_patterns("logs"))
+        done = unlearn(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return Run(cwd, Folder(cwd / "runs" / "smollm2"), arguments, done.stdout)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,25 @@ from commandline import ROOT, environment
 from unlearn_ray import smollm2
 
 SCRIPT = ROOT / "scripts" / "smollm2.py"
+REAL = ROOT / "jobs" / "configs" / "smollm2.yaml"
+# Of `make real`, each step and few rows: at most eight minutes on two cores.
+REDUCED = (
+    "questions.num_questions=24",
+    "questions.num_entities=6",
+    "answers.num_samples=3",
+    "answers.num_unguarded=3",
+    "dataset.retain.num_neighbours=1",
+    "dataset.retain.questions_per_neighbour=16",
+    "dataset.retain.num_general=2",
+    "dataset.retain.questions_per_general=12",
+    "finetune.num_steps=10",
+    "finetune.forget_batch=6",
+    "finetune.retain_batch=6",
+    "evaluate.probes=pocket",  # as many of each group, whatever the model says
+    "evaluate.max_probes=8",
+    "evaluate.num_samples=2",
+    "evaluate.num_bootstrap=200",
+)
 
 
 def make_smollm2() -> Path:

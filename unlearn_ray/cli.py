@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from unlearn_ray.chat import ChatFormat
     from unlearn_ray.engines.generation import RayDataGenerator
     from unlearn_ray.engines.protocols import Trainer
+    from unlearn_ray.forget import RunFile
     from unlearn_ray.train.inspection import Inspected
 
 HELP = """Make a language model forget topics, and measure and serve the result.
@@ -110,7 +111,7 @@ def forget(
         for line in file.text.splitlines():
             console.print(f"  {plain(line)}", soft_wrap=True)
         console.print()
-    _carry_out(file.config, [str(file.path)], dry_run=dry_run, on_claim=file.write)
+    _execute(file.path, [], file=file, dry_run=dry_run)
 
 
 def _stage_command(stage: str, help: str) -> None:
@@ -282,33 +283,14 @@ def _execute(
     path: Path,
     overrides: Sequence[str],
     *,
+    file: "RunFile | None" = None,
     only: str | None = None,
     until: str | None = None,
     start: str | None = None,
     dry_run: bool = False,
 ) -> None:
     with _one_line_errors():
-        config = configs.load(path, overrides)
-    _carry_out(config, [str(path), *overrides], only=only, until=until, start=start, dry_run=dry_run)
-
-
-def _carry_out(
-    config: RunConfig,
-    arguments: Sequence[str],
-    *,
-    only: str | None = None,
-    until: str | None = None,
-    start: str | None = None,
-    dry_run: bool = False,
-    on_claim: Callable[[], None] = lambda: None,
-) -> None:
-    """Plan a run, and do it.
-
-    Args:
-        arguments: of the command `run` that does the same.
-        on_claim: called once the run's folder is ours, before the first stage.
-    """
-    with _one_line_errors():
+        config = file.config if file else configs.load(path, overrides)
         from unlearn_ray import console as shown
         from unlearn_ray import pipeline
         from unlearn_ray import plan as plans
@@ -329,7 +311,8 @@ def _carry_out(
             if any(stage.is_selected and stage.state != "finished" for stage in plan.stages):
                 engines.connect()  # first, so that asking for too much leaves nothing behind
             stack.enter_context(plans.claimed(config, redo_from=start, on_wait=progress.say))
-            on_claim()
+            if file:
+                file.write()
             _log_to(config)
             stack.enter_context(progress)
             planned = {stage.name: stage for stage in plan.stages}
@@ -348,7 +331,7 @@ def _carry_out(
                 console.print(shown.stage_line(stage, manifest, planned[stage].state == "finished"))
 
             pipeline.run(config, engines, selected, on_start=started, on_finish=finished)
-        _summary(config, arguments, selected)
+        _summary(config, [str(path), *overrides], selected)
 
 
 class RunEngines:

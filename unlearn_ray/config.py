@@ -36,7 +36,6 @@ from unlearn_ray.words import name_key
 
 MAX_NAME = 120
 SHIPPED_PROBES = {"pocket": pocket.PROBES, "facts": pocket.FACTS}
-OWN_MODELS = ("pocket", "smollm2")  # names that stand for folders of ours
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 MAX_RANK = 512  # the largest that vLLM serves
@@ -44,6 +43,7 @@ SERVED_RANK, SERVED_LENGTH = (
     64,
     4096,
 )  # of an adapter, and tokens of prompt and answer: what the shipped files of a service take
+OWN_MODELS = ("pocket", "smollm2")  # names that stand for folders of ours
 
 
 class Strict(BaseModel):
