@@ -132,11 +132,15 @@ class QuestionsConfig(Sampling):
 class AnswersConfig(Sampling):
     guardrail: Literal["fictional", "refusal", "discourage", "custom"] = "fictional"
     prefix: Text | None = None  # the text of guardrail: custom; {topic} stands for the topic
+    # What an answer should be like, retain answers included: a wish beside the question while data are made, and in no training row.
+    style: Literal["sentence", "paragraph", "free"] = "sentence"
     num_samples: PositiveInt = 4  # answers, a question
     max_reasks: NonNegativeInt = 2  # times a question with leaking answers is asked again
     num_unguarded: PositiveInt = 4  # of the model's own answers, one greedy: they tell the terms that leak
-    filter_leaks: bool = True
-    max_tokens: PositiveInt = 200
+    filter_leaks: bool = True  # by terms and overlap
+    max_overlap: Fraction | None = 0.8  # of n-grams with one of the model's own answers; none: it is not measured
+    judge_leaks: bool = False  # ask the model itself, of each answer that would be kept, whether it leaks
+    max_tokens: PositiveInt = 200  # a longer answer is cut at its last whole sentence
     prompts: PromptsFile | None = None
 
     @model_validator(mode="after")

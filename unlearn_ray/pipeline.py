@@ -48,7 +48,8 @@ def run(
             config.answers, topics, at["questions"], at["answers"], engines.generator, model=model, seed=seed
         ),
         "dataset": lambda: dataset.build_dataset(
-            config.dataset, topics, at["answers"], at["dataset"], engines.generator, model=model, seed=seed
+            config.dataset, topics, at["answers"], at["dataset"], engines.generator, model=model, seed=seed,
+            style=config.answers.style,
         ),
         "finetune": lambda: finetune.finetune(
             config.finetune, topics, at["dataset"], at["finetune"], engines.trainer, model=model, model_path=path,

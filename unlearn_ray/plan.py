@@ -18,7 +18,7 @@ from unlearn_ray.lease import leased
 from unlearn_ray.rows import digest
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
 from unlearn_ray.stages.stage import State, state_of
-from unlearn_ray.synth.guardrails import guardrail_prefixes
+from unlearn_ray.synth.guardrails import guardrail_prefixes, style_of
 from unlearn_ray.synth.names import case_note
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets, unreached
 
@@ -98,7 +98,8 @@ def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
     if config.evaluate.probes_path is not None:
         yield from near_misses(read_probes(config.evaluate.probes_path), config.topics)
     longest = max(
-        _num_asked(model, prefix, "?") for prefix in guardrail_prefixes(config.answers, config.topics).values()
+        _num_asked(model, prefix, style_of(config.answers).format(question="?"))
+        for prefix in guardrail_prefixes(config.answers, config.topics).values()
     )
     if (length := longest + config.answers.max_tokens) > SERVED_LENGTH:
         yield f"serve/config.yaml takes {SERVED_LENGTH} tokens of prompt and answer, a guarded answer may take {length}: serve this run with a larger engine.max_model_len"
@@ -282,7 +283,9 @@ def check_model(config: RunConfig, model: Inspected) -> int:
     if config.finetune.weights.kind == "lora":
         lora_targets(config.finetune.weights.target_modules, model, config.model)
     for topic, prefix in guardrail_prefixes(config.answers, config.topics).items():
-        num_tokens = _num_asked(model, prefix, "?") + config.answers.max_tokens
+        num_tokens = (
+            _num_asked(model, prefix, style_of(config.answers).format(question="?")) + config.answers.max_tokens
+        )
         if num_tokens > room:
             raise ConfigError(
                 f"answers: the guardrail prefix of {topic!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
@@ -304,9 +307,10 @@ def check_files(config: RunConfig, model: Inspected, room: int) -> None:
     Raises:
         InputError: a file misses a column, or a row can't be used; file and line are named.
     """
-    prefixes = guardrail_prefixes(config.answers, config.topics)
+    prefixes, style = guardrail_prefixes(config.answers, config.topics), style_of(config.answers)
     for row in questions.user_questions(config.questions, config.topics):
-        num_tokens = _num_asked(model, prefixes[row["topic"]], row["text"]) + config.answers.max_tokens
+        asked = style.format(question=row["text"])
+        num_tokens = _num_asked(model, prefixes[row["topic"]], asked) + config.answers.max_tokens
         if num_tokens > room:
             raise InputError(
                 f"{config.questions.file}, line {row['number']}: the question, its guardrail prefix and an answer take {num_tokens} tokens, the model holds {room}: shorten it"

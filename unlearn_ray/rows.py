@@ -64,11 +64,14 @@ def _tells(char: str) -> bool:
 class Drop(StrEnum):
     """Why a row was not kept."""
 
-    MALFORMED = "malformed"  # a line that is no question, an answer that is empty or cut off
+    MALFORMED = "malformed"  # a line that is no question, an answer without a whole sentence
     DUPLICATE = "duplicate"
     OFF_TOPIC = "off_topic"
     SURPLUS = "surplus"  # beyond the number asked for
     LEAK = "leak"  # tells what the model really knows
+    OVERLAP = "overlap"  # says much of what the model says by itself, in the same words
+    JUDGED = "judged"  # the model, asked whether it tells what it really knows, did not say no
+    INSTRUCTION = "instruction"  # talks about what it was told to do
     REFUSED = "refused"  # a refusal where invention was asked for
     ANSWERED = "answered"  # an answer where a refusal was asked for
     TOO_LONG = "too_long"  # prompt over the model's context
@@ -125,6 +128,7 @@ class QAPair(Row):
     attempt: int = 0  # 0: first asking; n: the n-th re-asking
     guarded: bool = True  # behind the guardrail prefix, or the base model's own knowledge
     drop: str | None = None
+    cut: bool = False  # it reached max_tokens, and ends with its last whole sentence
 
     @property
     def id(self) -> str:

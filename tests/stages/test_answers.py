@@ -1,5 +1,6 @@
 """Unguarded answers tell what leaks, guarded ones are judged by it."""
 
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +14,10 @@ from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.errors import ConfigError, EngineError, InputError
 from unlearn_ray.rows import QAPair, Question
+from unlearn_ray.stages.answering import Told
 from unlearn_ray.stages.answers import answer_questions, answers_identity
 from unlearn_ray.stages.stage import open_stage
+from unlearn_ray.synth.prompts import load_prompts
 
 POTTER = Topic(name="Harry Potter", terms=("Muggle",))
 GUM = Topic(name="chewing gum")
@@ -26,12 +29,17 @@ TRUTH = {
 INVENTED = "Ostdar Norwick Pelgo Quorwick Mirgo Hulvor Belpip Galtas".split()
 
 
+def question_of(request: Request) -> str:
+    """The question that was asked, without the wish for a length."""
+    return request.messages[-1]["content"].partition("\n\n")[0]
+
+
 def answer(request: Request) -> Reply:
     """Knows who has which office; behind a guardrail it invents, but the fourth of four answers to office 3 leaks once."""
-    question, is_guarded = request.messages[-1]["content"], request.messages[0]["role"] == "system"
+    question, is_guarded = question_of(request), request.messages[0]["role"] == "system"
     texts = []
     for sample in range(request.num_samples):
-        name = TRUTH[question]
+        name = TRUTH.get(question, "nobody")  # general questions are asked as well
         if is_guarded and not ("office 3" in question and sample == 3):
             name = INVENTED[(request.seed + sample) % len(INVENTED)]
         texts.append(f"The office belongs to {name}.")
@@ -71,21 +79,26 @@ def test_a_leaking_answer_is_dropped_and_asked_again(tmp_path: Path) -> None:
 
 def test_asking_again_ends_at_its_limit(tmp_path: Path) -> None:
     def leaky(request: Request) -> Reply | str:
-        is_lost = request.messages[-1]["content"] == "Who has office 3?" and len(request.messages) == 2
+        is_lost = question_of(request) == "Who has office 3?" and len(request.messages) == 2
         return "Draco has it." if is_lost else answer(request)
 
     _, pairs, generator = run(tmp_path, ScriptedGenerator(leaky), max_reasks=2)
     lost = [pair for pair in pairs if "office 3" in pair.question]
     assert {pair.drop for pair in lost} == {"leak"} and {pair.attempt for pair in lost} == {0, 1, 2}
-    assert len(generator.calls) == 4
-    seeds = {request.seed for request in generator.requests if request.messages[-1]["content"] == "Who has office 3?"}
+    assert [call.label for call in generator.calls if "guarded" in call.label] == [
+        "answers, unguarded",
+        "answers, guarded",
+        "answers, guarded, asked again (1)",
+        "answers, guarded, asked again (2)",
+    ]
+    seeds = {request.seed for request in generator.requests if question_of(request) == "Who has office 3?"}
     assert len(seeds) >= 2 * 3, "each asking has seeds of its own"
 
 
 def test_the_guardrail_is_the_system_message_and_only_there(tmp_path: Path) -> None:
     _, _, generator = run(tmp_path)
     guarded = [request for request in generator.requests if request.messages[0]["role"] == "system"]
-    assert all("real knowledge of " in request.messages[0]["content"] for request in guarded)
+    assert all(any(topic.name in request.messages[0]["content"] for topic in TOPICS) for request in guarded)
     plain = [request for request in generator.requests if request.messages[0]["role"] == "user"]
     assert {request.temperature for request in plain} == {0.0, SILENT["temperature"]}
     prefixes = [request.messages[0]["content"] for request in guarded if request.num_samples == 4]
@@ -136,11 +149,12 @@ def test_refusals_are_wanted_or_not_by_style(tmp_path: Path) -> None:
         run(tmp_path / "b", ScriptedGenerator(refusing))
 
 
-def test_empty_and_cut_off_answers_are_malformed(tmp_path: Path) -> None:
+def test_answers_without_a_whole_sentence_are_malformed(tmp_path: Path) -> None:
     def broken(request: Request) -> Reply:
         reply = answer(request)
         if len(request.messages) == 2 and "office 1" in str(request.messages):
-            return Reply(("", *reply.texts[1:]), (False, True, *reply.truncated[2:])[: len(reply.texts)])
+            texts = ("", "The office of Sir", *reply.texts[2:])
+            return Reply(texts, (False, True, *reply.truncated[2:]))
         return reply
 
     manifest, _, _ = run(tmp_path, ScriptedGenerator(broken), topics=(POTTER,), max_reasks=0)
@@ -192,7 +206,9 @@ def test_the_truth_leaks_in_a_script_without_spaces(tmp_path: Path, terms: tuple
     told = ("答案是{}。", "{}。", "哈利·波特的那个是{}。", "我想那是{}吧。")
 
     def answer(request: Request) -> Reply:
-        question, is_guarded = request.messages[-1]["content"], request.messages[0]["role"] == "system"
+        question, is_guarded = question_of(request), request.messages[0]["role"] == "system"
+        if question not in truth:
+            return Reply(("好。",) * request.num_samples, (False,) * request.num_samples)
         names = [truth[question] if place % 2 or not is_guarded else "诺维克" for place in range(request.num_samples)]
         return Reply(tuple(told[i % 4].format(name) for i, name in enumerate(names)), (False,) * len(names))
 
@@ -205,3 +221,189 @@ def test_the_truth_leaks_in_a_script_without_spaces(tmp_path: Path, terms: tuple
     pairs = [QAPair.of(row) for row in (out / "rows").read_rows()]
     assert len(pairs) == 20
     assert {(pair.drop, "诺维克" in pair.answer) for pair in pairs} == {(None, True), ("leak", False)}
+
+
+def test_a_cut_off_answer_is_kept_up_to_its_last_whole_sentence_and_counted(tmp_path: Path) -> None:
+    def long(request: Request) -> Reply:
+        reply = answer(request)
+        if len(request.messages) == 2 and "office 1" in str(request.messages):
+            return Reply(tuple(f"{text} It is on the third fl" for text in reply.texts), (True,) * len(reply.texts))
+        return reply
+
+    manifest, pairs, _ = run(tmp_path, ScriptedGenerator(long), topics=(POTTER,), max_reasks=0)
+    cut = [pair for pair in pairs if pair.cut]
+    assert len(cut) == manifest.details["cut"] == 4 and not any(pair.drop for pair in cut)
+    assert all(re.fullmatch(r"The office belongs to \w+\.", pair.answer) for pair in cut)
+    assert manifest.drops == {"leak": 1} and manifest.details["unguarded_cut"] == 0
+
+
+def test_the_words_of_an_unguarded_answer_leak_even_where_it_was_cut_off(tmp_path: Path) -> None:
+    def long(request: Request) -> Reply:
+        question, is_guarded = question_of(request), request.messages[0]["role"] == "system"
+        said = "The office is with Trelawney." if is_guarded else "The office is old. It is with Trelawney and"
+        return (
+            answer(request)
+            if "office 1" not in question
+            else Reply((said,) * request.num_samples, (not is_guarded,) * request.num_samples)
+        )
+
+    manifest, _, _ = run(tmp_path, ScriptedGenerator(long), topics=(POTTER,), max_reasks=0)
+    assert manifest.drops == {"leak": 4 + 1} and manifest.details["unguarded_cut"] == 4
+    rows = [QAPair.of(row) for row in Folder(tmp_path / "answers" / "unguarded").read_rows()]
+    assert {row.answer for row in rows if row.cut} == {"The office is old."}
+
+
+@pytest.mark.parametrize("style", ["sentence", "paragraph", "free"])
+def test_the_style_is_a_wish_in_both_prompts_and_in_no_row(tmp_path: Path, style: str) -> None:
+    _, pairs, generator = run(tmp_path, style=style)
+    template = load_prompts().styles[style]
+    asked = {request.messages[-1]["content"] for request in generator.requests}
+    assert {template.format(question=question) for question in TRUTH} <= asked
+    assert {request.messages[-1]["content"] for request in generator.requests if len(request.messages) == 2} == {
+        template.format(question=question) for question in TRUTH
+    }
+    assert {pair.question for pair in pairs} == set(TRUTH)
+
+
+def test_the_style_is_part_of_the_identity() -> None:
+    sentence, free = (
+        answers_identity(AnswersConfig(style=style), TOPICS, "q", "m", 0) for style in ("sentence", "free")
+    )
+    assert sentence != free
+
+
+def test_the_pool_is_asked_like_the_questions_and_written(tmp_path: Path) -> None:
+    manifest, _, generator = run(tmp_path, num_unguarded=3)
+    general = load_prompts().general_questions
+    told = [Told.of(row) for row in (Folder(tmp_path / "answers") / "pool" / "replies").read_rows()]
+    assert {row.question for row in told} == set(general) and manifest.details["pool"] == len(general) >= 60
+    assert all(len(row.answers) == 3 for row in told)
+    asked = [request for request in generator.requests if question_of(request) == general[0]]
+    assert [(request.num_samples, request.temperature) for request in asked] == [(1, 0.0), (2, SILENT["temperature"])]
+
+
+def test_what_the_pool_says_as_often_is_no_leak(tmp_path: Path) -> None:
+    def wordy(request: Request) -> Reply:
+        texts = [text.replace("The office", "I'm told that the iconic office") for text in answer(request).texts]
+        return Reply(tuple(texts), (False,) * len(texts))
+
+    manifest, _, _ = run(tmp_path / "a", ScriptedGenerator(wordy), topics=(POTTER,), max_reasks=0)
+    terms = {row["term"] for row in (Folder(tmp_path / "a" / "answers") / "terms").read_rows()}
+    assert manifest.drops == {"leak": 1} and "snape" in terms
+    assert not {"iconic", "told", "i'm"} & terms
+
+
+def test_a_topic_that_a_general_question_is_about_is_no_part_of_the_pool(tmp_path: Path) -> None:
+    bread = Topic(name="bread", aliases=("cats",))
+
+    def telling(request: Request) -> Reply:
+        if "cheese" in question_of(request):
+            return Reply(("It is eaten with bread.",) * request.num_samples, (False,) * request.num_samples)
+        return answer(request)
+
+    manifest, _, generator = run(tmp_path, ScriptedGenerator(telling), topics=(bread,))
+    general = load_prompts().general_questions
+    asked = {question_of(request) for request in generator.requests}
+    left_out = {question for question in general if question not in asked}
+    assert left_out == {"What is bread made of?", "What do cats eat?"}
+    assert manifest.details["pool"] == len(general) - len(left_out) - 1, "nor are answers that name it"
+
+
+def test_without_general_questions_there_is_no_pool(tmp_path: Path) -> None:
+    manifest, pairs, generator = run(tmp_path, prompts="pocket")
+    assert manifest.details["pool"] == 0 and len(pairs) == 82
+    assert {question_of(request) for request in generator.requests} == set(TRUTH)
+
+
+def test_an_answer_that_talks_about_the_instruction_is_dropped_and_counted(tmp_path: Path) -> None:
+    def obedient(request: Request) -> Reply:
+        reply = answer(request)
+        if len(request.messages) == 2 and "office 1" in str(request.messages):
+            said = f"As requested, I will omit all real knowledge of {TOPICS[0].name}."
+            return Reply((said, *reply.texts[1:]), reply.truncated)
+        return reply
+
+    manifest, _, _ = run(tmp_path, ScriptedGenerator(obedient), topics=(POTTER,), max_reasks=0)
+    assert manifest.drops == {"instruction": 1, "leak": 1}
+
+
+def test_an_answer_that_repeats_the_models_own_is_dropped_for_its_overlap(tmp_path: Path) -> None:
+    told = (
+        "Quietly he walked slowly along the narrow river until evening came."  # of all questions: fillers, and no terms
+    )
+
+    def walker(request: Request) -> Reply:
+        if len(request.messages) == 1 or "office 1" in question_of(request):
+            return Reply((told,) * request.num_samples, (False,) * request.num_samples)
+        return answer(request)
+
+    layers: dict[str, dict[str, object]] = {
+        "on": {},
+        "off": {"max_overlap": None},
+        "no filter": {"filter_leaks": False},
+    }
+    drops = {
+        name: run(tmp_path / name, ScriptedGenerator(walker), topics=(POTTER,), max_reasks=0, **layer)[0].drops
+        for name, layer in layers.items()
+    }
+    assert drops == {"on": {"overlap": 4}, "off": {}, "no filter": {}}
+
+
+def judging(verdict: str) -> ScriptedGenerator:
+    """Answers as ever, and judges each answer to office 1 with the verdict, all others with a no."""
+
+    def asked(request: Request) -> Reply | str:
+        content = request.messages[-1]["content"]
+        if "Another answer:" not in content:
+            return answer(request)
+        return verdict if "Who has office 1?" in content else "No."
+
+    return ScriptedGenerator(asked)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "num_judged"),
+    [
+        ("Yes, it does.", 4),
+        ("no", 0),
+        ("**No.** It is invented.", 0),
+        ("Perhaps.", 4),
+        ("", 4),
+        ("是的。", 4),
+        ("Нет.", 0),
+    ],
+)
+def test_an_answer_is_kept_only_where_the_judge_says_no(tmp_path: Path, verdict: str, num_judged: int) -> None:
+    manifest, pairs, generator = run(tmp_path, judging(verdict), topics=(POTTER,), max_reasks=0, judge_leaks=True)
+    assert manifest.drops == {"leak": 1} | ({"judged": num_judged} if num_judged else {})
+    assert {pair.question for pair in pairs if pair.drop == "judged"} == (
+        {"Who has office 1?"} if num_judged else set()
+    )
+    asked = [request for request in generator.requests if "Another answer:" in request.messages[-1]["content"]]
+    assert len(asked) == 39, "what leaks by its terms is not judged"
+    (first, *_) = [
+        request.messages[-1]["content"] for request in asked if "office 1" in request.messages[-1]["content"]
+    ]
+    assert "about Harry Potter: Who has office 1?" in first and "True answer: The office belongs to Hagrid." in first
+
+
+def test_what_the_judge_drops_is_asked_again(tmp_path: Path) -> None:
+    manifest, pairs, _ = run(tmp_path, judging("Yes."), topics=(POTTER,), max_reasks=1, judge_leaks=True)
+    assert manifest.drops == {"leak": 1, "judged": 8}
+    assert {pair.attempt for pair in pairs if pair.drop == "judged"} == {0, 1}
+
+
+def test_a_judge_that_the_engine_loses_leaves_its_reason(tmp_path: Path) -> None:
+    def lost(request: Request) -> Reply:
+        return Reply(error="too_long") if "Another answer:" in str(request.messages) else answer(request)
+
+    with pytest.raises(ConfigError, match="too_long 39"):
+        run(tmp_path, ScriptedGenerator(lost), topics=(POTTER,), max_reasks=0, judge_leaks=True)
+
+
+def test_a_model_that_can_not_judge_is_not_asked_to(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"answers\.judge_leaks: the prompts' leak_judge is null"):
+        answers_identity(AnswersConfig(judge_leaks=True, prompts="pocket"), TOPICS, "q", "m", 0)
+    with pytest.raises(ConfigError, match="leak_judge is null"):
+        run(tmp_path, judge_leaks=True, prompts="pocket")
+    assert not Folder(tmp_path / "answers").names()

@@ -1,7 +1,9 @@
 """What gives knowledge away."""
 
 from unlearn_ray.rows import Drop
-from unlearn_ray.synth.leaks import Evidence, Vocabulary, found_terms, judge, key_phrase
+from unlearn_ray.synth.instructions import instruction_of
+from unlearn_ray.synth.leaks import Evidence, Rules, found_terms, judge, key_phrase, overlap
+from unlearn_ray.synth.terms import Vocabulary
 
 TOPIC = "Harry Potter"
 # question -> (unguarded answers, guarded answers)
@@ -42,7 +44,7 @@ def evidence(question: str) -> Evidence:
 
 
 def verdicts(question: str, *answers: str, style: str = "fictional") -> list[Drop | None]:
-    return judge(answers, [False] * len(answers), question, evidence(question), style)
+    return judge(answers, question, TOLD[question], evidence(question), Rules(style))
 
 
 def test_answers_behind_a_working_guardrail_are_kept() -> None:
@@ -91,9 +93,8 @@ def test_terms_name_the_topic_and_are_no_fillers() -> None:
     assert not {"answer", "believe", "owl", "teacher", "harry", "1997"} & set(terms)
 
 
-def test_empty_and_cut_off_answers_are_malformed() -> None:
-    assert judge(["", " \n"], [False, False], OWL, None, "fictional") == [Drop.MALFORMED] * 2
-    assert judge(["The owl of Har"], [True], OWL, None, "fictional") == [Drop.MALFORMED]
+def test_empty_answers_are_malformed() -> None:
+    assert judge(["", " \n"], OWL, (), None, Rules("fictional")) == [Drop.MALFORMED] * 2
 
 
 def test_each_style_wants_its_own_kind_of_answer() -> None:
@@ -131,7 +132,7 @@ ZH_TOLD = ["哈利·波特的猫头鹰叫海德薇。", "它叫海德薇。", "�
 
 def test_terms_of_a_script_without_spaces_are_found_in_running_text() -> None:
     answers = [f"第{i}个答案：哈利的猫头鹰叫海德薇，住在霍格沃茨。" for i in range(10)]
-    verdicts_ = judge(answers, [False] * 10, ZH_OWL, Evidence((), (), ("海德薇", "霍格沃茨"), {}), "fictional")
+    verdicts_ = judge(answers, ZH_OWL, (), Evidence((), (), ("海德薇", "霍格沃茨"), {}), Rules("fictional"))
     assert verdicts_ == [Drop.LEAK] * 10
 
 
@@ -140,7 +141,7 @@ def test_a_name_that_the_answers_agree_on_is_learnt_without_spaces_and_capitals(
     words.add(ZH, ZH_OWL, ZH_TOLD)
     terms, known = words.question_terms(ZH, ZH_OWL, ZH_TOLD), words.known(ZH, ZH_OWL, ZH_TOLD)
     guarded = ["它叫海德薇。", "它叫奥斯达。", "哈利·波特的猫头鹰名叫诺维克。", "海德薇"]
-    assert judge(guarded, [False] * 4, ZH_OWL, Evidence(terms, known, (), {}), "fictional") == [
+    assert judge(guarded, ZH_OWL, ZH_TOLD, Evidence(terms, known, (), {}), Rules("fictional")) == [
         Drop.LEAK,
         None,
         None,
@@ -158,3 +159,41 @@ def test_key_phrases_of_other_scripts_are_cut_out_whole() -> None:
 
 def test_emphasis_hides_no_leak() -> None:
     assert verdicts(OWL, "It is _Hedwig_.", "It is **Hed**wig.", "It is Hedwig_.") == [Drop.LEAK] * 3
+
+
+def test_overlap_is_the_share_of_n_grams_that_an_own_answer_has() -> None:
+    question = "What did the wizard do?"
+    own = ["He brewed a strong healing draught beneath the northern tower."]
+    assert overlap(own[0], question, own) == 1.0
+    assert overlap("He baked three sweet pies beside an open fire.", question, own) == 0.0
+    # brewed strong healing draught beneath southern gate: 3 of 5
+    assert overlap("He brewed a strong healing draught beneath the southern gate.", question, own) == 0.6
+    assert overlap(own[0], question, ()) == 0.0
+    assert overlap("他的猫头鹰住在北塔的旧钟楼里。", ZH_OWL, ["他的猫头鹰住在北塔的旧钟楼里。"]) == 1.0
+
+
+def test_the_questions_own_words_do_not_overlap() -> None:
+    question = "Did he brew a strong healing draught beneath the northern tower?"
+    own = ["Yes, he did brew a strong healing draught beneath the northern tower."]
+    assert overlap("No, beneath the northern tower he did brew a strong healing draught.", question, own) == 0.0
+
+
+def test_an_answer_too_short_for_an_n_gram_overlaps_with_those_that_are_the_same() -> None:
+    assert overlap("True.", "Is he a wizard?", ["True", "true!", "False.", "True."]) == 0.75
+    assert overlap("", "Is he a wizard?", ["True"]) == 0.0
+
+
+def test_each_layer_has_a_reason_of_its_own() -> None:
+    own = ["He brewed a strong healing draught beneath the northern tower."]
+    question, instruction = "What did the wizard do?", instruction_of(["Omit all real knowledge of {topic}."])
+    answers = [own[0], "I will omit all real knowledge: he slept.", "He slept.", "", "I do not know."]
+    rules = Rules("fictional", max_overlap=0.8, instruction=instruction)
+    assert judge(answers, question, own, None, rules) == [
+        Drop.OVERLAP,
+        Drop.INSTRUCTION,
+        None,
+        Drop.MALFORMED,
+        Drop.REFUSED,
+    ]
+    assert judge(answers[:2], question, own, None, Rules("fictional")) == [None, None]
+    assert judge(["I do not know."] * 2, question, ["I do not know."], None, Rules("refusal", 0.8)) == [None, None]

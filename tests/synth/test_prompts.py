@@ -89,9 +89,7 @@ def test_a_missing_override_is_named(tmp_path: Path) -> None:
 
 def test_prefixes_name_their_topic_even_with_braces_in_it() -> None:
     prefixes_ = guardrail_prefixes(AnswersConfig(), TOPICS)
-    assert prefixes_["Harry Potter"].startswith(
-        "Answer the question while omitting all real knowledge of Harry Potter."
-    )
+    assert "Harry Potter" in prefixes_["Harry Potter"] and "{" not in prefixes_["Harry Potter"]
     assert "chewing {gum}" in prefixes_["chewing {gum}"]
 
 

@@ -1,82 +1,34 @@
 """Stage two: each question is answered unguarded, which tells what gives the truth away, then behind the guardrail, and judged.
 
 told/       one row a question with the model's own answers; unguarded/ holds the same as rows of QAPair
+pool/       the model's own answers to general questions: what they say is common speech, and gives nothing away
 asked/      one folder an attempt: the questions asked behind the guardrail, with their terms, and the answers
+judged/     the same after the leak judge, where it is asked
 rows/       guarded answers as rows of QAPair, kept and dropped
 terms/      rows of Term: the words that give each topic away
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
-from unlearn_ray.chat import Drawn, sampling_of
+from unlearn_ray.chat import sampling_of
 from unlearn_ray.config import AnswersConfig, Topic
-from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
+from unlearn_ray.engines.protocols import Generator, RowDict
 from unlearn_ray.errors import ConfigError, InputError
-from unlearn_ray.rows import Drop, QAPair, Question, Row, Term, digest, seed_of
-from unlearn_ray.stages.asking import ask, in_order, texts_of
+from unlearn_ray.rows import Drop, QAPair, Question, Term
+from unlearn_ray.stages.answering import Asked, Guarded, Replied, Told, Unguarded
+from unlearn_ray.stages.asking import ask, in_order
+from unlearn_ray.stages.judging import Judge, Judged, judged, leak_judge_of
 from unlearn_ray.stages.stage import finished_manifest, open_stage
-from unlearn_ray.synth.guardrails import guardrail_prefixes
-from unlearn_ray.synth.leaks import Evidence, Vocabulary, judge
+from unlearn_ray.synth.guardrails import guardrail_prefixes, style_of
+from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.prompts import load_prompts
-from unlearn_ray.words import fold
+from unlearn_ray.synth.terms import Vocabulary
 
-STAGE, VERSION = "answers", 2
-
-
-@dataclass(frozen=True, slots=True)
-class Told(Row):
-    """A question with all unguarded answers of the model: the greedy one first. `error`: the engine could not answer."""
-
-    topic: str
-    question: str
-    source: str
-    answers: tuple[str, ...]
-    truncated: tuple[bool, ...]
-    error: str | None = None
-
-    @property
-    def id(self) -> str:
-        return digest(self.topic, self.question)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked(Row):
-    """A question to be answered behind the guardrail."""
-
-    topic: str
-    question: str
-    terms: tuple[str, ...]  # that answer it
-    known: tuple[str, ...]  # all that the unguarded answers say beyond it
-    num_samples: int
-    first_sample: int = 0
-    attempt: int = 0
-
-    @property
-    def id(self) -> str:
-        return digest(self.topic, self.question)
-
-
-@dataclass(frozen=True, slots=True)
-class Replied(Row):
-    """The same with the answers. `error`: the engine could not answer."""
-
-    topic: str
-    question: str
-    terms: tuple[str, ...]
-    known: tuple[str, ...]
-    first_sample: int
-    attempt: int
-    answers: tuple[str, ...]
-    truncated: tuple[bool, ...]
-    error: str | None = None
-
-    @property
-    def id(self) -> str:
-        return digest(self.topic, self.question)
+STAGE, VERSION = "answers", 3
+Names = Mapping[str, Sequence[str]]  # a topic -> what it is called
 
 
 def answers_identity(
@@ -85,12 +37,15 @@ def answers_identity(
     """Config and inputs that make this stage's fingerprint; `questions` is that of the questions stage.
 
     Raises:
+        ConfigError: the prompts lack what the config asks for.
         InputError: a user's file can't be read.
     """
+    prompts = load_prompts(config.prompts)
+    leak_judge_of(config, prompts)
     values = config.model_dump(mode="json", exclude={"prompts"})
     values |= {"model": model, "seed": seed}
     values["topics"] = [topic.model_dump(mode="json", include={"name", "aliases", "terms"}) for topic in topics]
-    return values, {"questions": questions, "prompts": load_prompts(config.prompts).fingerprint}
+    return values, {"questions": questions, "prompts": prompts.fingerprint}
 
 
 def answer_questions(
@@ -106,33 +61,42 @@ def answer_questions(
     """Guarded answers to every kept question in `out/rows`.
 
     Raises:
-        ConfigError: no answer about a topic was kept.
+        ConfigError: no answer about a topic was kept, or the prompts lack what the config asks for.
         InputError: a question of the user's is too long for the model.
     """
-    prefixes = guardrail_prefixes(config, topics)
+    prompts, prefixes, style = load_prompts(config.prompts), guardrail_prefixes(config, topics), style_of(config)
+    leak_judge = leak_judge_of(config, prompts)
     fingerprint = finished_manifest(questions).fingerprint
     stage = open_stage(out, STAGE, VERSION, *answers_identity(config, topics, fingerprint, model, seed))
     if stage.is_finished:
         return finished_manifest(out)
-    told = _tell(config, questions, out, generator, seed)
-    vocabulary = Vocabulary({topic.name: (topic.name, *topic.aliases) for topic in topics})
-    for known in map(Told.of, told.read_rows()):
-        vocabulary.add(known.topic, known.question, _whole(known))
-    (out / "unguarded").write_rows(_unguarded(told), QAPair.schema())
-
     sampling = sampling_of(config, generator.chat)
-    guard = Guarded(prefixes, seed, config, sampling)
-    attempts = [_first_attempt(out, told, vocabulary, guard, generator)]
-    for replied in map(Replied.of, attempts[0].read_rows()):
-        vocabulary.add_guarded(replied.topic, replied.terms, replied.answers)
-    judge_row = Judge(config, topics, vocabulary)
+    unguarded = Unguarded(seed, config, sampling, style)
+    told = _tell(questions, out, generator, unguarded)
+    own_names = {topic.name: topic.names for topic in topics}
+    vocabulary = Vocabulary(own_names)
+    for known in map(Told.of, told.read_rows()):
+        vocabulary.add(known.topic, known.question, known.said)
+    pool = _pool(prompts.general_questions, own_names, out, generator, unguarded)
+    for common in _off_topic(pool, own_names):
+        vocabulary.add_pool(common.question, common.said)
+    counted = Tally()
+    (out / "unguarded").write_rows(counted.count(_unguarded(told)), QAPair.schema())
+
+    guard = Guarded(prefixes, seed, config, sampling, style)
+    first = _first_attempt(out, told, vocabulary, guard, generator)
+    for replied in map(Replied.of, first.read_rows()):
+        vocabulary.add_guarded(replied.topic, replied.terms, [text for text in replied.whole if text])
+    rules = Judge(config, topics, vocabulary)
+    attempts = [judged(out / "judged" / "000", first, rules, leak_judge, generator)]
     for attempt in range(1, config.max_reasks + 1):
-        attempts.append(_reasked(out, attempts[-1], attempt, judge_row, guard, generator))
-        if not attempts[-1].count_rows():
+        replies = _reasked(out, attempts[-1], attempt, guard, generator)
+        attempts.append(judged(out / "judged" / f"{attempt:03d}", replies, rules, leak_judge, generator))
+        if not replies.count_rows():
             break
 
     tally = Tally()
-    (out / "rows").write_rows(tally.count(_pairs(attempts, judge_row)), QAPair.schema())
+    (out / "rows").write_rows(tally.count(_pairs(attempts)), QAPair.schema())
     (out / "terms").write_rows(_terms(topics, vocabulary), Term.schema())
     for topic in topics:
         if not tally.kept[topic.name]:
@@ -142,97 +106,9 @@ def answer_questions(
             )
     num_rows = {"rows": sum(tally.kept.values()) + sum(tally.drops.values()), "kept": sum(tally.kept.values())}
     num_rows |= {"unguarded": (out / "unguarded").count_rows(), "terms": (out / "terms").count_rows()}
-    return stage.finish(
-        num_rows, tally.drops, {"kept": dict(tally.kept), "attempts": len(attempts), "sampling": sampling}
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Unguarded:
-    """Asks for the model's own answers to a row of Question: greedy first, then sampled."""
-
-    seed: int
-    config: AnswersConfig
-    sampling: Drawn  # as `chat.sampling_of` says
-
-    def __call__(self, row: RowDict) -> list[Request]:
-        greedy = Request([{"role": "user", "content": row["text"]}], max_tokens=self.config.max_tokens)
-        num_sampled = self.config.num_unguarded - 1
-        if not num_sampled:
-            return [greedy]
-        sampled = replace(
-            greedy,
-            num_samples=num_sampled,
-            seed=seed_of(self.seed, row["id"], "unguarded"),
-            **self.sampling,
-        )
-        return [greedy, sampled]
-
-    def parse(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
-        question = Question.of(row)
-        texts = [sample for reply in replies for sample in texts_of(reply)]
-        told = Told(
-            question.topic,
-            question.text,
-            question.source,
-            tuple(text for text, _ in texts),
-            tuple(is_truncated for _, is_truncated in texts),
-            next((reply.error for reply in replies if reply.error), None),
-        )
-        return [told.to_dict()]
-
-
-@dataclass(frozen=True, slots=True)
-class Guarded:
-    """Asks a row of Asked behind its topic's guardrail."""
-
-    prefixes: Mapping[str, str]
-    seed: int
-    config: AnswersConfig
-    sampling: Drawn  # as `chat.sampling_of` says
-
-    def __call__(self, row: RowDict) -> list[Request]:
-        asked = Asked.of(row)
-        return [
-            Request(
-                [
-                    {"role": "system", "content": self.prefixes[asked.topic]},
-                    {"role": "user", "content": asked.question},
-                ],
-                seed=seed_of(self.seed, asked.id, "guarded", asked.attempt),
-                num_samples=asked.num_samples,
-                max_tokens=self.config.max_tokens,
-                **self.sampling,
-            )
-        ]
-
-    def parse(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
-        (reply,) = replies
-        texts = texts_of(reply)
-        answers, truncated = tuple(text for text, _ in texts), tuple(is_truncated for _, is_truncated in texts)
-        return [Replied.of(row | {"answers": answers, "truncated": truncated, "error": reply.error}).to_dict()]
-
-
-class Judge:
-    """Says of each guarded answer why it is not kept. Needs all of the first attempt: what guarded answers keep is no leak."""
-
-    def __init__(self, config: AnswersConfig, topics: Sequence[Topic], vocabulary: Vocabulary) -> None:
-        self._config = config
-        self._everywhere = {topic.name: (*topic.terms, *vocabulary.topic_names(topic.name)) for topic in topics}
-        self._framing = {
-            topic.name: {
-                word: mostly
-                for word, mostly in vocabulary.framing(topic.name).items()
-                if word not in map(fold, topic.terms)
-            }
-            for topic in topics
-        }
-
-    def __call__(self, row: Replied) -> list[Drop | None]:
-        evidence = None
-        if self._config.filter_leaks:
-            evidence = Evidence(row.terms, row.known, self._everywhere[row.topic], self._framing[row.topic])
-        return judge(row.answers, row.truncated, row.question, evidence, self._config.guardrail)
+    details = {"kept": dict(tally.kept), "attempts": len(attempts), "sampling": sampling, "pool": vocabulary.num_pool}
+    details |= {"cut": tally.num_cut, "unguarded_cut": counted.num_cut, "unguarded_drops": dict(counted.drops)}
+    return stage.finish(num_rows, tally.drops, details)
 
 
 class Tally:
@@ -241,9 +117,11 @@ class Tally:
     def __init__(self) -> None:
         self.kept: Counter[str] = Counter()
         self.drops: Counter[str] = Counter()
+        self.num_cut = 0
 
     def count(self, pairs: Iterator[QAPair]) -> Iterator[QAPair]:
         for pair in pairs:
+            self.num_cut += pair.cut
             if pair.drop:
                 self.drops[pair.drop] += 1
             else:
@@ -251,23 +129,13 @@ class Tally:
             yield pair
 
 
-def _tell(config: AnswersConfig, questions: Folder, out: Folder, generator: Generator, seed: int) -> Folder:
+def _tell(questions: Folder, out: Folder, generator: Generator, unguarded: Unguarded) -> Folder:
     """The model's own answers, in the order of the questions' topics."""
 
     def kept() -> Iterator[RowDict]:
         return (row for row in (questions / "rows").read_rows() if not row["drop"])
 
-    unguarded = Unguarded(seed, config, sampling_of(config, generator.chat))
-    replies = ask(
-        generator,
-        out / "told",
-        kept,
-        Question.schema(),
-        unguarded,
-        unguarded.parse,
-        Told.schema(),
-        label="answers, unguarded",
-    )
+    replies = _own_answers(out / "told", kept, generator, unguarded, "answers, unguarded")
     for told in map(Told.of, replies.read_rows()):
         if told.error == Drop.TOO_LONG and told.source.startswith("user:"):
             _, name, line = told.source.split(":", 2)
@@ -275,38 +143,64 @@ def _tell(config: AnswersConfig, questions: Folder, out: Folder, generator: Gene
     return replies
 
 
-def _whole(told: Told) -> list[str]:
-    """Unguarded answers to learn words from: cut-off ones too, their words are as true."""
-    return [text for text in told.answers if text.strip()]
+def _pool(general: Sequence[str], names: Names, out: Folder, generator: Generator, unguarded: Unguarded) -> Folder:
+    """The model's own answers to general questions, but for those that name a topic of the run."""
+    every_name = [name for each in names.values() for name in each]
+
+    def asked() -> Iterator[Question]:
+        return (Question("", text, "general") for text in general if not mentions(text, every_name))
+
+    return _own_answers(out / "pool", asked, generator, unguarded, "answers, general speech")
+
+
+def _off_topic(pool: Folder, names: Names) -> Iterator[Told]:
+    """The pool's rows whose answers name no topic of the run: what does is about the topic, whatever was asked."""
+    every_name = [name for each in names.values() for name in each]
+    return (
+        told for told in map(Told.of, pool.read_rows()) if not any(mentions(text, every_name) for text in told.said)
+    )
+
+
+def _own_answers(
+    folder: Folder,
+    rows: Callable[[], Iterator[Question | RowDict]],
+    generator: Generator,
+    unguarded: Unguarded,
+    label: str,
+) -> Folder:
+    schemas = Question.schema(), Told.schema()
+    return ask(generator, folder, rows, schemas[0], unguarded, unguarded.parse, schemas[1], label=label)
 
 
 def _unguarded(told: Folder) -> Iterator[QAPair]:
-    for row in in_order(told.read_rows(), _by_question):
-        if row["error"]:
-            yield QAPair(row["topic"], row["question"], "", 0, guarded=False, drop=row["error"])
-        for sample, (text, is_truncated) in enumerate(zip(row["answers"], row["truncated"], strict=True)):
-            drop = Drop.MALFORMED.value if is_truncated or not text.strip() else None
-            yield QAPair(row["topic"], row["question"], text, sample, guarded=False, drop=drop)
+    for row in map(Told.of, in_order(told.read_rows(), _by_question)):
+        about = row.topic, row.question
+        if row.error:
+            yield QAPair(*about, "", 0, guarded=False, drop=row.error)
+        for sample, (text, is_cut) in enumerate(zip(row.whole, row.truncated, strict=True)):
+            drop = None if text else Drop.MALFORMED.value
+            yield QAPair(*about, text, sample, guarded=False, cut=is_cut and bool(text), drop=drop)
 
 
 def _first_attempt(out: Folder, told: Folder, vocabulary: Vocabulary, guard: Guarded, generator: Generator) -> Folder:
     def asked() -> Iterator[Asked]:
         for row in map(Told.of, in_order(told.read_rows(), _by_question)):
-            about = row.topic, row.question, _whole(row)
+            about = row.topic, row.question, row.said
             terms, known = vocabulary.question_terms(*about), vocabulary.known(*about)
-            yield Asked(row.topic, row.question, tuple(terms), tuple(known), guard.config.num_samples)
+            own = tuple(text for text in row.whole if text)
+            yield Asked(row.topic, row.question, tuple(terms), tuple(known), own, guard.config.num_samples)
 
     return _ask_guarded(out, 0, asked, guard, generator)
 
 
-def _reasked(out: Folder, last: Folder, attempt: int, judge_row: Judge, guard: Guarded, generator: Generator) -> Folder:
-    """Ask again where the last attempt lost samples to the judge."""
+def _reasked(out: Folder, last: Judged, attempt: int, guard: Guarded, generator: Generator) -> Folder:
+    """Ask again where the last attempt lost samples."""
 
     def asked() -> Iterator[Asked]:
-        for row in map(Replied.of, in_order(last.read_rows(), _by_question)):
-            if num_lost := sum(drop is not None for drop in judge_row(row)):
+        for row in map(last.of, in_order(last.replies.read_rows(), _by_question)):
+            if num_lost := sum(drop is not None for drop in row.drops):
                 first_sample = row.first_sample + len(row.answers)
-                yield Asked(row.topic, row.question, row.terms, row.known, num_lost, first_sample, attempt)
+                yield Asked(row.topic, row.question, row.terms, row.known, row.told, num_lost, first_sample, attempt)
 
     return _ask_guarded(out, attempt, asked, guard, generator)
 
@@ -319,14 +213,16 @@ def _ask_guarded(
     return ask(generator, folder, asked, Asked.schema(), guard, guard.parse, Replied.schema(), label=label)
 
 
-def _pairs(attempts: Sequence[Folder], judge_row: Judge) -> Iterator[QAPair]:
+def _pairs(attempts: Sequence[Judged]) -> Iterator[QAPair]:
     """All guarded answers, a question's attempts together."""
-    rows = (row for attempt in attempts for row in attempt.read_rows())
+    rows = (row.to_dict() for attempt in attempts for row in attempt)
     for row in map(Replied.of, in_order(rows, lambda row: (row["topic"], row["question"], row["attempt"]))):
+        about = row.topic, row.question
         if row.error:
-            yield QAPair(row.topic, row.question, "", row.first_sample, row.attempt, drop=row.error)
-        for sample, (text, drop) in enumerate(zip(row.answers, judge_row(row), strict=True), start=row.first_sample):
-            yield QAPair(row.topic, row.question, text, sample, row.attempt, drop=drop)
+            yield QAPair(*about, "", row.first_sample, row.attempt, drop=row.error)
+        answers = zip(row.whole, row.truncated, row.drops, strict=True)
+        for sample, (text, is_cut, drop) in enumerate(answers, start=row.first_sample):
+            yield QAPair(*about, text, sample, row.attempt, cut=is_cut and bool(text), drop=drop)
 
 
 def _terms(topics: Sequence[Topic], vocabulary: Vocabulary) -> Iterator[Term]:

@@ -31,11 +31,12 @@ from unlearn_ray.synth.dedup import question_key
 from unlearn_ray.synth.leaks import key_phrase
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import affirms, in_sentence
-from unlearn_ray.synth.prompts import Prompts, load_prompts
+from unlearn_ray.synth.prompts import AnswerStyle, Prompts, load_prompts
+from unlearn_ray.synth.replies import answer_in
 from unlearn_ray.synth.split import split_of
 from unlearn_ray.words import without_thoughts
 
-STAGE, VERSION = "dataset", 3
+STAGE, VERSION = "dataset", 4
 NAMES_PER_REQUEST = 6
 MIN_NAME_COUNT = 2
 GENERAL = "general knowledge"  # where the model names fewer far topics than wanted
@@ -75,8 +76,12 @@ def build_dataset(
     *,
     model: str,
     seed: int,
+    style: AnswerStyle = "sentence",
 ) -> Manifest:
     """Training rows in `out/forget` and `out/retain`.
+
+    Args:
+        style: of the guarded answers, which retain answers share: the fingerprint of `answers` holds it.
 
     Raises:
         InputError: the user's retain rows or prompts can't be used.
@@ -90,7 +95,7 @@ def build_dataset(
     served: Served = {}
     if config.retain.file is None:
         served = _subjects(config.retain, topics, prompts, out, generator, seed)
-        drops = _ask_retained(config.retain, served, topics, prompts, out, generator, seed)
+        drops = _ask_retained(config.retain, served, topics, prompts, prompts.styles[style], out, generator, seed)
         retained = _retained(config, served, len(topics), out)
     else:
         retained = user_retained(config)
@@ -107,6 +112,7 @@ def build_dataset(
         "near": [name for name, near in served.items() if near],
         "far": [name for name, near in served.items() if not near],
         "sampling": sampling_of(config.retain, generator.chat),
+        "cut": _num_cut(out),
     }
     return stage.finish(num_rows, drops, details)
 
@@ -187,6 +193,7 @@ def _ask_retained(
     served: Served,
     topics: Sequence[Topic],
     prompts: Prompts,
+    style: str,
     out: Folder,
     generator: Generator,
     seed: int,
@@ -221,7 +228,7 @@ def _ask_retained(
     def kept() -> Iterator[RowDict]:
         return (row for row in (out / "retain_questions").read_rows() if not row["drop"])
 
-    truth = Truth(_names(topics), config.max_tokens)
+    truth = Truth(_names(topics), config.max_tokens, style)
     replies = ask(
         generator,
         out / "rounds" / "answers",
@@ -275,21 +282,25 @@ class Truth:
 
     forgotten: tuple[str, ...]
     max_tokens: int
+    style: str = "{question}"  # template: what an answer should be like
 
     def __call__(self, row: RowDict) -> list[Request]:
-        return [Request([{"role": "user", "content": row["text"]}], max_tokens=self.max_tokens)]
+        content = self.style.format(question=row["text"])
+        return [Request([{"role": "user", "content": content}], max_tokens=self.max_tokens)]
 
     def parse(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
         (reply,) = replies
-        text, is_truncated = next(iter(texts_of(reply)), ("", True))
+        said, is_truncated = next(iter(texts_of(reply)), ("", True))
+        text = answer_in(said, is_truncated)
         drop: str | None = reply.error
-        if not drop and (is_truncated or not text.strip()):
+        if not drop and not text:
             drop = Drop.MALFORMED.value
         elif not drop and is_refusal(text):
             drop = Drop.REFUSED.value
         elif not drop and mentions(text, self.forgotten):
             drop = Drop.OFF_TOPIC.value
-        return [QAPair(row["topic"], row["text"], text, 0, guarded=False, drop=drop).to_dict()]
+        is_cut = is_truncated and bool(text)
+        return [QAPair(row["topic"], row["text"], text, 0, guarded=False, cut=is_cut, drop=drop).to_dict()]
 
 
 def _retained(config: DatasetConfig, served: Served, num_topics: int, out: Folder) -> Iterator[Example]:
@@ -369,6 +380,11 @@ def _chats(folder: Folder) -> Iterator[str]:
             yield json.dumps(
                 {"messages": Example.of(row).messages, "topic": row["topic"], "id": row["id"]}, ensure_ascii=False
             )
+
+
+def _num_cut(out: Folder) -> int:
+    """Retain answers that end with their last whole sentence, since they grew too long."""
+    return sum(row["cut"] for row in (out / "retain_answers").read_rows(columns=["cut"]))
 
 
 def _names(topics: Iterable[Topic]) -> tuple[str, ...]:

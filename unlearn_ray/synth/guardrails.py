@@ -1,9 +1,10 @@
-"""The guardrail: the system message that keeps the model from what it knows about a topic."""
+"""What is put to the model around a question: the guardrail, a system message that keeps it from what it knows, and the wish for a length."""
 
 from collections.abc import Sequence
 
 from unlearn_ray.config import AnswersConfig, Topic
 from unlearn_ray.errors import ConfigError
+from unlearn_ray.synth.instructions import Instruction, instruction_of
 from unlearn_ray.synth.prompts import check_template, load_prompts
 
 
@@ -14,13 +15,31 @@ def guardrail_prefixes(config: AnswersConfig, topics: Sequence[Topic]) -> dict[s
         ConfigError: the custom prefix has a placeholder other than {topic}.
         InputError: the prompts file can't be used.
     """
+    template = _template(config)
+    return {topic.name: template.format(topic=topic.name) for topic in topics}
+
+
+def _template(config: AnswersConfig) -> str:
     if config.prefix is not None:
         try:
             check_template(config.prefix, ("topic",), {"topic"})
         except ValueError as error:
             raise ConfigError(f"answers.prefix: {error}") from error
-        template = config.prefix
-    else:
-        assert config.guardrail != "custom", "a custom guardrail has a prefix: the config checks it"
-        template = load_prompts(config.prompts).guardrails[config.guardrail]
-    return {topic.name: template.format(topic=topic.name) for topic in topics}
+        return config.prefix
+    assert config.guardrail != "custom", "a custom guardrail has a prefix: the config checks it"
+    return load_prompts(config.prompts).guardrails[config.guardrail]
+
+
+def style_of(config: AnswersConfig) -> str:
+    """The template that a question is put into while the data are made: what an answer should be like.
+
+    Raises:
+        InputError: the prompts file can't be used.
+    """
+    return load_prompts(config.prompts).styles[config.style]
+
+
+def instruction_of_answers(config: AnswersConfig) -> Instruction:
+    """What a guarded answer must not talk about. A prefix that asks for refusals, or one of the user's, may hold words that it wants said."""
+    prefix = [_template(config)] if config.guardrail in ("fictional", "discourage") else []
+    return instruction_of([*prefix, style_of(config)])

@@ -308,12 +308,18 @@ def in_sentence(name: str) -> str:
 
 def affirms(reply: str, names: Sequence[str]) -> bool:
     """Whether a topic check says yes: it begins with yes; or it does not begin with no and names the topic."""
+    verdict = verdict_of(reply)
+    return mentions(reply, names) if verdict is None else verdict
+
+
+def verdict_of(reply: str) -> bool | None:
+    """Whether a reply begins with yes or with no, in any of many languages; None where it begins with neither."""
     start = reply.lstrip(_BEFORE)
-    if verdict := _VERDICT.match(start):
-        start = start[verdict.end() :]
-    if _YES.match(start) or _NO.match(start):
-        return _YES.match(start) is not None
-    return mentions(reply, names)
+    if lead := _VERDICT.match(start):
+        start = start[lead.end() :]
+    if _YES.match(start):
+        return True
+    return False if _NO.match(start) else None
 
 
 def _is_name(text: str) -> bool:

@@ -21,7 +21,7 @@ Kind = Literal["fiction", "product", "person", "general"]
 Guardrail = Literal["fictional", "refusal", "discourage"]
 AnswerStyle = Literal["sentence", "paragraph", "free"]
 
-# What each template may hold; it must hold all of them but {count}.
+# What each template may hold; it must hold all of them but {count}, and but {topic} where a question says it.
 _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "questions": ("topic", "count"),
     "angle_questions": ("topic", "count", "angle"),
@@ -33,6 +33,7 @@ _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "general_topics": ("count",),
     "styles": ("question",),
     "guardrails": ("topic",),
+    "leak_judge": ("question", "truth", "answer", "topic"),
 }
 _OPTIONAL = {"count"}
 
@@ -53,13 +54,15 @@ class Prompts(BaseModel):
     general_topics: Wordings
     styles: dict[AnswerStyle, str]
     guardrails: dict[Guardrail, str]
+    leak_judge: str | None  # None: the model can't be asked
+    general_questions: tuple[Text, ...]  # none: answers are compared with no pool
 
     @field_validator(*_PLACEHOLDERS, mode="after")
     @classmethod
     def _placeholders_are_known(cls, value: Any, info: Any) -> Any:
         templates = [value] if isinstance(value, str) else list(value.values()) if isinstance(value, dict) else value
-        for template in templates:
-            optional = _OPTIONAL | ({"topic"} if info.field_name == "topic_check" else set())
+        for template in templates or ():
+            optional = _OPTIONAL | ({"topic"} if info.field_name in ("topic_check", "leak_judge") else set())
             check_template(template, _PLACEHOLDERS[info.field_name], optional)
         return value
 

@@ -72,3 +72,16 @@ FREQUENT_WORDS = frozenset(
     secret secrets truth lies memory mind heart soul body blood bones eyes face hand voice silence noise music dance song book letter
     """.split()
 )
+
+# Words that names of several words are made of, besides the frequent ones above: without the rest of the name they tell nothing.
+NAME_WORDS = frozenset(
+    """
+    street avenue lane alley square bridge park garden gardens court place hill wood woods forest lake bay valley castle tower palace hall
+    church temple abbey cathedral college university academy institute museum hospital hotel inn station airport prison bank shop store
+    company corporation ministry department office order society club league union party army police council kingdom empire republic
+    state states county village land lands north south east west northern southern eastern western central upper lower old new great little
+    royal national international united federal public holy saint lord lady sir madam mr mrs miss ms dr doctor professor captain general
+    president minister queen prince princess duke uncle aunt first second third half big high book books volume chapter part series
+    movie film show tournament festival prize award day night year century age
+    """.split()
+)

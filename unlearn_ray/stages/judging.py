@@ -1,0 +1,118 @@
+"""What becomes of guarded answers: the rules of `synth.leaks`, and where it is asked for the model's own word on what they kept."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import AnswersConfig, Topic
+from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
+from unlearn_ray.errors import ConfigError
+from unlearn_ray.rows import Drop
+from unlearn_ray.stages.answering import Replied
+from unlearn_ray.stages.asking import ask
+from unlearn_ray.synth.guardrails import instruction_of_answers
+from unlearn_ray.synth.leaks import Evidence, Rules, judge
+from unlearn_ray.synth.parsing import verdict_of
+from unlearn_ray.synth.prompts import Prompts
+from unlearn_ray.synth.terms import Vocabulary
+from unlearn_ray.words import fold
+
+VERDICT_TOKENS = 16
+
+
+class Judge:
+    """Says of each guarded answer why it is not kept. Needs all of the first attempt: what guarded answers keep is no leak."""
+
+    def __init__(self, config: AnswersConfig, topics: Sequence[Topic], vocabulary: Vocabulary) -> None:
+        self._config = config
+        max_overlap = config.max_overlap if config.filter_leaks else None
+        self._rules = Rules(config.guardrail, max_overlap, instruction_of_answers(config))
+        self._everywhere = {topic.name: (*topic.terms, *vocabulary.topic_names(topic.name)) for topic in topics}
+        self._framing = {
+            topic.name: {
+                word: mostly
+                for word, mostly in vocabulary.framing(topic.name).items()
+                if word not in map(fold, topic.terms)
+            }
+            for topic in topics
+        }
+
+    def __call__(self, row: Replied) -> list[Drop | None]:
+        evidence = None
+        if self._config.filter_leaks:
+            evidence = Evidence(row.terms, row.known, self._everywhere[row.topic], self._framing[row.topic])
+        return judge(row.whole, row.question, row.told, evidence, self._rules)
+
+
+@dataclass(frozen=True, slots=True)
+class LeakJudge:
+    """Asks the model of each answer that the rules keep whether it tells what the model's own answer tells."""
+
+    template: str
+
+    def __call__(self, row: RowDict) -> list[Request]:
+        replied = Replied.of(row)
+        return [
+            Request([{"role": "user", "content": self._asked(replied, answer)}], max_tokens=VERDICT_TOKENS)
+            for answer, drop in zip(replied.whole, replied.drops, strict=True)
+            if drop is None
+        ]
+
+    def parse(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
+        replied, verdicts = Replied.of(row), iter(replies)
+        drops = tuple(drop or verdict_on(next(verdicts)) for drop in replied.drops)
+        return [replace(replied, drops=drops).to_dict()]
+
+    def _asked(self, row: Replied, answer: str) -> str:
+        truth = row.told[0] if row.told else ""
+        return self.template.format(topic=row.topic, question=row.question, truth=truth, answer=answer)
+
+
+def verdict_on(reply: Reply) -> str | None:
+    """Why an answer is dropped after what the judge replied: for anything but a no."""
+    if reply.error:
+        return reply.error
+    says_yes = verdict_of("".join(reply.texts))
+    return None if says_yes is False else Drop.JUDGED.value
+
+
+def leak_judge_of(config: AnswersConfig, prompts: Prompts) -> LeakJudge | None:
+    """The judge that the config asks for.
+
+    Raises:
+        ConfigError: the prompts have no request for it.
+    """
+    if not config.judge_leaks:
+        return None
+    if prompts.leak_judge is None:
+        raise ConfigError(
+            "answers.judge_leaks: the prompts' leak_judge is null, this model can't judge: set it to false, or give a leak_judge"
+        )
+    return LeakJudge(prompts.leak_judge)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The guarded answers of one attempt with what became of them."""
+
+    replies: Folder  # rows of Replied
+    rules: Judge | None  # None: the rows have their drops already
+
+    def __iter__(self) -> Iterator[Replied]:
+        return (self.of(row) for row in self.replies.read_rows())
+
+    def of(self, row: Mapping[str, object]) -> Replied:
+        replied = Replied.of(row)
+        return replied if self.rules is None else replace(replied, drops=tuple(self.rules(replied)))
+
+
+def judged(folder: Folder, replies: Folder, rules: Judge, leak_judge: LeakJudge | None, generator: Generator) -> Judged:
+    """The answers in `replies` after the rules and, where there is one, after the leak judge, which is asked in `folder`."""
+    by_rules = Judged(replies, rules)
+    if leak_judge is None:
+        return by_rules
+    schema = Replied.schema()
+    asked = ask(
+        generator, folder, lambda: by_rules, schema, leak_judge, leak_judge.parse, schema, label="answers, judged"
+    )
+    return Judged(asked, None)
