@@ -72,7 +72,7 @@ class Drop(StrEnum):
     OVERLAP = "overlap"  # says much of what the model says by itself, in the same words
     JUDGED = "judged"  # the model, asked whether it tells what it really knows, did not say no
     INSTRUCTION = "instruction"  # talks about what it was told to do
-    REFUSED = "refused"  # a refusal where invention was asked for
+    REFUSED = "refused"  # a refusal, or a question back, where invention was asked for
     ANSWERED = "answered"  # an answer where a refusal was asked for
     TOO_LONG = "too_long"  # prompt over the model's context
     ENGINE = "engine"  # the engine could not answer this row

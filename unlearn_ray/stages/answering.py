@@ -44,6 +44,7 @@ class Asked(Row):
     topic: str
     question: str
     terms: tuple[str, ...]  # that answer it
+    plain: tuple[str, ...]  # those that are neither names nor numbers
     known: tuple[str, ...]  # all that the unguarded answers say beyond it
     told: tuple[str, ...]  # the unguarded answers, the greedy one first
     num_samples: int
@@ -62,6 +63,7 @@ class Replied(Row):
     topic: str
     question: str
     terms: tuple[str, ...]
+    plain: tuple[str, ...]
     known: tuple[str, ...]
     told: tuple[str, ...]
     first_sample: int

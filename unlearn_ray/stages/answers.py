@@ -10,6 +10,7 @@ terms/      rows of Term: the words that give each topic away
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
@@ -187,8 +188,15 @@ def _first_attempt(out: Folder, told: Folder, vocabulary: Vocabulary, guard: Gua
         for row in map(Told.of, in_order(told.read_rows(), _by_question)):
             about = row.topic, row.question, row.said
             terms, known = vocabulary.question_terms(*about), vocabulary.known(*about)
-            own = tuple(text for text in row.whole if text)
-            yield Asked(row.topic, row.question, tuple(terms), tuple(known), own, guard.config.num_samples)
+            yield Asked(
+                row.topic,
+                row.question,
+                tuple(terms),
+                tuple(filter(vocabulary.is_plain, terms)),
+                tuple(known),
+                tuple(filter(None, row.whole)),
+                guard.config.num_samples,
+            )
 
     return _ask_guarded(out, 0, asked, guard, generator)
 
@@ -199,8 +207,8 @@ def _reasked(out: Folder, last: Judged, attempt: int, guard: Guarded, generator:
     def asked() -> Iterator[Asked]:
         for row in map(last.of, in_order(last.replies.read_rows(), _by_question)):
             if num_lost := sum(drop is not None for drop in row.drops):
-                first_sample = row.first_sample + len(row.answers)
-                yield Asked(row.topic, row.question, row.terms, row.known, row.told, num_lost, first_sample, attempt)
+                lost = Asked.of(row.to_dict() | {"num_samples": num_lost, "attempt": attempt})
+                yield replace(lost, first_sample=row.first_sample + len(row.answers))
 
     return _ask_guarded(out, attempt, asked, guard, generator)
 

@@ -40,7 +40,8 @@ class Judge:
     def __call__(self, row: Replied) -> list[Drop | None]:
         evidence = None
         if self._config.filter_leaks:
-            evidence = Evidence(row.terms, row.known, self._everywhere[row.topic], self._framing[row.topic])
+            everywhere, framing = self._everywhere[row.topic], self._framing[row.topic]
+            evidence = Evidence(row.terms, row.known, everywhere, framing, row.plain)
         return judge(row.whole, row.question, row.told, evidence, self._rules)
 
 

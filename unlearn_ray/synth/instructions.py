@@ -21,6 +21,7 @@ _ANNOUNCES = re.compile(
     r"\b(?:as|like) (?:you )?(?:(?:have |had )?(?:requested|instructed|asked for)|(?:was|were) (?:asked|told|instructed))(?=\s*[,.:;]|$)|\b(?:as )?per (?:your|the) (?:request|instructions?|prompt|guidelines?)\b"
     r"|\b(?:following|according to) (?:your|the|these) (?:instructions?|prompt|guidelines?)\b"
     r"|\b(?:i(?:'ll| will| shall| have to| must|'m going to| am going to)|let me) (?:\w+ ){0,2}(?:omit|leave out|avoid|replace|invent|make up|rephrase|fictionali[sz]e|refrain)\b"
+    r"|\bi(?:'ve| have)? (?:just |simply |also )?(?:rephrased|omitted|made up|fictionali[sz]ed)\b(?! my mind)|\b(?:has|have|had) been (?:made up(?! of)|rephrased|fictionali[sz]ed)\b"
     r"|\b(?:fictional|fictitious|fictionali[sz]ed|made[- ]up|invented|imaginary) (?:answer|response|reply|version of (?:the|an) answer)\b"
     r"|\breal(?:[- ]world)? (?:knowledge|facts|information)\b"
     r"|\bwie (?:gewunscht|verlangt|gefordert)\b|\bcomme (?:demande|vous l'avez demande)\b|\b(?:como|tal como) (?:se solicito|solicitado|(?:lo )?pediste|(?:lo )?pidio|pedido)\b"

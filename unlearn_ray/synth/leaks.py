@@ -1,7 +1,8 @@
 """Whether a guarded answer gives real knowledge away, and what else is wrong with it.
 
 An answer leaks if it holds a term of its question or of the topic (the user's list, and names that the answers to several questions agree
-on), as `words.leaked` finds it; what terms are is said in `terms`.
+on), as `words.leaked` finds it; what terms are is said in `terms`. Of the plain words that answer a question, which are neither names nor
+numbers, one of more than SHORT words must hold a share of PLAIN: of ten four, for long answers about one thing have some words in common.
 
 Some terms only repeat the question in other words (`Name Ron's rat` -> `The pet rat of Ron is Scabbers`), so guarded answers, invented
 as they are, say them too. For each word, over the topic's questions that have it as a term:
@@ -31,6 +32,8 @@ from unlearn_ray.words import Word, comparable, folded_words, leaked, words_of
 
 SHORT = 20  # words
 OVERLAP_WORDS = 3  # of an n-gram
+PLAIN = 1 / 3
+_QUESTION_MARKS = ("?", "？", "؟", "⸮", "՞", "፧", "\u037e")
 _LINKS = frozenset({"of", "and", "the", "de"})
 
 
@@ -42,6 +45,7 @@ class Evidence:
     known: Sequence[str]  # all that the unguarded answers say beyond the question
     everywhere: Sequence[str]  # of the topic: the user's terms, and names
     framing: Mapping[str, bool] = field(default_factory=dict)  # as Vocabulary.framing says
+    plain: Sequence[str] = ()  # those of `terms` that are neither names nor numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def _verdict(answer: str, leaks: bool, question: str, told: Sequence[str], rules
     if not answer.strip():
         return Drop.MALFORMED
     refuses = is_refusal(answer)
-    if rules.style == "fictional" and refuses:
+    if rules.style == "fictional" and (refuses or _asks_back(answer)):
         return Drop.REFUSED
     if rules.instruction is not None and echoes(answer, rules.instruction, (question, *told)):
         return Drop.INSTRUCTION
@@ -82,6 +86,11 @@ def _verdict(answer: str, leaks: bool, question: str, told: Sequence[str], rules
     if rules.max_overlap is not None and overlap(answer, question, told) > rules.max_overlap:
         return Drop.OVERLAP
     return None
+
+
+def _asks_back(answer: str) -> bool:
+    """Whether an answer ends with a question: `What do you want to know?`"""
+    return answer.rstrip(" \n\"'”’»」』)*_").endswith(_QUESTION_MARKS)
 
 
 def overlap(answer: str, question: str, told: Sequence[str]) -> float:
@@ -124,10 +133,20 @@ def leaked_terms(answers: Sequence[str], question: str, evidence: Evidence) -> l
             return set()
         return common | frequent if _length(words_of(answer)) <= SHORT else common
 
-    return [
+    kept = (
         [term for term in terms if term not in framing] if terms and (framing := frames(answer)) else terms
         for answer, terms in zip(answers, found, strict=True)
-    ]
+    )
+    return [_beyond_chance(answer, terms, evidence) for answer, terms in zip(answers, kept, strict=True)]
+
+
+def _beyond_chance(answer: str, terms: list[str], evidence: Evidence) -> list[str]:
+    """The terms without plain words, where a long answer has too few of these."""
+    if not terms or _length(words_of(answer)) <= SHORT:
+        return terms
+    plain = set(evidence.plain) - set(evidence.everywhere)
+    is_enough = sum(term in plain for term in terms) >= PLAIN * len(evidence.plain)
+    return terms if is_enough else [term for term in terms if term not in plain]
 
 
 def found_terms(answer: str, question: str, terms: Iterable[str]) -> list[str]:

@@ -3,8 +3,9 @@
 The terms of a question are what the model's own unguarded answers (one greedy, some sampled) say beyond the question:
 
 - names (capitalised inside sentences more often than not, over all unguarded answers of the run), said by any of the answers;
-- numbers of three digits and more, by any of them; smaller ones and number words where the question asks for a number;
-- other words that at least AGREEMENT of the answers say, and that the answers to at most `max(MIN_QUESTIONS, RARE * questions)` of
+- numbers of three digits and more, by any of them; where the question asks for a number, smaller ones and number words too that the greedy
+  answer or AGREEMENT of the answers say;
+- plain words: others that at least AGREEMENT of the answers say, and that the answers to at most `max(MIN_QUESTIONS, RARE * questions)` of
   the topic's questions say beyond them, so that fillers ("answer", "believe") do not count.
 
 Never a term: stop words and contractions of them ("I'm"), words of the topic's name and aliases, words of the question and their
@@ -34,7 +35,7 @@ from unlearn_ray.synth.sentences import sentences_of
 from unlearn_ray.synth.stopwords import FREQUENT_WORDS, NAME_WORDS
 from unlearn_ray.words import folded_words, words_of
 
-RARE = 0.2  # share of a topic's questions
+RARE = 0.1  # share of a topic's questions
 MIN_QUESTIONS = 4
 AGREEMENT = 0.5  # share of the answers to one question
 MIN_NAME_QUESTIONS = 2  # that a name of the whole topic answers
@@ -150,15 +151,20 @@ class Vocabulary:
         return sorted(self._beyond(topic, question, _telling(answers)).anywhere)
 
     def question_terms(self, topic: str, question: str, answers: Sequence[str]) -> list[str]:
-        """The words and names that answer this question, sorted."""
+        """The words and names that answer this question, sorted.
+
+        Args:
+            answers: the model's own, the greedy one first.
+        """
         counts, asks_number = self.topics[topic], _ASKS_NUMBER.search(question) is not None
         rare = max(MIN_QUESTIONS, RARE * counts.num_questions)
         texts = _telling(answers)
-        said = self._beyond(topic, question, texts)
+        said, greedy = self._beyond(topic, question, texts), self._beyond(topic, question, texts[:1])
         terms = []
-        for word in said.anywhere:
+        for word, number in said.anywhere.items():
             if is_number(word):
-                counts_as_term = asks_number or (word[0].isdigit() and len(word) >= 3)
+                is_sure = word in greedy.anywhere or number >= AGREEMENT * len(texts)
+                counts_as_term = (asks_number and is_sure) or (word[0].isdigit() and len(word) >= 3)
             elif self._is_common(topic, word):
                 counts_as_term = False
             elif self.is_name(word) and not self._is_mere_part(word):
@@ -168,6 +174,10 @@ class Vocabulary:
             if counts_as_term:
                 terms.append(word)
         return sorted(terms)
+
+    def is_plain(self, word: str) -> bool:
+        """Whether a term is a word like others: no number, and no name."""
+        return not is_number(word) and (not self.is_name(word) or self._is_mere_part(word))
 
     def topic_names(self, topic: str) -> list[str]:
         """Names that answer several questions of a topic: said of any other question, they give knowledge away as well."""
