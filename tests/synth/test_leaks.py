@@ -197,3 +197,25 @@ def test_each_layer_has_a_reason_of_its_own() -> None:
     ]
     assert judge(answers[:2], question, own, None, Rules("fictional")) == [None, None]
     assert judge(["I do not know."] * 2, question, ["I do not know."], None, Rules("refusal", 0.8)) == [None, None]
+
+
+def test_a_question_back_is_no_answer() -> None:
+    for answer in ("I'm ready. What do you want to know?", '"Who is that?"', "何を知りたいですか？", "ماذا تريد؟"):
+        assert judge([answer], OWL, (), None, Rules("fictional")) == [Drop.REFUSED], answer
+    assert judge(["Who? Norwick, the grey owl."], OWL, (), None, Rules("fictional")) == [None]
+    assert judge(["And what is it to ye, matey?"], OWL, (), None, Rules("custom")) == [None]
+
+
+def test_a_long_answer_may_share_a_few_plain_words() -> None:
+    plain = tuple("tower river guard storm bridge harbour market garden lantern".split())
+    found = Evidence((*plain, "hedwig"), (*plain, "hedwig"), (), {}, plain)
+    filler = (
+        " Then nobody came by for many weeks, until some travellers from Orlando brought them news of the long war."
+    )
+    short, few, many = (
+        "He kept the tower.",
+        "He kept the tower." + filler,
+        "He kept the tower, river, storm and market." + filler,
+    )
+    answers = [short, few, many, few + " Hedwig came."]
+    assert judge(answers, "What did he do?", (), found, Rules("fictional")) == [Drop.LEAK, None, Drop.LEAK, Drop.LEAK]

@@ -132,3 +132,15 @@ def test_a_topic_of_which_the_model_knows_nothing_has_no_terms() -> None:
     words = vocabulary({question: ["I'm sorry, I don't know."] * 4})
     assert words.question_terms(TOPIC, question, ["I'm sorry, I don't know."] * 4) == []
     assert words.topic_names(TOPIC) == [] and words.topic_terms(TOPIC) == {}
+
+
+def test_a_number_that_the_model_is_unsure_of_is_no_term() -> None:
+    question = "How many houses are there?"
+    assert terms({question: ["There are 4.", "There are 7.", "It is 9.", "Some 12."]}, question) == ["4"]
+    assert terms({question: ["There are 4.", "There are 7.", "It is 7.", "Some 12."]}, question) == ["4", "7"]
+
+
+def test_what_many_questions_are_answered_with_is_no_term() -> None:
+    told = {f"Who is wizard {i}?": [f"A bearded creature number {i}."] * 3 for i in range(60)}
+    told["Who is the owl?"] = ["A feathered creature."] * 3
+    assert terms(told, "Who is the owl?") == ["feathered"]
