@@ -31,7 +31,7 @@ from unlearn_ray import pocket, smollm2
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ConfigError, gist
 from unlearn_ray.reading import as_json, fault_of, is_blank, load_yaml, read_text, shown
-from unlearn_ray.rows import slug_of
+from unlearn_ray.rows import AskedForm, slug_of
 from unlearn_ray.words import name_key
 
 MAX_NAME = 120
@@ -124,6 +124,10 @@ class QuestionsConfig(Sampling):
     patience: PositiveInt = 2  # rounds that bring nothing new before it ends
     max_rounds: PositiveInt = 30
     check_topic: bool = True  # ask the model itself whether a question is on its topic
+    forms: tuple[AskedForm, ...] | None = None  # beside plain questions; none: all that the prompts have wordings for
+    languages: tuple[Text, ...] = ()  # beside the topic's own, such as [French]: questions in each
+    form_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4  # of the requests, for other forms and languages
+    coverage_rounds: NonNegativeInt = 1  # afterwards, about confirmed entities that no kept question names
     max_tokens: PositiveInt = 400
     file: Path | None = None  # your own questions: .csv, .jsonl or .parquet with columns `topic` and `question`
     prompts: PromptsFile | None = None

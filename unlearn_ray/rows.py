@@ -21,6 +21,10 @@ from unlearn_ray.words import fold
 _MAX_SLUG = 100  # characters, before a digest: with it, what a served model's name may have
 Role = Literal["system", "user", "assistant"]
 Group = Literal["forget", "near", "far"]
+# Beside plain questions: a sentence with a gap; a statement to judge; a wish for all that is known of something; a passage to continue; a
+# question that names a thing by another ("the school of the boy who ...").
+AskedForm = Literal["blank", "true_false", "tell_me", "quotation", "multi_hop"]
+Form = Literal["question", AskedForm, "other_language"]  # the last: a plain one in a language that the config asks for
 
 
 class Message(TypedDict):
@@ -67,6 +71,9 @@ class Drop(StrEnum):
     MALFORMED = "malformed"  # a line that is no question, an answer without a whole sentence
     DUPLICATE = "duplicate"
     OFF_TOPIC = "off_topic"
+    VAGUE = "vague"  # a question about something that it does not name: "What is his name?"
+    RARE = "rare"  # a name that too few of the sampled lists hold
+    UNCONFIRMED = "unconfirmed"  # a name that the model, asked what it is, does not know as what it was listed for
     SURPLUS = "surplus"  # beyond the number asked for
     LEAK = "leak"  # tells what the model really knows
     OVERLAP = "overlap"  # says much of what the model says by itself, in the same words
@@ -108,9 +115,10 @@ class Question(Row):
 
     topic: str
     text: str
-    source: str = ""  # "angle:history", "entity:Hogwarts|usage", "user", ...
+    source: str = ""  # "angle:history", "entity:Hogwarts|usage", "blank:entity:Hogwarts", "user:FILE:LINE", ...
     round: int = 0
     drop: str | None = None
+    form: Form = "question"
 
     @property
     def id(self) -> str:

@@ -191,7 +191,8 @@ def test_the_identity_follows_what_changes_the_result_and_nothing_else(tmp_path:
     config = CONFIG.model_copy(update={"file": path})
     first = questions_identity(config, (GUM,), "m", 0)
     assert str(tmp_path) not in str(first), "a file's place is not what it says"
-    assert questions_identity(config, (GUM.model_copy(update={"terms": ("chicle",)}),), "m", 0) == first
+    assert questions_identity(config, (GUM.model_copy(update={"neighbours": ("candy",)}),), "m", 0) == first
+    assert questions_identity(config, (GUM.model_copy(update={"terms": ("chicle",)}),), "m", 0) != first
     path.write_text("topic,question\nchewing gum,How?\n")
     assert questions_identity(config, (GUM,), "m", 0) != first
     with pytest.raises(InputError, match="can't be read"):

@@ -23,6 +23,7 @@ from unlearn_ray.reading import fingerprint_of_file, read_user_rows, shown
 from unlearn_ray.refusals import is_refusal
 from unlearn_ray.rows import Drop, Example, Group, Probe, QAPair, Question
 from unlearn_ray.stages.asking import Prompted, ask, in_order, texts_of
+from unlearn_ray.stages.asking_back import apart
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.stages.naming import Name, ask_names
@@ -38,7 +39,6 @@ from unlearn_ray.words import without_thoughts
 
 STAGE, VERSION = "dataset", 4
 NAMES_PER_REQUEST = 6
-MIN_NAME_COUNT = 2
 GENERAL = "general knowledge"  # where the model names fewer far topics than wanted
 LIST_TOKENS = 400
 CHECK_TOKENS = 32
@@ -130,7 +130,7 @@ def _subjects(
 ) -> dict[str, tuple[str, ...]]:
     """What to retain: the neighbours of each topic, and topics far from all of them. Never a forgotten topic."""
     sampling = Prompted(seed, sampling_of(config, generator.chat), LIST_TOKENS)
-    forgotten = _names(topics)
+    forgotten, forgotten_names = _names(topics), {topic.name: topic.names for topic in topics}
 
     def is_forgotten(topic: str, name: str) -> str | None:
         return (
@@ -147,8 +147,8 @@ def _subjects(
         is_forgotten,
         "dataset, neighbours",
         per_request=NAMES_PER_REQUEST,
-        min_count=MIN_NAME_COUNT,
         nearest_first=True,
+        ask_back=apart(generator, prompts, forgotten_names, sampling),
     )
     names = [replace(each, name=in_sentence(each.name)) for each in named]
     near: dict[str, tuple[str, ...]] = {}
@@ -179,7 +179,6 @@ def _subjects(
             is_taken,
             "dataset, general topics",
             per_request=NAMES_PER_REQUEST,
-            min_count=MIN_NAME_COUNT,
         )
         far = [replace(each, name=in_sentence(each.name)) for each in far]
         if sum(not name.drop for name in far) < config.num_general:

@@ -7,20 +7,33 @@ function of the files, so that a resumed run goes over finished rounds without t
 import logging
 import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.engines.protocols import Generator, Parse, Render, Reply, RowDict
-from unlearn_ray.rows import Question, Row, digest, seed_of
+from unlearn_ray.rows import AskedForm, Form, Question, Row, digest, seed_of
 from unlearn_ray.stages.asking import Prompted, ask, texts_of
 from unlearn_ray.stages.ledger import Ledger
-from unlearn_ray.synth.parsing import question_lines
+from unlearn_ray.synth.coverage import untouched
+from unlearn_ray.synth.forms import lines_of
 from unlearn_ray.synth.prompts import Prompts
 
 log = logging.getLogger(__name__)
 MIN_REQUESTS = 4  # a round and subject, so that the last missing questions do not take a round each
 YIELD = 0.75  # of the questions asked for, the share that is expected to be new and usable
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What one request is for."""
+
+    source: str  # as questions name it
+    angle: str | None = None
+    entity: str | None = None
+    form: Form = "question"
+    language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +45,44 @@ class Subject:
     angles: tuple[str, ...]
     entities: tuple[str, ...] = ()
     spellings: tuple[str, ...] = ()  # how requests write the name, in turns; none: as it is
+    forms: tuple[AskedForm, ...] = ()  # beside plain questions
+    languages: tuple[str, ...] = ()  # beside the topic's own
+    form_share: float = 0.0  # of the requests that ask for them
 
-    def source(self, index: int) -> tuple[str, str | None, str | None]:
-        """The source of the index-th request, with its angle and entity.
+    def aim(self, index: int) -> Aim:
+        """Of the index-th request: among plain ones, `form_share` of them ask for another form or language, in turns, about the subject
+        and about each entity."""
+        forms = [Aim(form, form=form) for form in self.forms]
+        forms += [Aim(f"other_language:{each}", form="other_language", language=each) for each in self.languages]
+        share = self.form_share if forms else 0.0
+        num_before = math.floor(index * share)
+        if math.floor((index + 1) * share) == num_before:
+            return self._plain(index - num_before)
+        aim = forms[num_before % len(forms)]
+        things = (None, *self.entities) if aim.language is None else (None,)
+        entity = things[num_before // len(forms) % len(things)]
+        return aim if entity is None else replace(aim, source=f"{aim.source}:entity:{entity}", entity=entity)
+
+    def _plain(self, index: int) -> Aim:
+        """Of the index-th request for plain questions.
 
         First the subject itself, each angle and each entity, in turns; then entity x angle, the entities changing fastest;
         then from the start.
         """
         num_turns = max(len(self.angles), len(self.entities))
-        turns: list[tuple[str, str | None, str | None]] = [("topic", None, None)]
+        turns = [Aim("topic")]
         for turn in range(num_turns):
             if turn < len(self.angles):
-                turns.append((f"angle:{self.angles[turn]}", self.angles[turn], None))
+                turns.append(Aim(f"angle:{self.angles[turn]}", self.angles[turn]))
             if turn < len(self.entities):
-                turns.append((f"entity:{self.entities[turn]}", None, self.entities[turn]))
+                turns.append(Aim(f"entity:{self.entities[turn]}", entity=self.entities[turn]))
         position = index % (len(turns) + len(self.angles) * len(self.entities)) - len(turns)
         if position < 0:
             return turns[position]
         entity = self.entities[position % len(self.entities)]
         # The angle moves on with the entity too, so that a few requests already mix all angles.
         angle = self.angles[(position // len(self.entities) + position) % len(self.angles)]
-        return f"entity:{entity}|{angle}", angle, entity
+        return Aim(f"entity:{entity}|{angle}", angle, entity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +94,7 @@ class Prompt(Row):
     source: str = ""
     round: int = 0
     number: int = 0
+    form: Form = "question"
 
     @property
     def id(self) -> str:
@@ -81,6 +112,7 @@ class ListedLine(Row):
     number: int  # of the request
     place: int  # in the reply
     drop: str | None = None
+    form: Form = "question"
 
     @property
     def id(self) -> str:
@@ -103,6 +135,56 @@ class Patience:
     rounds_without_news: int
     max_rounds: int
     least_share: float = 0.0  # of the questions asked for in a round; no more than that is no news
+    coverage_rounds: int = 0  # afterwards, about entities without a kept question
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounds:
+    """How rounds are asked, and where their files go."""
+
+    prompts: Prompts
+    home: Folder  # gets a folder per round
+    generator: Generator
+    sampling: Prompted  # of the lists; its seed chooses wordings as well
+    per_request: int  # questions asked for in one prompt
+    check: Check | None
+    label: str
+
+    def ask(self, round_: int, aims: Sequence[tuple[Subject, int, Aim]], ledger: Ledger) -> None:
+        """One round of requests (subject, number of the request, what it is for); what comes back is in the ledger, checked."""
+        folder = self.home / f"{round_:03d}"
+        wordings = {form: each.questions for form, each in self.prompts.forms.items() if each is not None}
+        seed = self.sampling.seed
+
+        def requests() -> Iterator[Prompt]:
+            return (
+                _request(subject, number, round_, aim, self.prompts, self.per_request, seed)
+                for subject, number, aim in aims
+            )
+
+        lists = ask(
+            self.generator,
+            folder,
+            requests,
+            Prompt.schema(),
+            self.sampling,
+            Lines(wordings, seed),
+            ListedLine.schema(),
+            label=f"{self.label}, round {round_}",
+        )
+        ledger.add(lists.read_rows(), round_)
+        if self.check is not None:
+            verdicts = ask(
+                self.generator,
+                folder / "check",
+                lambda: ledger.fresh(round_),
+                Question.schema(),
+                self.check.render,
+                self.check.parse,
+                Question.schema(),
+                label=f"{self.label}, round {round_}, topic check",
+            )
+            ledger.mark((row["topic"], row["text"], row["drop"]) for row in verdicts.read_rows() if row["drop"])
 
 
 def gather(
@@ -119,93 +201,106 @@ def gather(
     """Fill the ledger until every subject has its number or nothing new comes; returns the number of rounds.
 
     Args:
-        home: gets a folder a round.
+        home: gets a folder per round.
         sampling: how lists are sampled; its seed chooses wordings as well.
     """
+    rounds = _Rounds(prompts, home, generator, sampling, patience.per_request, check, label)
     asked = dict.fromkeys((subject.name for subject in subjects), 0)
     idle = dict.fromkeys(asked, 0)
-    for round_ in range(1, patience.max_rounds + 1):
+    num_rounds = 0
+    while num_rounds < patience.max_rounds:
         kept = {subject.name: ledger.num_kept(subject.name) for subject in subjects}
         open_ = [s for s in subjects if kept[s.name] < s.number and idle[s.name] < patience.rounds_without_news]
         if not open_:
-            return round_ - 1
-        num_requests = {s.name: _num_requests(s.number - kept[s.name], patience.per_request) for s in open_}
-        folder = home / f"{round_:03d}"
-
-        def requests(
-            open_: list[Subject] = open_, sizes: dict[str, int] = num_requests, round_: int = round_
-        ) -> Iterator[Prompt]:
-            for subject in open_:
-                for number in range(asked[subject.name], asked[subject.name] + sizes[subject.name]):
-                    yield _request(subject, number, round_, prompts, patience.per_request, sampling.seed)
-
-        def fresh(round_: int = round_) -> Iterator[Question]:
-            return ledger.fresh(round_)
-
-        lists = ask(
-            generator,
-            folder,
-            requests,
-            Prompt.schema(),
-            sampling,
-            parse_lines,
-            ListedLine.schema(),
-            label=f"{label}, round {round_}",
-        )
-        ledger.add(lists.read_rows(), round_)
-        if check is not None:
-            verdicts = ask(
-                generator,
-                folder / "check",
-                fresh,
-                Question.schema(),
-                check.render,
-                check.parse,
-                Question.schema(),
-                label=f"{label}, round {round_}, topic check",
-            )
-            ledger.mark((row["topic"], row["text"], row["drop"]) for row in verdicts.read_rows() if row["drop"])
+            break
+        num_rounds += 1
+        aims = []
+        for subject in open_:
+            first = asked[subject.name]
+            asked[subject.name] += _num_requests(subject.number - kept[subject.name], patience.per_request)
+            aims += [(subject, number, subject.aim(number)) for number in range(first, asked[subject.name])]
+        rounds.ask(num_rounds, aims, ledger)
+        num_asked = Counter(subject.name for subject, _, _ in aims)
         for subject in open_:
             ledger.cap(subject.name, subject.number)
-            asked[subject.name] += num_requests[subject.name]
-            news = ledger.num_kept(subject.name) - kept[subject.name]
-            is_news = news > patience.least_share * patience.per_request * num_requests[subject.name]
-            idle[subject.name] = 0 if is_news else idle[subject.name] + 1
-            log.info(
-                "%s: round %d: %d of %d on %s", label, round_, kept[subject.name] + news, subject.number, subject.name
-            )
-    return patience.max_rounds
+            name, number = subject.name, ledger.num_kept(subject.name)
+            is_news = number - kept[name] > patience.least_share * patience.per_request * num_asked[name]
+            idle[name] = 0 if is_news else idle[name] + 1
+            log.info("%s: round %d: %d of %d on %s", label, num_rounds, number, subject.number, name)
+    return num_rounds + _cover(subjects, ledger, rounds, patience.coverage_rounds, num_rounds, asked)
 
 
-def parse_lines(row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
-    """The questions of a reply to a request for a list."""
-    place, found = 0, []
-    for reply in replies:
-        if reply.error:
-            found.append(ListedLine(row["topic"], "", row["source"], row["round"], row["number"], place, reply.error))
-            place += 1
-        for text, is_truncated in texts_of(reply):
-            for line in question_lines(text, is_truncated):
-                found.append(
-                    ListedLine(row["topic"], line.text, row["source"], row["round"], row["number"], place, line.drop)
-                )
-                place += 1
-    return [line.to_dict() for line in found]
+def _cover(
+    subjects: Sequence[Subject],
+    ledger: Ledger,
+    rounds: _Rounds,
+    max_rounds: int,
+    num_rounds: int,
+    asked: dict[str, int],
+) -> int:
+    """Ask about every entity that no kept question names, beyond the number wanted; returns the number of rounds."""
+    for round_ in range(1, max_rounds + 1):
+        aims = []
+        for subject in subjects:
+            kept = (question.text for question in ledger.rows([subject.name]) if not question.drop)
+            for entity in untouched(subject.entities, kept):
+                aims.append((subject, asked[subject.name], Aim(f"entity:{entity}", entity=entity)))
+                asked[subject.name] += 1
+        if not aims:
+            return round_ - 1
+        rounds.ask(num_rounds + round_, aims, ledger)
+    return max_rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Reads the questions of a reply to a request for a list."""
+
+    wordings: Mapping[AskedForm, tuple[str, ...]]  # how a line of each form becomes a question
+    seed: int
+
+    def __call__(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
+        first = ListedLine(row["topic"], "", row["source"], row["round"], row["number"], 0, form=row["form"])
+        found: list[ListedLine] = []
+        for reply in replies:
+            if reply.error:
+                found.append(replace(first, place=len(found), drop=reply.error))
+            for text, is_truncated in texts_of(reply):
+                for line in lines_of(row["form"], text, is_truncated):
+                    question = line.text if line.drop else self._question(row, line.text)
+                    found.append(replace(first, text=question, place=len(found), drop=line.drop))
+        return [line.to_dict() for line in found]
+
+    def _question(self, row: RowDict, line: str) -> str:
+        wordings = self.wordings.get(row["form"], ("{line}",))
+        wording = random.Random(seed_of(self.seed, row["topic"], line, "form")).choice(wordings)
+        return wording.format(line=line, topic=row["topic"])
 
 
 def _num_requests(num_missing: int, per_request: int) -> int:
     return max(MIN_REQUESTS, math.ceil(num_missing / per_request / YIELD))
 
 
-def _request(subject: Subject, number: int, round_: int, prompts: Prompts, per_request: int, seed: int) -> Prompt:
-    source, angle, entity = subject.source(number)
-    wordings = {
+def _request(
+    subject: Subject, number: int, round_: int, aim: Aim, prompts: Prompts, per_request: int, seed: int
+) -> Prompt:
+    wordings = _wordings(aim, prompts)
+    wording = random.Random(seed_of(seed, subject.name, number, "wording")).choice(wordings)
+    name = subject.spellings[number % len(subject.spellings)] if subject.spellings else subject.name
+    text = wording.format(topic=name, count=per_request, angle=aim.angle, entity=aim.entity, language=aim.language)
+    return Prompt(subject.name, text, aim.source, round_, number, aim.form)
+
+
+def _wordings(aim: Aim, prompts: Prompts) -> Sequence[str]:
+    if aim.form == "other_language":
+        return prompts.language_questions
+    if aim.form != "question":
+        form = prompts.forms[aim.form]
+        assert form is not None  # subjects have only forms that there are wordings for
+        return form.asking(has_entity=aim.entity is not None)
+    return {
         (False, False): prompts.questions,
         (True, False): prompts.angle_questions,
         (False, True): prompts.entity_questions,
         (True, True): prompts.entity_angle_questions,
-    }[angle is not None, entity is not None]
-    wording = random.Random(seed_of(seed, subject.name, number, "wording")).choice(wordings)
-    name = subject.spellings[number % len(subject.spellings)] if subject.spellings else subject.name
-    text = wording.format(topic=name, count=per_request, angle=angle, entity=entity)
-    return Prompt(subject.name, text, source, round_, number)
+    }[aim.angle is not None, aim.entity is not None]

@@ -17,7 +17,7 @@ from unlearn_ray.synth.dedup import question_key
 
 _TABLE = """
 CREATE TABLE candidate (
-    topic TEXT, round INT, number INT, place INT, key TEXT, text TEXT, source TEXT, dropped TEXT,
+    topic TEXT, round INT, number INT, place INT, key TEXT, text TEXT, source TEXT, dropped TEXT, form TEXT,
     PRIMARY KEY (topic, round, number, place)
 ) WITHOUT ROWID;
 CREATE INDEX by_key ON candidate (topic, key);
@@ -38,7 +38,7 @@ UPDATE candidate SET dropped = ? WHERE topic = ? AND dropped IS NULL AND round >
     ORDER BY round, place, number LIMIT -1 OFFSET ?)
 """
 _NUM_KEPT = "SELECT COUNT(*) FROM candidate INDEXED BY by_fate WHERE topic = ? AND dropped IS NULL"
-_COLUMNS = "topic, text, source, round, dropped"
+_COLUMNS = "topic, text, source, round, dropped, form"
 _FRESH = f"SELECT {_COLUMNS} FROM candidate INDEXED BY by_round WHERE round = ? AND dropped IS NULL ORDER BY topic, place, number"
 _ALL = f"SELECT {_COLUMNS} FROM candidate WHERE topic = ? ORDER BY round, place, number"
 
@@ -63,10 +63,10 @@ class Ledger:
         self._home.cleanup()
 
     def add(self, rows: Iterable[RowDict], round_: int) -> None:
-        """Take in a round's lines (topic, number, place, text, source, drop), and mark those that were there before."""
+        """Take in a round's lines (topic, number, place, text, source, drop, form), and mark those that were there before."""
         self._database.execute("BEGIN")
         self._database.executemany(
-            "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (
                     r["topic"],
@@ -77,6 +77,7 @@ class Ledger:
                     r["text"],
                     r["source"],
                     r["drop"],
+                    r.get("form", "question"),
                 )
                 for r in rows
             ),
@@ -114,5 +115,5 @@ class Ledger:
         return {str(reason): int(count) for reason, count in found.fetchall()}
 
     def _questions(self, query: str, *values: str | int) -> Iterator[Question]:
-        for topic, text, source, round_, dropped in self._database.execute(query, values):
-            yield Question(topic, text, source, round_, dropped)
+        for topic, text, source, round_, dropped, form in self._database.execute(query, values):
+            yield Question(topic, text, source, round_, dropped, form)

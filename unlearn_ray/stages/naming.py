@@ -1,9 +1,13 @@
-"""Let the model name things: the entities of a topic, its neighbours, topics in general. Small lists, ranked by how often they come."""
+"""Let the model name things: the entities of a topic, its neighbours, topics in general.
+
+Small lists are sampled; a name counts by the lists that hold it. What enough of them agree on is asked back, the other way round
+(asking_back.py): whether an entity belongs to its topic, whether a neighbour is another thing.
+"""
 
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unlearn_ray.artifacts import Folder
@@ -18,6 +22,11 @@ MAX_TOKENS = 200
 PER_REQUEST = 8
 NEAR = 0.25  # of the best neighbour's score
 REPEATS = 4  # times more names are asked for than wanted: those that come again and again are the topic's own
+AGREEMENT = (
+    1 / 12
+)  # of the lists must hold a name, and two of them at least: what one list alone says is often no name at all
+MIN_AGREEING = 2
+NUM_ASKED_BACK = 2  # times the number wanted: so many are asked about, the most frequent first
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,11 @@ class Name(Row):
         return digest(self.topic, self.name)
 
 
+AskBack = Callable[
+    [Sequence[Name], Folder, str], Mapping[str, str | None]
+]  # names, a folder, a label -> id of each that is not kept, and why
+
+
 def ask_names(
     generator: Generator,
     folder: Folder,
@@ -44,22 +58,22 @@ def ask_names(
     label: str,
     *,
     per_request: int = PER_REQUEST,
-    min_count: int = 1,
     nearest_first: bool = False,
+    ask_back: AskBack | None = None,
 ) -> list[Name]:
     """What the model lists for each topic, the most frequent names first; names beyond the number wanted are dropped as surplus.
 
     Args:
-        wanted: names a topic.
+        wanted: names per topic.
         reason: of a topic and a name: why it can't be used, or None.
-        min_count: lists that must hold a name; one that comes up once is often no name at all.
         nearest_first: the lists are ordered: a name counts 1 / its place, and one far below the best is dropped.
+        ask_back: how the names are checked; None: agreement alone decides.
     """
+    num_lists = {topic: _num_lists(number, per_request) for topic, number in wanted.items()}
 
     def prompts() -> Iterator[Prompt]:
-        for topic, number in wanted.items():
-            num_requests = max(2 * REPEATS, math.ceil(REPEATS * number / per_request)) if number else 0
-            for index in range(num_requests):
+        for topic, number in num_lists.items():
+            for index in range(number):
                 wording = random.Random(seed_of(sampling.seed, topic, index, "names")).choice(wordings)
                 yield Prompt(topic, wording.format(topic=topic, count=per_request), "names", 0, index)
 
@@ -83,19 +97,49 @@ def ask_names(
             scores[row["topic"]][key] += 60 // (1 + row["place"]) if nearest_first else 60
             written.setdefault((row["topic"], key), row["text"])
     names = []
-    for topic, number in wanted.items():
+    for topic in wanted:
         ranked = scores[topic].most_common()  # stable: equal scores stay in the order of arrival
-        num_kept = 0
         for key, score in ranked:
             name, count = written[topic, key], counts[topic][key]
             drop = reason(topic, name)
-            if not drop and (count < min_count or (nearest_first and score < NEAR * ranked[0][1])):
-                drop = Drop.MALFORMED.value
-            if not drop and num_kept >= number:
-                drop = Drop.SURPLUS.value
-            num_kept += drop is None
+            if not drop and (count < min_agreeing(num_lists[topic]) or (nearest_first and score < NEAR * ranked[0][1])):
+                drop = Drop.RARE.value
             names.append(Name(topic, name, count, drop))
-    return names
+    if ask_back is not None:
+        names = _asked_back(names, wanted, ask_back, folder / "check", label)
+    return list(_within(names, wanted))
+
+
+def min_agreeing(num_lists: int) -> int:
+    """The lists that must hold a name, of so many."""
+    return max(MIN_AGREEING, math.ceil(AGREEMENT * num_lists))
+
+
+def _num_lists(number: int, per_request: int) -> int:
+    return max(2 * REPEATS, math.ceil(REPEATS * number / per_request)) if number else 0
+
+
+def _within(names: Sequence[Name], wanted: Mapping[str, int]) -> Iterator[Name]:
+    """The names, those beyond the number that their topic wants dropped."""
+    num_kept: Counter[str] = Counter()
+    for name in names:
+        is_surplus = not name.drop and num_kept[name.topic] >= wanted[name.topic]
+        num_kept[name.topic] += not name.drop
+        yield replace(name, drop=Drop.SURPLUS.value) if is_surplus else name
+
+
+def _asked_back(
+    names: Sequence[Name], wanted: Mapping[str, int], ask_back: AskBack, folder: Folder, label: str
+) -> list[Name]:
+    """The names, those dropped that do not stand the check."""
+    asked = list(_within(names, {topic: NUM_ASKED_BACK * number for topic, number in wanted.items()}))
+    drops = ask_back([name for name in asked if not name.drop], folder, f"{label}, asked back")
+    return [replace(name, drop=name.drop or drops.get(name.id)) for name in asked]
+
+
+def fates(names: Iterable[Name]) -> dict[str, int]:
+    """How many names were kept, and how many dropped for each reason."""
+    return dict(Counter(name.drop or "kept" for name in names))
 
 
 def parse_names(row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:

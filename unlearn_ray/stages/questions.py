@@ -5,6 +5,8 @@ rounds/     the requests and replies of every round
 rows/       rows of Question, kept and dropped
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,19 +17,21 @@ from unlearn_ray.config import QuestionsConfig, Topic, spellings
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import ConfigError, InputError, gist
 from unlearn_ray.reading import fingerprint_of_file, read_user_rows, shown
-from unlearn_ray.rows import Drop, Question
+from unlearn_ray.rows import AskedForm, Drop, Question
 from unlearn_ray.stages.asking import Prompted
+from unlearn_ray.stages.asking_back import belonging
+from unlearn_ray.stages.choosing import Choice, choice_of, is_chosen, neutral_scores
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
 from unlearn_ray.stages.ledger import Ledger
-from unlearn_ray.stages.naming import Name, ask_names
+from unlearn_ray.stages.naming import Name, ask_names, fates
 from unlearn_ray.stages.stage import finished_manifest, open_stage
-from unlearn_ray.synth.dedup import question_key
-from unlearn_ray.synth.names import mentions
+from unlearn_ray.synth.forms import is_vague
+from unlearn_ray.synth.names import mentions_entity
 from unlearn_ray.synth.parsing import affirms
-from unlearn_ray.synth.prompts import Prompts, load_prompts
+from unlearn_ray.synth.prompts import FormPrompts, Prompts, load_prompts
 from unlearn_ray.words import name_key
 
-STAGE, VERSION = "questions", 2
+STAGE, VERSION = "questions", 3
 CHECK_TOKENS = 32
 
 
@@ -41,7 +45,7 @@ def questions_identity(
     """
     values = config.model_dump(mode="json", exclude={"file", "prompts"})
     values |= {"model": model, "seed": seed}
-    values["topics"] = [topic.model_dump(mode="json", include={"name", "kind", "aliases"}) for topic in topics]
+    values["topics"] = [topic.model_dump(mode="json", include={"name", "kind", "aliases", "terms"}) for topic in topics]
     inputs = {"prompts": load_prompts(config.prompts).fingerprint}
     if config.file is not None:
         inputs["file"] = fingerprint_of_file(config.file)
@@ -62,19 +66,32 @@ def make_questions(
     if stage.is_finished:
         return finished_manifest(out)
     sampling = Prompted(seed, sampling_of(config, generator.chat), config.max_tokens)
+    forms, languages = wanted_forms(config, prompts)
+    own = {topic.name: topic.names for topic in topics}
+    given = {topic.name: (*topic.names, *topic.terms) for topic in topics}
     with Ledger() as ledger:
         ledger.add(user_questions(config, topics), 0)
-        entities = _entities(config, topics, ledger, prompts, out, generator, sampling)
+        names = _entities(config, own, given, ledger, prompts, out, generator, sampling)
+        entities = {topic: tuple(name.name for name in names if name.topic == topic and not name.drop) for topic in own}
         subjects = [
             Subject(
                 topic.name,
                 config.num_questions,
                 config.angles or prompts.angles[topic.kind],
-                tuple(entity.name for entity in entities if entity.topic == topic.name and not entity.drop),
+                entities[topic.name],
+                forms=tuple(form for form in forms if _of(form, prompts).requests),
+                languages=languages,
+                form_share=config.form_share,
             )
             for topic in topics
         ]
-        on_topic = OnTopic(prompts.topic_check, {topic.name: (topic.name, *topic.aliases) for topic in topics})
+        for form in (form for form in forms if not _of(form, prompts).requests):
+            number = math.floor(config.form_share * config.num_questions / (len(forms) + len(languages)))
+            ledger.add(_of_names(form, subjects, ledger, _of(form, prompts).questions, number), 0)
+        # What only lists say of an entity is not enough to call a question on topic: it must have been asked back.
+        is_confirmed = bool(prompts.entity_check)
+        about = {topic: names + (entities[topic] if is_confirmed else ()) for topic, names in given.items()}
+        on_topic = OnTopic(prompts.topic_check, own, about, *_chosen(prompts, own, out, generator))
         num_rounds = gather(
             subjects,
             ledger,
@@ -82,42 +99,116 @@ def make_questions(
             out / "rounds",
             generator,
             sampling,
-            Patience(config.per_request, config.patience, config.max_rounds),
+            Patience(config.per_request, config.patience, config.max_rounds, coverage_rounds=config.coverage_rounds),
             Check(on_topic, on_topic.verdict) if config.check_topic else None,
             label="questions",
         )
-        num_rows = (out / "rows").write_rows(ledger.rows(topic.name for topic in topics), Question.schema())
-        kept = {topic.name: ledger.num_kept(topic.name) for topic in topics}
+        num_rows = (out / "rows").write_rows(ledger.rows(own), Question.schema())
+        kept = {topic: ledger.num_kept(topic) for topic in own}
+        kept_forms = Counter(row.form for row in ledger.rows(own) if not row.drop)
         drops = ledger.drops()
     for name, number in kept.items():
         if not number:
             raise ConfigError(f"topics: the model wrote no usable question about {name!r}: give some in questions.file")
+    details = {"kept": kept, "forms": dict(kept_forms), "entities": fates(names), "rounds": num_rounds}
     return stage.finish(
-        {"rows": num_rows, "kept": sum(kept.values())},
-        drops,
-        {"kept": kept, "rounds": num_rounds, "sampling": sampling.sampling},
+        {"rows": num_rows, "kept": sum(kept.values())}, drops, details | {"sampling": sampling.sampling}
     )
+
+
+def wanted_forms(config: QuestionsConfig, prompts: Prompts) -> tuple[tuple[AskedForm, ...], tuple[str, ...]]:
+    """The forms and languages beside plain questions.
+
+    Raises:
+        ConfigError: one is asked for that the prompts have no wording for.
+    """
+    known = tuple(form for form, each in prompts.forms.items() if each is not None)
+    if missing := next((form for form in config.forms or () if form not in known), None):
+        raise ConfigError(
+            f"questions.forms: the prompts have no wording for {missing}: leave it out, or give one under forms"
+        )
+    if config.languages and not prompts.language_questions:
+        raise ConfigError("questions.languages: the prompts have no language_questions: leave it out, or give some")
+    return known if config.forms is None else config.forms, config.languages
+
+
+def _of(form: AskedForm, prompts: Prompts) -> FormPrompts:
+    found = prompts.forms[form]
+    assert found is not None  # wanted_forms has looked
+    return found
+
+
+def _of_names(
+    form: AskedForm, subjects: Sequence[Subject], ledger: Ledger, wordings: Sequence[str], number: int
+) -> Iterator[RowDict]:
+    """Questions made of names alone, at most `number` per subject that still needs some: `Tell me about Hogwarts.`"""
+    for subject in subjects:
+        if ledger.num_kept(subject.name) >= subject.number:
+            continue
+        things = (subject.name, *subject.entities)
+        for index in range(min(number, len(things) * len(wordings))):
+            turn, place = divmod(index, len(things))
+            thing = things[place]
+            yield {
+                "topic": subject.name,
+                "number": index,
+                "place": 1,  # behind the user's own
+                "text": wordings[(place + turn) % len(wordings)].format(entity=thing),
+                "source": form if not place else f"{form}:entity:{thing}",
+                "drop": None,
+                "form": form,
+            }
 
 
 @dataclass(frozen=True, slots=True)
 class OnTopic:
-    """Asks the model whether a question is on its topic: greedy, a short reply."""
+    """Whether a question is on its topic: it names the topic or what belongs to it, or the model says so (greedy, a short reply)."""
 
     template: str
-    names: Mapping[str, tuple[str, ...]]  # of each topic: its name and aliases
+    own_names: Mapping[str, tuple[str, ...]]  # of each topic: its name and aliases
+    names: Mapping[str, tuple[str, ...]]  # those, the user's terms, and what the model has confirmed to belong to it
+    choice: Choice | None = None  # in the template's place: the model says so by what it finds likelier
+    neutral: Mapping[str, tuple[float, ...]] | None = None  # scores of `choice` for no question
 
     def __call__(self, row: RowDict) -> list[Request]:
+        if self._is_settled(row):
+            return []
+        if self.choice is not None:
+            return self.choice(row)
         text = self.template.format(question=row["text"], topic=row["topic"])
         return [Request([{"role": "user", "content": text}], max_tokens=CHECK_TOKENS)]
 
     def verdict(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
         """The row, with the reason if it is off its topic."""
-        question, (reply,) = Question.of(row), replies
+        question = Question.of(row)
         names = self.names[question.topic]
-        # A question that names the topic is on it, whatever the model says.
-        is_on = mentions(question.text, names) or any(affirms(text, names) for text in reply.texts)
-        drop = reply.error or (None if is_on else Drop.OFF_TOPIC.value)
+        drop: str | None = None
+        if not mentions_entity(question.text, names):
+            if is_vague(question.text, names):
+                drop = Drop.VAGUE.value
+            else:
+                error = next((reply.error for reply in replies if reply.error), None)
+                drop = error or (None if self._says_so(question, replies) else Drop.OFF_TOPIC.value)
         return [replace(question, drop=drop).to_dict()]
+
+    def _says_so(self, question: Question, replies: Sequence[Reply]) -> bool:
+        if self.choice is not None and self.neutral is not None:
+            return is_chosen(self.choice.scores(replies), self.neutral[question.topic])
+        return any(affirms(text, self.own_names[question.topic]) for reply in replies for text in reply.texts)
+
+    def _is_settled(self, row: RowDict) -> bool:
+        names = self.names[row["topic"]]
+        return mentions_entity(row["text"], names) or is_vague(row["text"], names)
+
+
+def _chosen(
+    prompts: Prompts, own: Mapping[str, tuple[str, ...]], out: Folder, generator: Generator
+) -> tuple[Choice, Mapping[str, tuple[float, ...]]] | tuple[()]:
+    """What a question's topic is chosen from, with the scores beside no question; nothing where the prompts have no choice."""
+    choice = choice_of(prompts.topic_choice, "question", prompts.unrelated, own)
+    if choice is None:
+        return ()
+    return choice, neutral_scores(generator, out / "rounds" / "neutral", own, choice, "questions, topic check")
 
 
 def user_questions(config: QuestionsConfig, topics: Sequence[Topic]) -> Iterator[RowDict]:
@@ -145,7 +236,8 @@ def user_questions(config: QuestionsConfig, topics: Sequence[Topic]) -> Iterator
 
 def _entities(
     config: QuestionsConfig,
-    topics: Sequence[Topic],
+    own: Mapping[str, tuple[str, ...]],
+    given: Mapping[str, tuple[str, ...]],
     ledger: Ledger,
     prompts: Prompts,
     out: Folder,
@@ -153,7 +245,6 @@ def _entities(
     sampling: Prompted,
 ) -> list[Name]:
     """What belongs to each topic that still needs questions."""
-    own = {topic.name: (topic.name, *topic.aliases) for topic in topics}
     wanted = {
         name: config.num_entities
         for name in own
@@ -161,13 +252,11 @@ def _entities(
     }
 
     def reason(topic: str, name: str) -> str | None:
-        is_topic = question_key(name).removeprefix("the ") in {
-            question_key(own_name).removeprefix("the ") for own_name in own[topic]
-        }
-        return Drop.DUPLICATE.value if is_topic else None
+        return Drop.DUPLICATE.value if name_key(name) in set(map(name_key, own[topic])) else None
 
     names = ask_names(
-        generator, out / "rounds" / "entities", prompts.entities, wanted, sampling, reason, label="questions, entities"
-    )
+        generator, out / "rounds" / "entities", prompts.entities, wanted, sampling, reason, label="questions, entities",
+        ask_back=belonging(generator, prompts, own, given),
+    )  # fmt: skip
     (out / "entities").write_rows(names, Name.schema())
     return names

@@ -26,6 +26,22 @@ def mentions(text: str, names: Iterable[str]) -> bool:
     return any(_is_named(text, name, span) for name in cased for span in phrases_of((name,)).spans(text))
 
 
+def mentions_entity(text: str, entities: Iterable[str]) -> bool:
+    """Whether the text has one of the names that belong to a topic.
+
+    A name of one word that has a capital may be a common word (`Friendship`, `Order`) that began a list's item: it counts with a capital alone.
+    """
+    words: list[str] = []
+    others: list[str] = []
+    for name in entities:
+        is_common = len(folded_words(_bare(name))) == 1 and _bare(name).lower() != _bare(name)
+        (words if is_common and not needs_case(name) else others).append(name)
+    if others and mentions(text, others):
+        return True
+    found = phrases_of(tuple(map(_bare, words))).spans(text) if words else ()
+    return any(written != written.lower() for written in (text[span.start : span.end] for span in found))
+
+
 @lru_cache(maxsize=4096)
 def needs_case(name: str) -> bool:
     """Whether a name is made of common words alone (`It`, `The Who`, `Она`), is one word behind an article (`The Office`), has two letters

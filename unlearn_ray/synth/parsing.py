@@ -230,10 +230,10 @@ def _asked_in(item: str) -> list[str]:
 def is_question(text: str) -> bool:
     """Whether a line asks for something: a question mark, or a wish such as `Name the owl of ...`."""
     words = words_of(text)
-    num_words, num_letters = _sizes(text)
+    num_words, num_letters = sizes_of(text)
     if not num_words + num_letters >= MIN_WORDS or num_words > MAX_WORDS or num_letters > MAX_LETTERS:
         return False
-    if _is_marked(text):
+    if is_marked(text):
         return words[-1].folded not in _ARTICLES
     if words[-1].folded in _ARTICLES or text.rstrip().endswith((":", ",", ";", "：", "，", "；", "、", "،")):
         return False
@@ -241,13 +241,13 @@ def is_question(text: str) -> bool:
     return is_wish and not _is_preamble(text)
 
 
-def _is_marked(text: str) -> bool:
+def is_marked(text: str) -> bool:
     """Whether a question mark ends the text. Greeks write it as a semicolon, Armenians on the last word's vowel."""
     end = text.rstrip(_QUOTES + " )）*_'’")
     return end.endswith(_MARKS) or "՞" in text or (end.endswith((";", "\u037e")) and _GREEK.search(text) is not None)
 
 
-def _sizes(text: str) -> tuple[int, int]:
+def sizes_of(text: str) -> tuple[int, int]:
     """Words with spaces around them, and letters of scripts (and syllables of Korean) where words can't be counted so."""
     num_letters = sum(atom.kind != "a" for atom in atoms_of(text))
     return sum(not word.is_unspaced for word in words_of(text)), num_letters
@@ -324,7 +324,7 @@ def verdict_of(reply: str) -> bool | None:
 
 def _is_name(text: str) -> bool:
     words = words_of(text)
-    num_words, num_letters = _sizes(text)
+    num_words, num_letters = sizes_of(text)
     is_sentence = "?" in text or bool({"is", "are", "was", "were", "please"} & {word.folded for word in words})
     if num_letters > 2 * MIN_WORDS:
         is_sentence = is_sentence or _SENTENCE.search(text) is not None

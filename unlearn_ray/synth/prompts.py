@@ -9,12 +9,12 @@ from string import Formatter
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from unlearn_ray.config import Text, first_message, prompts_path
 from unlearn_ray.errors import InputError, gist
 from unlearn_ray.reading import as_json, load_yaml, read_text, shown
-from unlearn_ray.rows import digest
+from unlearn_ray.rows import AskedForm, digest
 
 Wordings = Annotated[tuple[str, ...], Field(min_length=1)]
 Kind = Literal["fiction", "product", "person", "general"]
@@ -27,15 +27,55 @@ _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "angle_questions": ("topic", "count", "angle"),
     "entity_questions": ("topic", "count", "entity"),
     "entity_angle_questions": ("topic", "count", "entity", "angle"),
+    "language_questions": ("topic", "count", "language"),
     "entities": ("topic", "count"),
     "topic_check": ("question", "topic"),
     "neighbours": ("topic", "count"),
+    "neighbour_check": ("entity",),
     "general_topics": ("count",),
     "styles": ("question",),
     "guardrails": ("topic",),
     "leak_judge": ("question", "truth", "answer", "topic"),
 }
 _OPTIONAL = {"count"}
+
+
+class FormPrompts(BaseModel):
+    """How questions of one form come about: a request for lines, and how a line becomes a question; without a request, the names of things do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests: tuple[str, ...] = ()
+    questions: Wordings = ("{line}",)
+
+    @model_validator(mode="after")
+    def _placeholders_are_known(self) -> "FormPrompts":
+        for template in self.requests:
+            check_template(template, ("topic", "count", "entity"), {"count", "entity"})
+        for template in self.questions:
+            if self.requests:
+                check_template(template, ("line", "topic"), {"topic"})
+            else:
+                check_template(template, ("entity",))
+        if self.requests and not self.asking(has_entity=False):
+            raise ValueError(
+                "requests: give one without {entity}, for a topic of which nothing is known to belong to it"
+            )
+        return self
+
+    def asking(self, has_entity: bool) -> tuple[str, ...]:
+        """The requests for lines about an entity, or about the topic as a whole."""
+        about = tuple(template for template in self.requests if ("{entity}" in template) == has_entity)
+        return about if about or not has_entity else self.asking(has_entity=False)
+
+
+class Choice(BaseModel):
+    """A question about a name or another question, and the answer that says its topic: the model is asked how likely that is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    question: str
+    answer: str
 
 
 class Prompts(BaseModel):
@@ -48,9 +88,15 @@ class Prompts(BaseModel):
     entity_questions: Wordings
     entity_angle_questions: Wordings
     angles: dict[Kind, Annotated[tuple[Text, ...], Field(min_length=1)]]
+    forms: dict[AskedForm, FormPrompts | None]
+    language_questions: tuple[str, ...]
     entities: Wordings
+    entity_check: tuple[Choice, ...]
     topic_check: str
+    topic_choice: tuple[Choice, ...]
+    unrelated: tuple[Text, ...]
     neighbours: Wordings
+    neighbour_check: str | None
     general_topics: Wordings
     styles: dict[AnswerStyle, str]
     guardrails: dict[Guardrail, str]
@@ -60,10 +106,21 @@ class Prompts(BaseModel):
     @field_validator(*_PLACEHOLDERS, mode="after")
     @classmethod
     def _placeholders_are_known(cls, value: Any, info: Any) -> Any:
-        templates = [value] if isinstance(value, str) else list(value.values()) if isinstance(value, dict) else value
-        for template in templates or ():
+        templates = (
+            [value] if isinstance(value, str) else list(value.values()) if isinstance(value, dict) else value or ()
+        )
+        for template in templates:
             optional = _OPTIONAL | ({"topic"} if info.field_name in ("topic_check", "leak_judge") else set())
             check_template(template, _PLACEHOLDERS[info.field_name], optional)
+        return value
+
+    @field_validator("entity_check", "topic_choice", mode="after")
+    @classmethod
+    def _choices_name_their_topic(cls, value: tuple[Choice, ...], info: Any) -> tuple[Choice, ...]:
+        text = "entity" if info.field_name == "entity_check" else "question"
+        for each in value:
+            check_template(each.question, (text,))
+            check_template(each.answer, (text, "topic"), {text})
         return value
 
     @property
@@ -117,7 +174,7 @@ def load_prompts(override: Path | str | None = None) -> Prompts:
         )
     merged = _default().model_dump(mode="json")
     for key, value in values.items():
-        nested = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        nested = isinstance(merged.get(key), dict) and isinstance(value, dict) and value  # {} leaves a step out
         merged[key] = merged[key] | value if nested else value
     try:
         return Prompts.model_validate_json(as_json(merged), strict=True)

@@ -1,5 +1,7 @@
 """Words too common to tell anything."""
 
+import re
+
 STOP_WORDS = frozenset(
     """
     a an the and or but if then else than so as at by for from in into of off on onto out over per to up upon via with within without
@@ -59,6 +61,20 @@ PRONOUNS = frozenset(
     彼 彼女 私 僕 俺 君 あなた 彼ら 她 他 它 你 我 您 我们 我們 你们 你們 他们 他們 她们 她們 它们 它們 그 그녀 나 너 우리 그들 هو هي هم انا انت نحن من
     वह वे मैं तुम हम आप כן הוא היא הם אני אתה אנחנו αυτος αυτη αυτο εγω εσυ εμεις αυτοι
     """.split()
+)
+
+# Words that refer to something said before. Left out: those that are articles, polite or expletive as well (French il, German sie, Spanish él).
+REFERRING = frozenset(
+    """
+    he him his she her hers it its they them their theirs this these
+    он она оно они его ее ему ей их им нем ней них это этот эта эти elle elles ils lui leur leurs cette
+    er ihm ihn seine seiner seinem seinen ella ellas ellos sus ele ela eles elas seu sua seus suas dele dela isso
+    loro suo sua suoi questo questa hij hem haar jego jej onlar هو هي هم هذا هذه
+    वह वे उसका उसकी उसके उनका उनकी यह इसका इसकी 그 그녀 그의 그들 그것 이것
+    """.split()
+)
+REFERRING_UNSPACED = re.compile(
+    r"^.{0,4}(?:(?<![其吉])[他她它](?!国|國|人)|彼女|彼(?!岸))|^(?:这|這|那|これ|それ|この|その)"
 )
 
 # Frequent English words that are titles too: with a capital they may be the name, without one they never are.

@@ -1,0 +1,129 @@
+"""Ask a model which subject a text belongs to, by choice: of several subjects, the one that the text makes likelier more than all others.
+
+What a small model says freely is often invented; what it finds likelier is not. For a text x (a name, a question), subjects s, the first of
+which is the topic, and pairs of a question and an answer that hold x and s,
+
+    lift(s) = sum over pairs of log P(answer with x and s | question with x) - log P(answer with NEUTRAL and s | question with NEUTRAL),
+
+x belongs to the topic if no other subject has a larger lift. The difference takes out how common and how long a subject's name is (pointwise
+mutual information, as in Holtzman et al. 2021, "Surface Form Competition", arXiv 2104.08315).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
+from unlearn_ray.rows import Row, digest
+from unlearn_ray.stages.asking import ask
+from unlearn_ray.synth import prompts
+from unlearn_ray.synth.names import mentions
+
+NEUTRAL = "this"
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed(Row):
+    """A text, and how likely each subject is with it."""
+
+    topic: str
+    text: str
+    scores: tuple[float, ...] = ()  # log-probabilities (natural logarithm), one per subject
+    error: str | None = None
+
+    @property
+    def id(self) -> str:
+        return digest(self.topic, self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is asked: `pairs` of question and answer with {text} and {subject}."""
+
+    pairs: tuple[tuple[str, str], ...]
+    subjects: Mapping[str, tuple[str, ...]]  # of each topic: the topic, then the others
+
+    def __call__(self, row: RowDict) -> list[Request]:
+        text = row["text"]
+        return [
+            Request(
+                [{"role": "user", "content": question.format(text=text)}],
+                score=answer.format(text=text, subject=subject),
+            )
+            for subject in self.subjects[row["topic"]]
+            for question, answer in self.pairs
+        ]
+
+    def scores(self, replies: Sequence[Reply]) -> tuple[float, ...]:
+        """A score per subject."""
+        sums = [sum(reply.logprobs) for reply in replies]
+        width = len(self.pairs)
+        return tuple(sum(sums[at : at + width]) for at in range(0, len(sums), width))
+
+    def parse(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
+        error = next((reply.error for reply in replies if reply.error), None)
+        return [Weighed(row["topic"], row["text"], () if error else self.scores(replies), error).to_dict()]
+
+
+def choice_of(
+    pairs: Sequence[prompts.Choice], text: str, unrelated: Sequence[str], names: Mapping[str, Sequence[str]]
+) -> Choice | None:
+    """How the prompts ask for a choice; None where they have no wording, or nothing to choose from.
+
+    Args:
+        text: the placeholder of what is asked about: "entity" or "question".
+        names: of each topic, its own name first: subjects that share a name with it are no choice.
+    """
+    if not pairs or not unrelated:
+        return None
+
+    def bare(template: str) -> str:
+        return template.replace(f"{{{text}}}", "{text}").replace("{topic}", "{subject}")
+
+    subjects = {
+        topic: (topic, *(each for each in unrelated if not mentions(each, own) and not mentions(topic, [each])))
+        for topic, own in names.items()
+    }
+    return Choice(tuple((bare(pair.question), bare(pair.answer)) for pair in pairs), subjects)
+
+
+def neutral_scores(
+    generator: Generator, folder: Folder, topics: Iterable[str], choice: Choice, label: str
+) -> dict[str, tuple[float, ...]]:
+    """The scores of each topic's subjects beside no text in particular."""
+    replies = _weighed(generator, folder, ((topic, NEUTRAL) for topic in topics), choice, label)
+    return {row["topic"]: tuple(row["scores"]) for row in replies.read_rows()}
+
+
+def weigh(
+    generator: Generator, folder: Folder, texts: Sequence[tuple[str, str]], choice: Choice, label: str
+) -> dict[tuple[str, str], bool | str]:
+    """Of each (topic, text): whether the model chooses the topic, or the reason that it could not be asked."""
+    neutral_rows = [(topic, NEUTRAL) for topic in dict.fromkeys(topic for topic, _ in texts)]
+    rows = list(_weighed(generator, folder, [*neutral_rows, *texts], choice, label).read_rows())
+    neutral = {row["topic"]: row["scores"] for row in rows if row["text"] == NEUTRAL}
+    return {
+        (row["topic"], row["text"]): row["error"] or is_chosen(row["scores"], neutral[row["topic"]]) for row in rows
+    }
+
+
+def _weighed(
+    generator: Generator, folder: Folder, texts: Iterable[tuple[str, str]], choice: Choice, label: str
+) -> Folder:
+    rows = dict.fromkeys(texts)
+    return ask(
+        generator,
+        folder,
+        lambda: (Weighed(topic, text) for topic, text in rows),
+        Weighed.schema(),
+        choice,
+        choice.parse,
+        Weighed.schema(),
+        label=label,
+    )
+
+
+def is_chosen(scores: Sequence[float], neutral: Sequence[float]) -> bool:
+    """Whether the first subject is lifted at least as much as any other. Where nothing was scored, nothing is said against it."""
+    lifts = [score - base for score, base in zip(scores, neutral, strict=False)]
+    return not lifts or lifts[0] >= max(lifts)

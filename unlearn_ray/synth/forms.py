@@ -1,0 +1,96 @@
+"""Forms of questions beside plain ones: what a model wrote, as lines of a form, and whether a question stands on its own."""
+
+import re
+from collections.abc import Iterable
+
+from unlearn_ray.rows import Drop, Form
+from unlearn_ray.synth.names import mentions
+from unlearn_ray.synth.parsing import (
+    MAX_LETTERS,
+    MAX_WORDS,
+    MIN_WORDS,
+    Line,
+    is_marked,
+    list_items,
+    question_lines,
+    sizes_of,
+)
+from unlearn_ray.synth.stopwords import REFERRING, REFERRING_UNSPACED, STOP_WORDS
+from unlearn_ray.words import folded_words, words_of
+
+BLANK = "_____"
+MAX_BLANKS = 2
+# How models write a gap: "____", "\\_\\_\\_", "[blank]", "(...)", "（　）". Underscores beside a letter on both sides of a word are italics.
+_GAP = re.compile(
+    r"(?:\\?_){3,}|(?<![\w_])_{2}(?![\w_])|[\[(（]\s*(?:blank|\.{3}|…|_+)?\s*[\])）]|…{2,}|\.{4,}|＿+|-{3,}(?=[\s.,;:?!])",
+    re.IGNORECASE,
+)
+_HELD = "[blank]"  # a gap while lists are read: underscores are markup there
+_REMARK = re.compile(r"\s*[(（\[](?!blank)[^()（）\[\]]*[)）\]]\s*[.。]?\s*$", re.IGNORECASE)  # "(Hedwig)", "(True)"
+_JUDGED = re.compile(
+    r"^(?:true or false|true|false|t/f|правда или ложь|верно или неверно|vrai ou faux|richtig oder falsch|verdadero o falso)\s*[:?.–—-]+\s*"
+    r"|\s*[-–—:]?\s*(?:true or false|true|false)\s*[.?!]*$",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(r"^[\"“«„「『]([^\"”»“」』]{8,})[\"”»“」』]\s*[-–—(,:].*$")
+
+_SPECIFIC = re.compile(r"[\"“«„「『《].{2,}[\"”»“」』》]|\d{2}")  # a quotation, a year
+_EARLY = 3  # words
+
+
+def lines_of(form: Form, reply: str, is_truncated: bool = False) -> list[Line]:
+    """The lines of a reply that can be made questions of a form, each with the reason if it can't."""
+    if form == "blank":
+        items = [item.replace(_HELD, BLANK) for item in list_items(_GAP.sub(_HELD, reply))]
+        lines = [_blank(item) for item in items]
+    elif form == "true_false":
+        lines = [_statement(item) for item in list_items(reply)]
+    elif form == "quotation":
+        lines = [_passage(item) for item in list_items(reply)]
+    else:
+        return question_lines(reply, is_truncated)
+    if is_truncated and lines:
+        lines[-1] = Line(lines[-1].text, Drop.MALFORMED)
+    return lines
+
+
+def _blank(item: str) -> Line:
+    text = _REMARK.sub("", item)
+    has_gap = 0 < text.count(BLANK) <= MAX_BLANKS
+    return Line(text, None if has_gap and _has_room(text.replace(BLANK, "")) else Drop.MALFORMED)
+
+
+def _statement(item: str) -> Line:
+    text = _JUDGED.sub("", _JUDGED.sub("", _REMARK.sub("", item))).strip()
+    if text and text[-1].isalnum():
+        text += "."
+    is_one = _has_room(text) and not is_marked(text) and not text.endswith((":", "："))
+    return Line(text, None if is_one else Drop.MALFORMED)
+
+
+def _passage(item: str) -> Line:
+    quoted = _QUOTED.match(item)
+    text = quoted.group(1).strip() if quoted else item
+    return Line(text, None if _has_room(text) and not text.endswith((":", "：")) else Drop.MALFORMED)
+
+
+def _has_room(text: str) -> bool:
+    """Whether a text is as long as a question must be, and no longer than it may be."""
+    num_words, num_letters = sizes_of(text)
+    return num_words + num_letters >= MIN_WORDS and num_words <= MAX_WORDS and num_letters <= MAX_LETTERS
+
+
+def is_vague(question: str, names: Iterable[str]) -> bool:
+    """Whether a question is about something that it does not name: `What is his name?`
+
+    It has a pronoun of the third person before anything that it could stand for: among the first words, or with stop words alone before it.
+    And it names nothing: no name that belongs to its topic, nothing with a capital inside the sentence, nothing in quotes. In scripts without
+    capitals only the topic's names count.
+    """
+    words = folded_words(question)
+    place = next((place for place, word in enumerate(words) if word in REFERRING), None)
+    is_early = place is not None and (place < _EARLY or all(word in STOP_WORDS for word in words[:place]))
+    if not (is_early or REFERRING_UNSPACED.search(question)) or mentions(question, names):
+        return False
+    has_name = any(word.is_cased and word.is_capitalised and not word.is_first for word in words_of(question))
+    return not has_name and not _SPECIFIC.search(question)
