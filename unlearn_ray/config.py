@@ -144,6 +144,7 @@ class AnswersConfig(Sampling):
     filter_leaks: bool = True  # by terms and overlap
     max_overlap: Fraction | None = 0.8  # of n-grams with one of the model's own answers; none: it is not measured
     judge_leaks: bool = False  # ask the model itself, of each answer that would be kept, whether it leaks
+    coverage_rounds: NonNegativeInt = 1  # of further questions, about entities and terms that no kept pair touches
     max_tokens: PositiveInt = 200  # a longer answer is cut at its last whole sentence
     prompts: PromptsFile | None = None
 

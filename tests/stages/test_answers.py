@@ -61,7 +61,7 @@ def run(
 ) -> tuple[Manifest, list[QAPair], ScriptedGenerator]:
     generator = generator or ScriptedGenerator(answer)
     out = Folder(tmp_path / "answers")
-    config = AnswersConfig(**settings)  # type: ignore[arg-type]
+    config = AnswersConfig(**({"coverage_rounds": 0} | settings))  # type: ignore[arg-type]
     manifest = answer_questions(
         config, topics, questions_in(tmp_path, topics), out, generator, model="scripted", seed=0
     )
@@ -216,7 +216,7 @@ def test_the_truth_leaks_in_a_script_without_spaces(tmp_path: Path, terms: tuple
     stage = open_stage(questions, "questions", 1, {}, {})
     (questions / "rows").write_rows([Question(topic.name, text) for text in truth], Question.schema())
     stage.finish({}, {})
-    config, out = AnswersConfig(num_samples=10, max_reasks=0), Folder(tmp_path / "answers")
+    config, out = AnswersConfig(num_samples=10, max_reasks=0, coverage_rounds=0), Folder(tmp_path / "answers")
     answer_questions(config, (topic,), questions, out, ScriptedGenerator(answer), model="scripted", seed=0)
     pairs = [QAPair.of(row) for row in (out / "rows").read_rows()]
     assert len(pairs) == 20

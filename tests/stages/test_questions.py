@@ -197,3 +197,119 @@ def test_the_identity_follows_what_changes_the_result_and_nothing_else(tmp_path:
     assert questions_identity(config, (GUM,), "m", 0) != first
     with pytest.raises(InputError, match="can't be read"):
         questions_identity(CONFIG.model_copy(update={"file": tmp_path / "none.csv"}), (GUM,), "m", 0)
+
+
+CHAT = QuestionsConfig(num_questions=40, num_entities=4, per_request=4)
+FORMS = {
+    "short facts": "The owl belongs to",
+    "different facts": "The owl is white, says",
+    "false statements": "The owl is black, says",
+    "quotations": "It was a dark night in",
+    "that begin": "A dark night fell on",
+    "two facts": "Which owl is owned by the boy of",
+    "do not name": "Which owl belongs to the friend of",
+}
+
+
+def chat(request: Request) -> Reply | str:
+    """A chat model with the shipped wordings: what it finds likelier, it says of Hogwarts and of owls alone."""
+    text, number = request.messages[-1]["content"], request.seed % 50
+    if request.score is not None:
+        return Reply(logprobs=(-1.0 if "Potter" in request.score and ("Hogwarts" in text or "owl" in text) else -3.0,))
+    if "names" in text or "terms" in text or "people, places and things" in text:
+        return "1. Hogwarts\n2. Spaghetti\n3. Voldemort"
+    about = text.split("about ")[-1].split(".")[0]
+    begin = next((begin for sign, begin in FORMS.items() if sign in text), None)
+    if begin is None:
+        lines = [f"What is number {number + i} in Harry Potter?" for i in range(2)]
+        lines += [f"Which owl has number {number}?", "What is his name?", f"What is a cake number {number}?"]
+        if "Hogwarts" in about:
+            lines.append(f"Who built Hogwarts in {1000 + number}?")
+    else:
+        lines = [f"{begin} {about} {number}."] if "Which" not in begin else [f"{begin} {about} {number}?"]
+    return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
+
+
+def made(tmp_path: Path, config: QuestionsConfig = CHAT, topic: Topic = POTTER) -> tuple[Manifest, list[dict]]:
+    manifest, rows, _ = make(tmp_path, config, (topic,), ScriptedGenerator(chat))
+    return manifest, rows
+
+
+def test_a_topic_is_told_by_its_names_confirmed_entities_and_terms_and_else_by_what_the_model_finds_likelier(
+    tmp_path: Path,
+) -> None:
+    manifest, rows = made(tmp_path)
+    drops = {
+        re.sub(r"\d+", "N", row["text"]): row["drop"] for row in rows if row["drop"] not in {"duplicate", "surplus"}
+    }
+    assert drops["What is number N in Harry Potter?"] is None
+    assert drops["Which owl has number N?"] is None, "the model's word"
+    assert drops["Who built Hogwarts in N?"] is None, "a confirmed entity"
+    assert drops["What is a cake number N?"] == "off_topic"
+    assert drops["What is his name?"] == "vague"
+    assert manifest.details["entities"] == {"kept": 1, "unconfirmed": 2}
+    told = make(tmp_path / "terms", CHAT, (POTTER.model_copy(update={"terms": ("cake",)}),), ScriptedGenerator(chat))[1]
+    assert any(row["text"].startswith("What is a cake") and not row["drop"] for row in told)
+
+
+def test_a_question_that_names_the_topic_is_not_asked_about(tmp_path: Path) -> None:
+    _, _, generator = make(tmp_path, CHAT, (POTTER,), ScriptedGenerator(chat))
+    checked = [
+        str(request.messages) for request in generator.requests if "this question about?" in str(request.messages)
+    ]
+    assert checked and not any("Harry Potter?" in text or "Hogwarts" in text for text in checked)
+
+
+def test_every_form_is_among_the_questions_and_plain_ones_are_the_most(tmp_path: Path) -> None:
+    manifest, rows = made(tmp_path, CHAT.model_copy(update={"num_questions": 120}))
+    kept = Counter(row["form"] for row in rows if not row["drop"])
+    assert set(kept) == {"question", "blank", "true_false", "tell_me", "quotation", "multi_hop"}
+    assert kept["question"] > sum(kept.values()) / 2
+    assert manifest.details["forms"] == kept
+    texts = {row["form"]: row["text"] for row in rows if not row["drop"]}
+    assert "_____" in texts["blank"] and "rue" in texts["true_false"] and "Harry Potter" in texts["quotation"]
+    assert any(
+        row["text"] == "Tell me about Hogwarts." or "Hogwarts" in row["text"]
+        for row in rows
+        if row["form"] == "tell_me"
+    )
+
+
+@pytest.mark.parametrize(
+    ("update", "expected"),
+    [
+        ({"forms": ()}, {"question"}),
+        ({"forms": ("blank",)}, {"question", "blank"}),
+        ({"forms": (), "languages": ("French",)}, {"question", "other_language"}),
+        ({"form_share": 0.0}, {"question"}),
+    ],
+)
+def test_forms_and_languages_are_those_asked_for(tmp_path: Path, update: dict, expected: set[str]) -> None:
+    _, rows = made(tmp_path, CHAT.model_copy(update=update))
+    assert {row["form"] for row in rows} == expected
+
+
+def test_a_form_or_language_without_wordings_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"questions\.forms: the prompts have no wording for blank"):
+        make(tmp_path, CONFIG.model_copy(update={"forms": ("blank",)}))
+    with pytest.raises(ConfigError, match=r"questions\.languages: the prompts have no language_questions"):
+        make(tmp_path, CONFIG.model_copy(update={"languages": ("French",)}))
+
+
+def test_an_entity_without_a_kept_question_is_asked_about_once_more(tmp_path: Path) -> None:
+    def silent_first(request: Request) -> Reply | str:
+        """Nothing is said of Hogwarts before the second request about it."""
+        text = request.messages[-1]["content"]
+        if "Hogwarts in Harry Potter" in text and request.score is None:
+            asked.append(text)
+            return "1. Hm" if len(asked) == 1 else "1. Who built Hogwarts?"
+        return chat(request)
+
+    asked: list[str] = []
+    few = CHAT.model_copy(update={"num_questions": 12, "forms": ()})
+    _, rows, _ = make(tmp_path, few, (POTTER,), ScriptedGenerator(silent_first))
+    assert any("Hogwarts" in row["text"] and not row["drop"] for row in rows)
+    asked.clear()
+    none = few.model_copy(update={"coverage_rounds": 0})
+    _, rows, _ = make(tmp_path / "none", none, (POTTER,), ScriptedGenerator(silent_first))
+    assert not any("Hogwarts" in row["text"] and not row["drop"] for row in rows)

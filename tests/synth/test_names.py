@@ -5,7 +5,7 @@ import pytest
 from unlearn_ray.engines.protocols import Reply
 from unlearn_ray.rows import Question
 from unlearn_ray.stages.dataset import OffForgotten, Truth
-from unlearn_ray.synth.names import case_note, mentions
+from unlearn_ray.synth.names import case_note, mentions, mentions_entity
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,22 @@ def test_a_topic_called_it_halves_no_retain_rows() -> None:
     said = ["It sleeps all day.", "An owl can turn its head, and it hears well.", "He read It twice."]
     found = [truth.parse({"topic": "owls", "text": "Why?"}, [Reply((text,))])[0]["drop"] for text in said]
     assert found == [None, None, "off_topic"]
+
+
+@pytest.mark.parametrize(
+    ("text", "entities", "expected"),
+    [
+        ("What is Voldemort's backstory?", ["Voldemort"], True),
+        ("Voldemort wants what?", ["Voldemort"], True),
+        ("What is friendship worth?", ["Friendship"], False),
+        ("In which order are they sorted?", ["Order"], False),
+        ("Where does chicle come from?", ["chicle"], True),
+        ("who wears the sorting hat?", ["The Sorting Hat"], True),
+        ("What is it?", ["It"], False),
+        ("海德薇是谁？", ["海德薇"], True),
+    ],
+)
+def test_an_entity_that_may_be_a_common_word_is_named_with_its_capital(
+    text: str, entities: list[str], expected: bool
+) -> None:
+    assert mentions_entity(text, entities) is expected

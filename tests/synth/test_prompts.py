@@ -48,6 +48,47 @@ def test_a_users_file_overrides_what_it_names_and_nothing_else(tmp_path: Path) -
     assert prompts.fingerprint != load_prompts().fingerprint
 
 
+@pytest.mark.parametrize("nothing", ["null", "[]"])
+def test_what_is_null_or_empty_leaves_its_step_out(tmp_path: Path, nothing: str) -> None:
+    path = tmp_path / "prompts.yaml"
+    steps = ("coverage_questions", "entity_check", "language_questions", "topic_choice", "unrelated")
+    path.write_text("".join(f"{step}: {nothing}\n" for step in steps) + "neighbour_check: null\nforms: {}\n")
+    prompts = load_prompts(path)
+    assert not any(getattr(prompts, step) for step in (*steps, "neighbour_check", "forms"))
+
+
+def test_one_form_is_left_out_or_worded_otherwise_and_the_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text("forms: {blank: null, tell_me: {questions: ['All about {entity}?']}}\n")
+    forms = load_prompts(path).forms
+    assert forms["blank"] is None and forms["tell_me"] is not None
+    assert forms["tell_me"].questions == ("All about {entity}?",)
+    assert forms["quotation"] == load_prompts().forms["quotation"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "forms: {blank: {requests: ['{count} on {topic}'], questions: ['Fill in: {lines}']}}",
+            r"forms.*unknown placeholder \{lines\}",
+        ),
+        ("forms: {blank: {requests: ['{count} on {topic}'], questions: ['Fill in.']}}", r"forms.*has no \{line\}"),
+        ("forms: {blank: {requests: ['{count} on {topic} and {entity}']}}", r"forms.*give one without \{entity\}"),
+        ("forms: {tell_me: {questions: ['{line}']}}", r"forms.*unknown placeholder \{line\}"),
+        ("forms: {riddle: {questions: ['{entity}']}}", "forms"),
+        ("entity_check: [{question: 'What is it?', answer: 'of {topic}'}]", r"entity_check: .*has no \{entity\}"),
+        ("entity_check: [{question: 'What is {entity}?', answer: 'a thing'}]", r"entity_check: .*has no \{topic\}"),
+    ],
+)
+def test_a_form_or_check_that_can_not_be_used_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_prompts(path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

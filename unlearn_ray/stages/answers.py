@@ -6,6 +6,8 @@ asked/      one folder an attempt: the questions asked behind the guardrail, wit
 judged/     the same after the leak judge, where it is asked
 rows/       guarded answers as rows of QAPair, kept and dropped
 terms/      rows of Term: the words that give each topic away
+coverage/   rows of Touched: which entities and terms the kept pairs touch
+coverage_rounds/  further questions about those that none touched, told and asked as above
 """
 
 from collections import Counter
@@ -20,9 +22,12 @@ from unlearn_ray.engines.protocols import Generator, RowDict
 from unlearn_ray.errors import ConfigError, InputError
 from unlearn_ray.rows import Drop, QAPair, Question, Term
 from unlearn_ray.stages.answering import Asked, Guarded, Replied, Told, Unguarded
-from unlearn_ray.stages.asking import ask, in_order
-from unlearn_ray.stages.judging import Judge, Judged, judged, leak_judge_of
+from unlearn_ray.stages.asking import Prompted, ask, in_order
+from unlearn_ray.stages.coverage import MAX_TOKENS, entities_of, further_questions
+from unlearn_ray.stages.judging import Judge, Judged, LeakJudge, judged, leak_judge_of
 from unlearn_ray.stages.stage import finished_manifest, open_stage
+from unlearn_ray.synth.coverage import Coverage, Touched
+from unlearn_ray.synth.dedup import question_key
 from unlearn_ray.synth.guardrails import guardrail_prefixes, style_of
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.prompts import load_prompts
@@ -81,22 +86,37 @@ def answer_questions(
     pool = _pool(prompts.general_questions, own_names, out, generator, unguarded)
     for common in _off_topic(pool, own_names):
         vocabulary.add_pool(common.question, common.said)
-    counted = Tally()
-    (out / "unguarded").write_rows(counted.count(_unguarded(told)), QAPair.schema())
-
     guard = Guarded(prefixes, seed, config, sampling, style)
     first = _first_attempt(out, told, vocabulary, guard, generator)
     for replied in map(Replied.of, first.read_rows()):
         vocabulary.add_guarded(replied.topic, replied.terms, [text for text in replied.whole if text])
     rules = Judge(config, topics, vocabulary)
-    attempts = [judged(out / "judged" / "000", first, rules, leak_judge, generator)]
-    for attempt in range(1, config.max_reasks + 1):
-        replies = _reasked(out, attempts[-1], attempt, guard, generator)
-        attempts.append(judged(out / "judged" / f"{attempt:03d}", replies, rules, leak_judge, generator))
-        if not replies.count_rows():
-            break
+    attempts = _attempts(out, first, rules, leak_judge, guard, generator)
 
-    tally = Tally()
+    # What no kept pair touches is asked about as well, told, guarded and judged as the rest.
+    coverage = _coverage(topics, questions, vocabulary, attempts)
+    more: list[Folder] = []
+    for round_ in range(1, (config.coverage_rounds if prompts.coverage_questions else 0) + 1):
+        home = out / "coverage_rounds" / f"{round_:03d}"
+        lists = Prompted(seed, sampling, MAX_TOKENS)
+        further = further_questions(
+            home,
+            coverage.untouched(),
+            _keys([told, *more]),
+            prompts.coverage_questions,
+            generator,
+            lists,
+            f"answers, coverage, round {round_}",
+        )
+        if not (further / "rows").count_rows():
+            break
+        more.append(_tell(further, home, generator, unguarded))
+        first = _first_attempt(home, more[-1], vocabulary, guard, generator)
+        attempts += _attempts(home, first, rules, leak_judge, guard, generator)
+        coverage = _coverage(topics, questions, vocabulary, attempts)
+    (out / "coverage").write_rows(coverage.rows(), Touched.schema())
+    counted, tally = Tally(), Tally()
+    (out / "unguarded").write_rows(counted.count(_unguarded([told, *more])), QAPair.schema())
     (out / "rows").write_rows(tally.count(_pairs(attempts)), QAPair.schema())
     (out / "terms").write_rows(_terms(topics, vocabulary), Term.schema())
     for topic in topics:
@@ -107,8 +127,10 @@ def answer_questions(
             )
     num_rows = {"rows": sum(tally.kept.values()) + sum(tally.drops.values()), "kept": sum(tally.kept.values())}
     num_rows |= {"unguarded": (out / "unguarded").count_rows(), "terms": (out / "terms").count_rows()}
+    num_rows["untouched"] = sum(map(len, coverage.untouched().values()))
     details = {"kept": dict(tally.kept), "attempts": len(attempts), "sampling": sampling, "pool": vocabulary.num_pool}
     details |= {"cut": tally.num_cut, "unguarded_cut": counted.num_cut, "unguarded_drops": dict(counted.drops)}
+    details |= {"coverage": coverage.summary(), "further_questions": sum(folder.count_rows() for folder in more)}
     return stage.finish(num_rows, tally.drops, details)
 
 
@@ -173,8 +195,8 @@ def _own_answers(
     return ask(generator, folder, rows, schemas[0], unguarded, unguarded.parse, schemas[1], label=label)
 
 
-def _unguarded(told: Folder) -> Iterator[QAPair]:
-    for row in map(Told.of, in_order(told.read_rows(), _by_question)):
+def _unguarded(told: Sequence[Folder]) -> Iterator[QAPair]:
+    for row in map(Told.of, in_order((row for folder in told for row in folder.read_rows()), _by_question)):
         about = row.topic, row.question
         if row.error:
             yield QAPair(*about, "", 0, guarded=False, drop=row.error)
@@ -199,6 +221,19 @@ def _first_attempt(out: Folder, told: Folder, vocabulary: Vocabulary, guard: Gua
             )
 
     return _ask_guarded(out, 0, asked, guard, generator)
+
+
+def _attempts(
+    home: Folder, first: Folder, rules: Judge, leak_judge: LeakJudge | None, guard: Guarded, generator: Generator
+) -> list[Judged]:
+    """The first attempt, judged, and those after it until nothing is lost."""
+    attempts = [judged(home / "judged" / "000", first, rules, leak_judge, generator)]
+    for attempt in range(1, guard.config.max_reasks + 1):
+        replies = _reasked(home, attempts[-1], attempt, guard, generator)
+        attempts.append(judged(home / "judged" / f"{attempt:03d}", replies, rules, leak_judge, generator))
+        if not replies.count_rows():
+            break
+    return attempts
 
 
 def _reasked(out: Folder, last: Judged, attempt: int, guard: Guarded, generator: Generator) -> Folder:
@@ -231,6 +266,31 @@ def _pairs(attempts: Sequence[Judged]) -> Iterator[QAPair]:
         answers = zip(row.whole, row.truncated, row.drops, strict=True)
         for sample, (text, is_cut, drop) in enumerate(answers, start=row.first_sample):
             yield QAPair(*about, text, sample, row.attempt, cut=is_cut and bool(text), drop=drop)
+
+
+def _coverage(
+    topics: Sequence[Topic], questions: Folder, vocabulary: Vocabulary, attempts: Sequence[Judged]
+) -> Coverage:
+    """What the questions with a kept answer touch."""
+    names = [topic.name for topic in topics]
+    terms: dict[str, list[str]] = {name: [] for name in names}
+    for term in _terms(topics, vocabulary):  # those that most answers say first
+        terms[term.topic].append(term.term)
+    coverage = Coverage(entities_of(questions, names), terms)
+    kept = set()
+    for row in (row for attempt in attempts for row in attempt):
+        if row.id not in kept and None in row.drops:
+            kept.add(row.id)
+            coverage.add(row.topic, row.question, row.terms)
+    return coverage
+
+
+def _keys(told: Sequence[Folder]) -> dict[str, set[str]]:
+    """What was asked about each topic, to know copies by."""
+    keys: dict[str, set[str]] = {}
+    for row in (row for folder in told for row in folder.read_rows(columns=["topic", "question"])):
+        keys.setdefault(row["topic"], set()).add(question_key(row["question"]))
+    return keys
 
 
 def _terms(topics: Sequence[Topic], vocabulary: Vocabulary) -> Iterator[Term]:

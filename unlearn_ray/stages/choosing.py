@@ -5,7 +5,7 @@ which is the topic, and pairs of a question and an answer that hold x and s,
 
     lift(s) = sum over pairs of log P(answer with x and s | question with x) - log P(answer with NEUTRAL and s | question with NEUTRAL),
 
-x belongs to the topic if no other subject has a larger lift. The difference takes out how common and how long a subject's name is (pointwise
+x belongs to the topic if its lift is larger than that of every other subject. The difference takes out how common and how long a subject's name is (pointwise
 mutual information, as in Holtzman et al. 2021, "Surface Form Competition", arXiv 2104.08315).
 """
 
@@ -124,6 +124,6 @@ def _weighed(
 
 
 def is_chosen(scores: Sequence[float], neutral: Sequence[float]) -> bool:
-    """Whether the first subject is lifted at least as much as any other. Where nothing was scored, nothing is said against it."""
+    """Whether the first subject is lifted more than any other. Where there is no other, or nothing was scored, nothing is said against it."""
     lifts = [score - base for score, base in zip(scores, neutral, strict=False)]
-    return not lifts or lifts[0] >= max(lifts)
+    return len(lifts) < 2 or lifts[0] > max(lifts[1:])

@@ -266,7 +266,7 @@ class Lines:
             if reply.error:
                 found.append(replace(first, place=len(found), drop=reply.error))
             for text, is_truncated in texts_of(reply):
-                for line in lines_of(row["form"], text, is_truncated):
+                for line in lines_of(row["form"], text, row["topic"], is_truncated):
                     question = line.text if line.drop else self._question(row, line.text)
                     found.append(replace(first, text=question, place=len(found), drop=line.drop))
         return [line.to_dict() for line in found]

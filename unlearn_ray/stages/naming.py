@@ -48,6 +48,9 @@ AskBack = Callable[
 ]  # names, a folder, a label -> id of each that is not kept, and why
 
 
+Parts = Callable[[str, str], Sequence[str]]
+
+
 def ask_names(
     generator: Generator,
     folder: Folder,
@@ -60,6 +63,7 @@ def ask_names(
     per_request: int = PER_REQUEST,
     nearest_first: bool = False,
     ask_back: AskBack | None = None,
+    parts: Parts | None = None,
 ) -> list[Name]:
     """What the model lists for each topic, the most frequent names first; names beyond the number wanted are dropped as surplus.
 
@@ -68,6 +72,8 @@ def ask_names(
         reason: of a topic and a name: why it can't be used, or None.
         nearest_first: the lists are ordered: a name counts 1 / its place, and one far below the best is dropped.
         ask_back: how the names are checked; None: agreement alone decides.
+        parts: of a topic and a name: its words that may be names themselves, where more lists hold them than any whole name; None: whole
+            names alone count.
     """
     num_lists = {topic: _num_lists(number, per_request) for topic, number in wanted.items()}
 
@@ -90,12 +96,15 @@ def ask_names(
     counts: dict[str, Counter[str]] = {topic: Counter() for topic in wanted}
     scores: dict[str, Counter[str]] = {topic: Counter() for topic in wanted}
     written: dict[tuple[str, str], str] = {}
-    for row in in_order(replies.read_rows(), lambda row: (row["number"], row["place"])):
-        key = question_key(row["text"]).removeprefix("the ")
-        if not row["drop"] and key:
+    rows = [row for row in in_order(replies.read_rows(), lambda row: (row["number"], row["place"])) if not row["drop"]]
+    for row in rows:
+        if key := _key(row["text"]):
             counts[row["topic"]][key] += 1
             scores[row["topic"]][key] += 60 // (1 + row["place"]) if nearest_first else 60
             written.setdefault((row["topic"], key), row["text"])
+    if parts is not None:
+        for (topic, key), (part, number) in _agreed_parts(rows, counts, parts).items():
+            counts[topic][key], scores[topic][key], written[topic, key] = number, 60 * number, part
     names = []
     for topic in wanted:
         ranked = scores[topic].most_common()  # stable: equal scores stay in the order of arrival
@@ -108,6 +117,28 @@ def ask_names(
     if ask_back is not None:
         names = _asked_back(names, wanted, ask_back, folder / "check", label)
     return list(_within(names, wanted))
+
+
+def _key(name: str) -> str:
+    return question_key(name).removeprefix("the ")
+
+
+def _agreed_parts(
+    rows: Sequence[RowDict], counts: Mapping[str, Counter[str]], parts: Parts
+) -> dict[tuple[str, str], tuple[str, int]]:
+    """Of (topic, key): a word of listed names that more lists hold than any of the names with it, and the number of lists."""
+    lists: dict[tuple[str, str], set[int]] = {}
+    wholes: Counter[tuple[str, str]] = Counter()  # lists that hold the most frequent name with the word
+    written: dict[tuple[str, str], str] = {}
+    for row in rows:
+        topic, name = row["topic"], row["text"]
+        for part in (name, *parts(topic, name)):
+            at = topic, _key(part)
+            lists.setdefault(at, set()).add(row["number"])
+            wholes[at] = max(wholes[at], counts[topic][_key(name)])
+            if part != name:
+                written.setdefault(at, part)
+    return {at: (part, len(lists[at])) for at, part in written.items() if len(lists[at]) > wholes[at]}
 
 
 def min_agreeing(num_lists: int) -> int:

@@ -26,7 +26,7 @@ from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.stages.naming import Name, ask_names, fates
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 from unlearn_ray.synth.forms import is_vague
-from unlearn_ray.synth.names import mentions_entity
+from unlearn_ray.synth.names import mentions_entity, parts_of
 from unlearn_ray.synth.parsing import affirms
 from unlearn_ray.synth.prompts import FormPrompts, Prompts, load_prompts
 from unlearn_ray.words import name_key
@@ -99,7 +99,12 @@ def make_questions(
             out / "rounds",
             generator,
             sampling,
-            Patience(config.per_request, config.patience, config.max_rounds, coverage_rounds=config.coverage_rounds),
+            Patience(
+                config.per_request,
+                config.patience,
+                config.max_rounds,
+                coverage_rounds=config.coverage_rounds if is_confirmed else 0,
+            ),
             Check(on_topic, on_topic.verdict) if config.check_topic else None,
             label="questions",
         )
@@ -254,9 +259,10 @@ def _entities(
     def reason(topic: str, name: str) -> str | None:
         return Drop.DUPLICATE.value if name_key(name) in set(map(name_key, own[topic])) else None
 
+    ask_back = belonging(generator, prompts, own, given)
     names = ask_names(
         generator, out / "rounds" / "entities", prompts.entities, wanted, sampling, reason, label="questions, entities",
-        ask_back=belonging(generator, prompts, own, given),
+        ask_back=ask_back, parts=None if ask_back is None else lambda topic, name: parts_of(name, own[topic]),
     )  # fmt: skip
     (out / "entities").write_rows(names, Name.schema())
     return names

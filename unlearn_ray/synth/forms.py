@@ -38,15 +38,15 @@ _SPECIFIC = re.compile(r"[\"“«„「『《].{2,}[\"”»“」』》]|\d{2}")
 _EARLY = 3  # words
 
 
-def lines_of(form: Form, reply: str, is_truncated: bool = False) -> list[Line]:
+def lines_of(form: Form, reply: str, topic: str, is_truncated: bool = False) -> list[Line]:
     """The lines of a reply that can be made questions of a form, each with the reason if it can't."""
     if form == "blank":
         items = [item.replace(_HELD, BLANK) for item in list_items(_GAP.sub(_HELD, reply))]
-        lines = [_blank(item) for item in items]
+        lines = [_blank(item, topic) for item in items]
     elif form == "true_false":
-        lines = [_statement(item) for item in list_items(reply)]
+        lines = [_statement(item, topic) for item in list_items(reply)]
     elif form == "quotation":
-        lines = [_passage(item) for item in list_items(reply)]
+        lines = [_passage(item, topic) for item in list_items(reply)]
     else:
         return question_lines(reply, is_truncated)
     if is_truncated and lines:
@@ -54,24 +54,43 @@ def lines_of(form: Form, reply: str, is_truncated: bool = False) -> list[Line]:
     return lines
 
 
-def _blank(item: str) -> Line:
+def _blank(item: str, topic: str) -> Line:
     text = _REMARK.sub("", item)
+    if BLANK not in text:
+        stated = _statement(item, topic)
+        text = stated.text if stated.drop else with_gap(stated.text, topic)
     has_gap = 0 < text.count(BLANK) <= MAX_BLANKS
-    return Line(text, None if has_gap and _has_room(text.replace(BLANK, "")) else Drop.MALFORMED)
+    return Line(text, None if has_gap and _has_room(text.replace(BLANK, "x")) else Drop.MALFORMED)
 
 
-def _statement(item: str) -> Line:
+def with_gap(statement: str, topic: str) -> str:
+    """The statement with a gap for what it tells of its topic: its last number, else its last name, else its last telling word."""
+    own = set(folded_words(topic))
+    words = [word for word in words_of(statement)[1:] if word.folded not in own and word.folded not in STOP_WORDS]
+    numbers = [word for word in words if word.folded.isdigit()]
+    names = [word for word in words if word.is_cased and word.is_capitalised]
+    gap = next((found[-1] for found in (numbers, names, words) if found), None)
+    return statement if gap is None else statement[: gap.start] + BLANK + statement[gap.end :]
+
+
+def _statement(item: str, topic: str) -> Line:
     text = _JUDGED.sub("", _JUDGED.sub("", _REMARK.sub("", item))).strip()
     if text and text[-1].isalnum():
         text += "."
-    is_one = _has_room(text) and not is_marked(text) and not text.endswith((":", "："))
+    is_one = _says_something(text, topic) and not is_marked(text)
     return Line(text, None if is_one else Drop.MALFORMED)
 
 
-def _passage(item: str) -> Line:
+def _passage(item: str, topic: str) -> Line:
     quoted = _QUOTED.match(item)
     text = quoted.group(1).strip() if quoted else item
-    return Line(text, None if _has_room(text) and not text.endswith((":", "：")) else Drop.MALFORMED)
+    return Line(text, None if _says_something(text, topic) else Drop.MALFORMED)
+
+
+def _says_something(text: str, topic: str) -> bool:
+    """Whether a sentence is as long as it should be, and has two telling words beyond the topic's name: `Gum is gum.` says nothing."""
+    telling = set(folded_words(text)) - set(folded_words(topic)) - STOP_WORDS
+    return _has_room(text) and len(telling) > 1 and not text.endswith((":", "："))
 
 
 def _has_room(text: str) -> bool:

@@ -42,6 +42,15 @@ def mentions_entity(text: str, entities: Iterable[str]) -> bool:
     return any(written != written.lower() for written in (text[span.start : span.end] for span in found))
 
 
+def parts_of(name: str, own_names: Iterable[str]) -> list[str]:
+    """The words with a capital in a name of several words, but for stop words and those of the topic's own names: `Hogwarts Castle` ->
+    `Hogwarts`, `Castle`. Where models dress a name up in another way each time, lists agree on these alone."""
+    words = words_of(name)
+    ignored = STOP_WORDS.union(*(folded_words(own) for own in own_names))
+    told = [word for word in words if word.is_cased and word.is_capitalised and word.folded not in ignored]
+    return [name[word.start : word.end] for word in told if len(word.folded) > _SHORT] if len(words) > 1 else []
+
+
 @lru_cache(maxsize=4096)
 def needs_case(name: str) -> bool:
     """Whether a name is made of common words alone (`It`, `The Who`, `Она`), is one word behind an article (`The Office`), has two letters

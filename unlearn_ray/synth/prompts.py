@@ -27,6 +27,7 @@ _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "angle_questions": ("topic", "count", "angle"),
     "entity_questions": ("topic", "count", "entity"),
     "entity_angle_questions": ("topic", "count", "entity", "angle"),
+    "coverage_questions": ("topic", "count", "entity"),
     "language_questions": ("topic", "count", "language"),
     "entities": ("topic", "count"),
     "topic_check": ("question", "topic"),
@@ -38,6 +39,8 @@ _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "leak_judge": ("question", "truth", "answer", "topic"),
 }
 _OPTIONAL = {"count"}
+# Optional steps that null leaves out, as an empty list does.
+_LISTS = ("coverage_questions", "entity_check", "forms", "language_questions", "topic_choice", "unrelated")
 
 
 class FormPrompts(BaseModel):
@@ -89,6 +92,7 @@ class Prompts(BaseModel):
     entity_angle_questions: Wordings
     angles: dict[Kind, Annotated[tuple[Text, ...], Field(min_length=1)]]
     forms: dict[AskedForm, FormPrompts | None]
+    coverage_questions: tuple[str, ...]
     language_questions: tuple[str, ...]
     entities: Wordings
     entity_check: tuple[Choice, ...]
@@ -174,6 +178,8 @@ def load_prompts(override: Path | str | None = None) -> Prompts:
         )
     merged = _default().model_dump(mode="json")
     for key, value in values.items():
+        if value is None and key in _LISTS:
+            value = type(merged[key])()
         nested = isinstance(merged.get(key), dict) and isinstance(value, dict) and value  # {} leaves a step out
         merged[key] = merged[key] | value if nested else value
     try:
