@@ -216,3 +216,9 @@ def test_the_module_is_light() -> None:
     code = "import sys, unlearn_ray.words; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'pydantic', 'pyarrow', 'regex', 'ray'}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "’"])
+def test_contractions_and_possessives_are_one_word(apostrophe: str) -> None:
+    text = "I'm sure they don't have Harry's owl or O'Brien's.".replace("'", apostrophe)
+    assert folded_words(text) == ["i'm", "sure", "they", "don't", "have", "harry", "owl", "or", "o'brien"]
