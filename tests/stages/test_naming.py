@@ -82,7 +82,7 @@ def test_names_beyond_the_number_are_surplus_and_only_twice_as_many_are_asked_ba
 
 
 def test_an_interrupted_check_goes_on(tmp_path: Path) -> None:
-    generator = ScriptedGenerator(answer, fail_after=14, batch_size=1)
+    generator = ScriptedGenerator(answer, fail_after=26, batch_size=1)
     with pytest.raises(EngineError):
         listed(tmp_path, generator=generator)
     assert listed(tmp_path, generator=generator) == listed(tmp_path / "unbroken")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from unlearn_ray.rows import Drop
 from unlearn_ray.synth.dedup import question_key
 from unlearn_ray.synth.names import mentions
-from unlearn_ray.synth.parsing import affirms, names_in, question_lines
+from unlearn_ray.synth.parsing import affirms, is_question, names_in, question_lines
 from unlearn_ray.synth.split import split_of
 from unlearn_ray.words import fold
 
@@ -299,3 +299,16 @@ def test_punctuation_and_spacing_make_no_new_question_in_any_script() -> None:
     ]:
         assert question_key(one) == question_key(other) == question_key(question_key(one))
     assert question_key("他是谁？") != question_key("她是谁？")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("What a wonderful world.", False),
+        ("What an owl it is!", False),
+        ("What a wizard needs", False),
+        ("What a seeker catches is called?", True),
+    ],
+)
+def test_an_exclamation_is_no_question(text: str, expected: bool) -> None:
+    assert is_question(text) is expected

@@ -22,11 +22,11 @@ MAX_TOKENS = 200
 PER_REQUEST = 8
 NEAR = 0.25  # of the best neighbour's score
 REPEATS = 4  # times more names are asked for than wanted: those that come again and again are the topic's own
-AGREEMENT = (
-    1 / 12
-)  # of the lists must hold a name, and two of them at least: what one list alone says is often no name at all
+CHECKED_REPEATS = 8  # the same where names are asked back: a weak model's lists seldom agree
+# The share of the lists that must hold a name, and two of them at least: what one list alone says is often no name at all.
+AGREEMENT = 1 / 12
 MIN_AGREEING = 2
-NUM_ASKED_BACK = 2  # times the number wanted: so many are asked about, the most frequent first
+NUM_ASKED_BACK = 2  # times the number wanted: so many names are asked back, the most frequent first
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ def ask_names(
         parts: of a topic and a name: its words that may be names themselves, where more lists hold them than any whole name; None: whole
             names alone count.
     """
-    num_lists = {topic: _num_lists(number, per_request) for topic, number in wanted.items()}
+    repeats = REPEATS if ask_back is None else CHECKED_REPEATS
+    num_lists = {topic: _num_lists(number, per_request, repeats) for topic, number in wanted.items()}
 
     def prompts() -> Iterator[Prompt]:
         for topic, number in num_lists.items():
@@ -146,8 +147,8 @@ def min_agreeing(num_lists: int) -> int:
     return max(MIN_AGREEING, math.ceil(AGREEMENT * num_lists))
 
 
-def _num_lists(number: int, per_request: int) -> int:
-    return max(2 * REPEATS, math.ceil(REPEATS * number / per_request)) if number else 0
+def _num_lists(number: int, per_request: int, repeats: int) -> int:
+    return max(2 * repeats, math.ceil(repeats * number / per_request)) if number else 0
 
 
 def _within(names: Sequence[Name], wanted: Mapping[str, int]) -> Iterator[Name]:

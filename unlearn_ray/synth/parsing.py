@@ -237,6 +237,8 @@ def is_question(text: str) -> bool:
         return words[-1].folded not in _ARTICLES
     if words[-1].folded in _ARTICLES or text.rstrip().endswith((":", ",", ";", "：", "，", "；", "、", "،")):
         return False
+    if [word.folded for word in words[:2]] in (["what", "a"], ["what", "an"]):
+        return False  # What a wonderful world.
     is_wish = words[0].folded in _ASKING or (num_letters > 0 and _ASKING_UNSPACED.search(text) is not None)
     return is_wish and not _is_preamble(text)
 
