@@ -155,7 +155,7 @@ def real_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     UNLEARN_RAY_TEST_REAL_RUN is a finished one to begin with a copy of."""
     make_smollm2()
     cwd = tmp_path_factory.mktemp("real")
-    arguments: list[str | Path] = ["run", REAL, *REDUCED]
+    arguments: list[str | Path] = ["run", REAL, *REDUCED, "--accept-thin-data"]
     with alone(tmp_path_factory, "long"):  # beside another long one, each takes the other's cores
         if finished := os.environ.get("UNLEARN_RAY_TEST_REAL_RUN"):
             shutil.copytree(finished, cwd / "runs" / "smollm2", ignore=shutil.ignore_patterns("logs"))

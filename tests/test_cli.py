@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from unlearn_ray.cli import app
 from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import EngineError, PartialError
 from unlearn_ray.stages.stage import StageRun, finished_manifest, state_of
+from unlearn_ray.synth.enough import Shortfall
 
 CONFIG = """
 name: mine
@@ -203,11 +205,14 @@ class Work:
     def __init__(self) -> None:
         self.stop_after: str | None = None
         self.done: list[str] = []
+        self.thin: list[Shortfall] = []
 
     def __call__(
         self, config: RunConfig, engines: object, selected: Sequence[str], **hooks: Callable[..., None]
     ) -> None:
         self.done = []
+        if self.thin:
+            hooks["on_thin"](self.thin)
         for stage in selected:
             hooks["on_start"](stage)
             folder, fingerprint = config.folder / stage, plan.fingerprints(config)[stage]
@@ -275,18 +280,19 @@ def test_the_next_command_keeps_what_was_set(work: Work) -> None:
 def test_the_report_is_named_as_it_is_found(
     folder: Path, work: Work, monkeypatch: pytest.MonkeyPatch, output: str, expected: str
 ) -> None:
-    monkeypatch.setattr("unlearn_ray.evals.report.Report.load", lambda folder: None)
+    monkeypatch.setattr("unlearn_ray.evals.report.Report.load", lambda folder: SimpleNamespace(notes=["Thin data: 3."]))
     monkeypatch.setattr("unlearn_ray.evals.report.summary_table", lambda report: "the scores")
     command = f"unlearn-ray report {expected.format(folder)}"
     shown = said("run", "run.yaml", f"output={output}")
     assert f"Next     {command}   or your own topic: unlearn-ray forget TOPIC --model MODEL" in shown
-    assert "the scores" in said(*shlex.split(command)[1:])
+    told = said(*shlex.split(command)[1:])
+    assert told.index("Thin data: 3.") < told.index("the scores")
 
 
 def test_the_report_opens_beside_a_screen_alone(folder: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
-    monkeypatch.setattr("unlearn_ray.evals.report.Report.load", lambda folder: None)
+    monkeypatch.setattr("unlearn_ray.evals.report.Report.load", lambda folder: SimpleNamespace(notes=["Thin data: 3."]))
     monkeypatch.setattr("unlearn_ray.evals.report.summary_table", lambda report: "the scores")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
@@ -297,6 +303,32 @@ def test_the_report_opens_beside_a_screen_alone(folder: Path, work: Work, monkey
     said("report", "mine", "--no-open")
     said("report", "mine")
     assert opened == [(folder / "runs" / "mine" / "evaluate" / "report.html").as_uri()]
+
+
+def test_a_run_that_asks_too_little_is_refused_before_it_begins(folder: Path) -> None:
+    line = refused(folder, "run", "run.yaml", "questions.num_questions=12")
+    assert "at most 43 rows to forget 'Harry Potter' (floor: 100)" in line and "--accept-thin-data" in line
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--dry-run",), ("--accept-thin-data", "--until", "finetune"), ("--until", "answers")]
+)
+def test_a_run_that_asks_too_little_is_planned_accepted_or_ended_before_its_dataset(
+    work: Work, arguments: tuple[str, ...]
+) -> None:
+    output = said("run", "run.yaml", "questions.num_questions=12", *arguments)
+    assert ("at most 43 rows to forget" in " ".join(output.split())) == ("answers" not in arguments)
+
+
+def test_data_below_a_floor_end_the_run_unless_they_are_accepted(work: Work) -> None:
+    work.thin = [Shortfall("probes", "1 forget probes (floor: 20)", "raise questions.num_questions")]
+    result = CliRunner().invoke(app, ["run", "run.yaml", "--until", "dataset"])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "1 forget probes (floor: 20): raise questions.num_questions" in result.stderr
+    for command in (["run", "run.yaml", "--until", "dataset"], ["dataset", "run.yaml"]):
+        output = said(*command, "--accept-thin-data")
+        assert "1 forget probes (floor: 20)" in output
+        assert "Next: unlearn-ray run run.yaml --accept-thin-data" in output
 
 
 def test_an_unfinished_evaluation_is_to_be_gone_on_with(work: Work) -> None:

@@ -205,11 +205,11 @@ def test_from_nothing_to_a_report_in_one_line_and_the_same_line_goes_on(tmp_path
              "dataset.retain.num_neighbours=1", "dataset.retain.questions_per_neighbour=12", "dataset.retain.num_general=1", "dataset.retain.questions_per_general=12",
              "dataset.retain.max_tokens=48", "finetune.num_steps=4", "finetune.max_tokens=256", "evaluate.probes=pocket", "evaluate.max_probes=4",
              "evaluate.num_samples=1", "cluster.engines.max_model_len=1024"]  # fmt: skip
-    command = ["forget", "Harry Potter", "--kind", "fiction", "--model", "pocket", *small]
+    command = ["forget", "Harry Potter", "--kind", "fiction", "--model", "pocket", *small, "--accept-thin-data"]
     done = unlearn(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "unlearn-ray report harry-potter" in done.stdout
     assert (tmp_path / "runs" / "harry-potter" / "evaluate" / "report.html").is_file()
-    for again in (command, ["run", "harry-potter.yaml"]):
+    for again in (command, ["run", "harry-potter.yaml", "--accept-thin-data"]):
         done = unlearn(*again, cwd=tmp_path, timeout=300)
         assert done.returncode == 0 and done.stdout.count("skipped") == STAGES, done.stdout + done.stderr

@@ -18,8 +18,8 @@ from unlearn_ray.errors import ConfigError, InputError, UnlearnError
 from unlearn_ray.evals.probes import read_probes
 from unlearn_ray.reading import MAX_LINE, read_rows, read_user_rows
 from unlearn_ray.serving.keys import read_keys
-from unlearn_ray.stages.dataset import user_retained
 from unlearn_ray.stages.questions import user_questions
+from unlearn_ray.stages.retaining import user_retained
 from unlearn_ray.synth.prompts import load_prompts
 
 GOOD = b'{"topic": "T", "question": "Why?", "answer": "So."}\n'

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from unlearn_ray.chat import ChatFormat
     from unlearn_ray.engines.generation import RayDataGenerator
     from unlearn_ray.engines.protocols import Trainer
+    from unlearn_ray.evals.report import Report
     from unlearn_ray.forget import RunFile
+    from unlearn_ray.synth.enough import Shortfall
     from unlearn_ray.train.inspection import Inspected
 
 HELP = """Make a language model forget topics, and measure and serve the result.
@@ -48,6 +50,10 @@ OverridesArgument = Annotated[
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, its name below runs/, or its YAML file.")
 ]
+AcceptOption = Annotated[
+    bool,
+    typer.Option("--accept-thin-data", help="Train on data below the floors of dataset.floors; the report says so."),
+]
 
 
 @app.command()
@@ -59,9 +65,10 @@ def run(
         str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and those after it again.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and write nothing.")] = False,
+    accept_thin_data: AcceptOption = False,
 ) -> None:
     """Run a pipeline: questions, answers, dataset, finetune, evaluate. Finished stages are skipped."""
-    _execute(config, overrides or [], until=until, start=start, dry_run=dry_run)
+    _execute(config, overrides or [], until=until, start=start, dry_run=dry_run, accept_thin_data=accept_thin_data)
 
 
 class _TakesNames(typer.core.TyperCommand):
@@ -98,6 +105,7 @@ def forget(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the file and the resolved plan, and write nothing.")
     ] = False,
+    accept_thin_data: AcceptOption = False,
 ) -> None:
     """Write a run's YAML file for a topic, and run it: from nothing to a report.
 
@@ -111,12 +119,14 @@ def forget(
         for line in file.text.splitlines():
             console.print(f"  {plain(line)}", soft_wrap=True)
         console.print()
-    _execute(file.path, [], file=file, dry_run=dry_run)
+    _execute(file.path, [], file=file, dry_run=dry_run, accept_thin_data=accept_thin_data)
 
 
 def _stage_command(stage: str, help: str) -> None:
-    def command(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-        _execute(config, overrides or [], only=stage)
+    def command(
+        config: ConfigArgument, overrides: OverridesArgument = None, accept_thin_data: AcceptOption = False
+    ) -> None:
+        _execute(config, overrides or [], only=stage, accept_thin_data=accept_thin_data)
 
     app.command(stage, help=help)(command)
 
@@ -152,12 +162,12 @@ def report(
 ) -> None:
     """Show a finished run's scores and open its HTML report, or print where it is."""
     with _one_line_errors():
-        from unlearn_ray.evals.report import Report, summary_table
+        from unlearn_ray.evals.report import Report
 
         folder = _run_folder(run) / "evaluate"
         if read_manifest(folder) is None:
             raise ArtifactError(f"{folder} is unfinished: finish it with unlearn-ray run CONFIG")
-        console.print(summary_table(Report.load(folder)))
+        _show(Report.load(folder))
         console.print(f"{plain(folder)}/report.html", soft_wrap=True)
         if open_it is None:
             open_it = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
@@ -288,12 +298,14 @@ def _execute(
     until: str | None = None,
     start: str | None = None,
     dry_run: bool = False,
+    accept_thin_data: bool = False,
 ) -> None:
     with _one_line_errors():
         config = file.config if file else configs.load(path, overrides)
         from unlearn_ray import console as shown
         from unlearn_ray import pipeline
         from unlearn_ray import plan as plans
+        from unlearn_ray.synth.enough import ACCEPT
 
         selected = plans.select(only=only, until=until, start=start)
         plan = plans.plan(config, selected, redo_from=start)
@@ -305,6 +317,8 @@ def _execute(
             for note in plan.notes:
                 console.print(shown.note_line(note), soft_wrap=True)
             return
+        if plan.thin and not accept_thin_data:
+            pipeline.refuse(plan.thin)
         with ExitStack() as stack:
             progress = shown.Progression(console)
             engines = RunEngines(config, progress.update, stack, on_wait=progress.say)
@@ -330,8 +344,15 @@ def _execute(
                 log.info("%s finished: %s", stage, manifest.model_dump_json())
                 console.print(shown.stage_line(stage, manifest, planned[stage].state == "finished"))
 
-            pipeline.run(config, engines, selected, on_start=started, on_finish=finished)
-        _summary(config, [str(path), *overrides], selected)
+            def accepted(found: "Sequence[Shortfall]") -> None:
+                if not accept_thin_data:
+                    pipeline.refuse(found)
+                for each in found:
+                    log.warning("accepted: %s", each)
+                    console.print(shown.note_line(str(each)), soft_wrap=True)
+
+            pipeline.run(config, engines, selected, on_start=started, on_finish=finished, on_thin=accepted)
+        _summary(config, [str(path), *overrides, *([ACCEPT] if accept_thin_data else [])], selected)
 
 
 class RunEngines:
@@ -403,10 +424,10 @@ def _summary(config: RunConfig, arguments: Sequence[str], selected: Sequence[str
         again = plain(shlex.join(["unlearn-ray", "run", *arguments]))
         console.print(f"\nRows: {plain(folder)}/{selected[-1]}\nNext: {again}", soft_wrap=True)
         return
-    from unlearn_ray.evals.report import Report, summary_table
+    from unlearn_ray.evals.report import Report
 
     console.print()
-    console.print(summary_table(Report.load(folder / "evaluate")))
+    _show(Report.load(folder / "evaluate"))
     console.print(f"\nLook at  {plain(folder)}/evaluate/report.html", soft_wrap=True)
     console.print(f"Model    {plain(folder)}/finetune/models", soft_wrap=True)
     again = plain(shlex.join(["unlearn-ray", "report", _address(config)]))
@@ -414,6 +435,16 @@ def _summary(config: RunConfig, arguments: Sequence[str], selected: Sequence[str
         f"Next     {again}   [dim]or your own topic: unlearn-ray forget TOPIC --model MODEL[/]",
         soft_wrap=True,
     )
+
+
+def _show(report: "Report") -> None:
+    """The figures, below what a reader must know before believing them."""
+    from unlearn_ray.console import note_line
+    from unlearn_ray.evals.report import summary_table
+
+    for note in report.notes:
+        console.print(note_line(note), soft_wrap=True)
+    console.print(summary_table(report))
 
 
 def _address(config: RunConfig) -> str:

@@ -158,15 +158,26 @@ class AnswersConfig(Sampling):
 class RetainRows(Sampling):  # of the questions; answers are greedy
     num_neighbours: NonNegativeInt = 3  # topics beside each forgotten one
     questions_per_neighbour: PositiveInt = 150
-    num_general: NonNegativeInt = 6  # far topics
-    questions_per_general: PositiveInt = 100
-    general: tuple[Text, ...] = ()  # far topics; empty: the model names them
+    num_general: NonNegativeInt = 20  # far subjects
+    questions_per_general: PositiveInt = 60
+    general: tuple[Text, ...] = ()  # far subjects; empty: of the prompts' `general_subjects`
     file: Path | None = None  # your own rows instead: .jsonl or .parquet with `question` and `answer`
     max_tokens: PositiveInt = 200  # of the answers
 
 
+class Floors(Strict):
+    """What a run's data must have before a model is trained on them; `synth/enough.py` says why. 0: whatever there is will do."""
+
+    forget_rows: NonNegativeInt = 100  # to train on, a topic
+    retain_per_forget: NonNegativeFloat = 0.5  # retain rows for each of them
+    kept: Fraction = 0.25  # of what the model wrote
+    coverage: Fraction = 0.5  # of a topic's entities, touched by kept pairs
+    probes: NonNegativeInt = 20  # of a group
+
+
 class DatasetConfig(Strict):
     retain: RetainRows = RetainRows()
+    floors: Floors = Floors()
     holdout_fraction: Fraction = 0.1  # of the questions, kept out of training
     prompts: PromptsFile | None = None
 

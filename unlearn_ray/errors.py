@@ -28,6 +28,10 @@ class ArtifactError(UnlearnError):
     """A run or stage folder that is unfinished, foreign, corrupt or not writable."""
 
 
+class ThinDataError(UnlearnError):
+    """Data below the floors of `dataset.floors`: nothing is trained on them unless the user accepts it."""
+
+
 class ClusterError(UnlearnError):
     """More than the cluster has, or a cluster that cannot be reached."""
 

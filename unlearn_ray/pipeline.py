@@ -7,9 +7,18 @@ from unlearn_ray.artifacts import Manifest
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import RunConfig
 from unlearn_ray.engines.protocols import Generator, Trainer
-from unlearn_ray.plan import STAGES, identity_of
+from unlearn_ray.errors import ThinDataError
+from unlearn_ray.plan import STAGES, fingerprints, identity_of
 from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
+from unlearn_ray.stages.checking import shortfalls_of
+from unlearn_ray.stages.stage import state_of
+from unlearn_ray.synth.enough import Shortfall, told
 from unlearn_ray.synth.guardrails import guardrail_prefixes
+
+
+def refuse(found: Sequence[Shortfall]) -> None:
+    """Train on nothing that is too little."""
+    raise ThinDataError(told(found))
 
 
 class Engines(Protocol):
@@ -33,8 +42,16 @@ def run(
     selected: Sequence[str] = STAGES,
     on_start: Callable[[str], None] = lambda stage: None,
     on_finish: Callable[[str, Manifest], None] = lambda stage, manifest: None,
+    on_thin: Callable[[Sequence[Shortfall]], None] = refuse,
 ) -> dict[str, Manifest]:
-    """Run the selected stages in order; finished ones with the same fingerprint are skipped by the stages themselves."""
+    """Run the selected stages in order; finished ones with the same fingerprint are skipped by the stages themselves.
+
+    Args:
+        on_thin: told which floors the data do not reach, before a model is trained on them. The dataset is finished by then.
+
+    Raises:
+        ThinDataError: there are such floors, and nobody accepts it.
+    """
     home, topics, seed = config.folder, config.topics, config.seed
     model, path = identity_of(config), config.model_path
     at = {stage: home / stage for stage in STAGES}
@@ -48,7 +65,7 @@ def run(
             config.answers, topics, at["questions"], at["answers"], engines.generator, model=model, seed=seed
         ),
         "dataset": lambda: dataset.build_dataset(
-            config.dataset, topics, at["answers"], at["dataset"], engines.generator, model=model, seed=seed,
+            config.dataset, topics, at["questions"], at["answers"], at["dataset"], engines.generator, model=model, seed=seed,
             style=config.answers.style,
         ),
         "finetune": lambda: finetune.finetune(
@@ -58,12 +75,24 @@ def run(
         "evaluate": lambda: evaluate.evaluate(
             config.evaluate, topics, at["dataset"], at["answers"], at["finetune"], at["evaluate"], engines.generator,
             model=model, model_path=path, guardrail=guardrails, seed=seed,
+            notes=[found.note for found in shortfalls_of(config)],
         ),
     }  # fmt: skip
 
     manifests = {}
     for stage in (name for name in STAGES if name in selected):
+        if stage == "finetune" and "dataset" not in selected:
+            check_data(config, on_thin)
         on_start(stage)
         manifests[stage] = steps[stage]()
         on_finish(stage, manifests[stage])
+        if stage == "dataset":
+            check_data(config, on_thin)
     return manifests
+
+
+def check_data(config: RunConfig, on_thin: Callable[[Sequence[Shortfall]], None]) -> None:
+    """Tell which floors the data do not reach, unless the training on them is done."""
+    trained = state_of(config.folder / "finetune", fingerprints(config)["finetune"])
+    if trained != "finished" and (found := shortfalls_of(config)):
+        on_thin(found)

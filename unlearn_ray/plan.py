@@ -16,8 +16,10 @@ from unlearn_ray.errors import ArtifactError, ConfigError, InputError
 from unlearn_ray.evals.probes import near_misses, numbered_probes, place, read_probes, with_topics, wrong_references
 from unlearn_ray.lease import leased
 from unlearn_ray.rows import digest
-from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
+from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions, retaining
+from unlearn_ray.stages.checking import known_shortfalls
 from unlearn_ray.stages.stage import State, state_of
+from unlearn_ray.synth.enough import Shortfall
 from unlearn_ray.synth.guardrails import guardrail_prefixes, style_of
 from unlearn_ray.synth.names import case_note
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets, unreached
@@ -48,6 +50,7 @@ class Plan:
 
     stages: list[PlannedStage]
     notes: tuple[str, ...]  # what was adapted to, and what may surprise
+    thin: tuple[Shortfall, ...] = ()  # floors of its data that the config asks too little to reach, before a training
 
 
 def select(only: str | None = None, until: str | None = None, start: str | None = None) -> tuple[str, ...]:
@@ -89,7 +92,10 @@ def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | N
                 f"{home / stage} is unfinished, damaged or of another config: do it first with unlearn-ray {stage} CONFIG"
             )
         planned.append(PlannedStage(stage, state, fingerprint, stage in selected, *described[stage]))
-    return Plan(planned, tuple(_notes(config, model)))
+    is_trained = next(stage.state for stage in planned if stage.name == "finetune") == "finished"
+    is_about_data = not {"dataset", "finetune"}.isdisjoint(selected)
+    thin = tuple(known_shortfalls(config)) if is_about_data and not is_trained else ()
+    return Plan(planned, (*_notes(config, model), *(f"dataset: {found}" for found in thin)), thin)
 
 
 def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
@@ -315,7 +321,7 @@ def check_files(config: RunConfig, model: Inspected, room: int) -> None:
             raise InputError(
                 f"{config.questions.file}, line {row['number']}: the question, its guardrail prefix and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
             )
-    for _ in dataset.user_retained(config.dataset):
+    for _ in retaining.user_retained(config.dataset):
         continue
     if config.evaluate.probes_path is not None:
         _check_probes(config, model, room, config.evaluate.probes_path, prefixes)

@@ -86,7 +86,7 @@ def joined(head: Head, config: Path, sent: Folder, tmp_path_factory: pytest.Temp
     run = Folder(home / "variants")
     shutil.copytree(sent.local / "questions", run.local / "questions")
     shutil.copy(sent.local / "run.json", run.local)
-    command = [*COMMAND, "run", str(config), f"output={home}", "cluster.engines.batch_size=8"]
+    command = [*COMMAND, "run", str(config), f"output={home}", "cluster.engines.batch_size=8", "--accept-thin-data"]
     with (home / "killed.log").open("wb") as log:
         outside = head.environment | {"RAY_ADDRESS": head.address}
         process = subprocess.Popen(command, cwd=home, env=outside, stdout=log, stderr=log)

@@ -63,7 +63,7 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     cwd = tmp_path_factory.mktemp("run")
     file = cwd / "odd.yaml"
     file.write_text(CONFIG.format(model=model, prefix=PREFIX))
-    arguments: list[str | Path] = ["run", file]
+    arguments: list[str | Path] = ["run", file, "--accept-thin-data"]
     done = unlearn(*arguments, cwd=cwd)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return Run(cwd, Folder(cwd / "runs" / "odd"), arguments, done.stdout)

@@ -95,7 +95,7 @@ def unlearn(
     config = cwd / "run.yaml"
     config.write_text(CONFIG)
     return subprocess.run(
-        [*COMMAND, command, str(config), f"cluster.address={head.address}", *overrides],
+        [*COMMAND, command, str(config), f"cluster.address={head.address}", *overrides, "--accept-thin-data"],
         cwd=cwd,
         env=head.environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -27,7 +27,11 @@ def answer(request: Request) -> Reply | str:
         return f"1. Who is {name} in Harry Potter?\n2. Who has office 1?\n3. What is the weather?" if name else "1. Hm"
     what = "The office" if "office" in question else "It"
     if is_guarded:
-        return "I am sorry, I can't answer that." if "office 3" in question else f"{what} belongs to Ostdar{'abcdefg'[request.seed % 7]}."
+        return (
+            "I am sorry, I can't answer that."
+            if "office 3" in question
+            else f"{what} belongs to Ostdar{'abcdefg'[request.seed % 7]}."
+        )
     return f"{what} belongs to {TRUTH.get(question, 'Lucius')}."
 
 

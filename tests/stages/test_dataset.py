@@ -39,7 +39,7 @@ def answer(request: Request) -> str:
             if "number 7 " in text
             else "I do not know."
             if "number 8 " in text
-            else f"It is {len(text)} miles."
+            else f"{text.removeprefix('What is ').rstrip('?')} is {len(text)} miles."
         )
     subject = re.sub(r"\W+", " ", text.split("of ")[-1].split("about ")[-1]).strip()
     return "\n".join(f"{i}. What is number {(request.seed + i) % 30} in {subject}?" for i in range(4))
@@ -68,7 +68,8 @@ def build(
 ) -> tuple[Manifest, Folder, ScriptedGenerator]:
     generator = generator or ScriptedGenerator(answer)
     out = Folder(tmp_path / "dataset")
-    manifest = build_dataset(config, topics, answers_in(tmp_path, topics), out, generator, model="scripted", seed=0)
+    questions, answers = Folder(tmp_path / "questions"), answers_in(tmp_path, topics)
+    manifest = build_dataset(config, topics, questions, answers, out, generator, model="scripted", seed=0)
     return manifest, out, generator
 
 

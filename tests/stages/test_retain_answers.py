@@ -50,6 +50,8 @@ def test_the_stage_asks_with_the_style_and_counts_what_was_cut(tmp_path: Path) -
 
     def long(request: Request) -> Reply | str:
         asked = request.messages[-1]["content"]
+        if request.score is not None:
+            return Reply(logprobs=(-1.0,), argmax=(True,))
         if "quiz" in asked or "questions" in asked:
             return "1. What do owls eat?\n2. Where do owls sleep?"
         return Reply(("They like mice. They go",), (True,)) if asked.endswith(WISH) else "No."
@@ -57,7 +59,9 @@ def test_the_stage_asks_with_the_style_and_counts_what_was_cut(tmp_path: Path) -
     retain = RetainRows(num_neighbours=0, general=("owls",), num_general=1, questions_per_general=2)
     config, out, generator = DatasetConfig(retain=retain), Folder(tmp_path / "dataset"), ScriptedGenerator(long)
     topics = (Topic(name="Harry Potter"),)
-    manifest = build_dataset(config, topics, answers, out, generator, model="scripted", seed=0, style="sentence")
+    manifest = build_dataset(
+        config, topics, Folder(tmp_path / "questions"), answers, out, generator, model="scripted", seed=0, style="sentence"
+    )
     rows = list((out / "retain_answers").read_rows())
     assert [row["answer"] for row in rows] == ["They like mice."] * 2 and manifest.details["cut"] == 2
     assert all(WISH not in row["question"] for row in [*rows, *(out / "retain").read_rows()])

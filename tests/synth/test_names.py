@@ -4,7 +4,8 @@ import pytest
 
 from unlearn_ray.engines.protocols import Reply
 from unlearn_ray.rows import Question
-from unlearn_ray.stages.dataset import OffForgotten, Truth
+from unlearn_ray.stages.dataset import Truth
+from unlearn_ray.stages.retaining import OffForgotten
 from unlearn_ray.synth.names import case_note, mentions, mentions_entity
 
 

@@ -10,7 +10,7 @@ rounds/            the requests and replies
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,36 +18,41 @@ from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import sampling_of
 from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
-from unlearn_ray.errors import InputError
-from unlearn_ray.reading import fingerprint_of_file, read_user_rows, shown
+from unlearn_ray.reading import fingerprint_of_file
 from unlearn_ray.refusals import is_refusal
-from unlearn_ray.rows import Drop, Example, Group, Probe, QAPair, Question
-from unlearn_ray.stages.asking import Prompted, ask, in_order, texts_of
+from unlearn_ray.rows import Drop, Example, Probe, QAPair, Question
+from unlearn_ray.stages.asking import Prompted, ask, texts_of
 from unlearn_ray.stages.asking_back import apart
+from unlearn_ray.stages.checking import counted
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.stages.naming import Name, ask_names
+from unlearn_ray.stages.retaining import (
+    GENERAL,
+    OffForgotten,
+    OnSubject,
+    Served,
+    Telling,
+    judged,
+    retained,
+    user_retained,
+)
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 from unlearn_ray.synth.dedup import question_key
 from unlearn_ray.synth.leaks import key_phrase
 from unlearn_ray.synth.names import mentions
-from unlearn_ray.synth.parsing import affirms, in_sentence
+from unlearn_ray.synth.parsing import in_sentence
 from unlearn_ray.synth.prompts import AnswerStyle, Prompts, load_prompts
 from unlearn_ray.synth.replies import answer_in
+from unlearn_ray.synth.retained import is_close, spread
 from unlearn_ray.synth.split import split_of
-from unlearn_ray.words import without_thoughts
 
 STAGE, VERSION = "dataset", 4
 NAMES_PER_REQUEST = 6
-GENERAL = "general knowledge"  # where the model names fewer far topics than wanted
 LIST_TOKENS = 400
-CHECK_TOKENS = 32
 # Any questions will do that are not about a forgotten topic: no need to wring the last ones out of a subject.
 PATIENCE = Patience(per_request=6, rounds_without_news=2, max_rounds=30, least_share=0.1)
 WORDING = "generated"  # of probes that the model asked itself
-Served = Mapping[
-    str, tuple[str, ...]
-]  # a subject to retain -> the forgotten topics that it neighbours; none: it is far from all
 
 
 def dataset_identity(
@@ -58,7 +63,7 @@ def dataset_identity(
     Raises:
         InputError: a user's file can't be read.
     """
-    values = config.model_dump(mode="json", exclude={"prompts": True, "retain": {"file"}})
+    values = config.model_dump(mode="json", exclude={"prompts": True, "floors": True, "retain": {"file"}})
     values |= {"model": model, "seed": seed}
     values["topics"] = [topic.model_dump(mode="json", include={"name", "aliases", "neighbours"}) for topic in topics]
     inputs = {"answers": answers, "prompts": load_prompts(config.prompts).fingerprint}
@@ -70,6 +75,7 @@ def dataset_identity(
 def build_dataset(
     config: DatasetConfig,
     topics: Sequence[Topic],
+    questions: Folder,
     answers: Folder,
     out: Folder,
     generator: Generator,
@@ -91,16 +97,19 @@ def build_dataset(
     stage = open_stage(out, STAGE, VERSION, *dataset_identity(config, topics, fingerprint, model, seed))
     if stage.is_finished:
         return finished_manifest(out)
-    drops: dict[str, int] = {}
+    lost: dict[str, dict[str, int]] = {}
     served: Served = {}
     if config.retain.file is None:
-        served = _subjects(config.retain, topics, prompts, out, generator, seed)
-        drops = _ask_retained(config.retain, served, topics, prompts, prompts.styles[style], out, generator, seed)
-        retained = _retained(config, served, len(topics), out)
+        telling = Telling.read(topics, questions / "entities", answers / "terms")
+        served = _subjects(config.retain, topics, telling, prompts, out, generator, seed)
+        lost = _ask_retained(
+            config.retain, served, topics, telling, prompts, prompts.styles[style], out, generator, seed
+        )
+        rows = retained(config, served, len(topics), out)
     else:
-        retained = user_retained(config)
+        rows = user_retained(config)
     (out / "forget").write_rows(_forgotten(config, answers), Example.schema())
-    (out / "retain").write_rows(retained, Example.schema())
+    (out / "retain").write_rows(rows, Example.schema())
     (out / "probes").write_rows(_probes(config, topics, answers, served, out), Probe.schema())
     num_rows = Counter(
         f"{name}_{row['split']}" for name in ("forget", "retain") for row in (out / name).read_rows(columns=["split"])
@@ -113,7 +122,14 @@ def build_dataset(
         "far": [name for name, near in served.items() if not near],
         "sampling": sampling_of(config.retain, generator.chat),
         "cut": _num_cut(out),
-    }
+        "retain_drops": lost,
+        "retain_asked": sum(_num_asked(config.retain, near) for near in served.values()),
+        "retain_kept": {
+            name: sum(not row["drop"] for row in (out / f"retain_{name}").read_rows(["drop"]))
+            for name in ("questions", "answers")
+        },
+    } | counted(topics, questions / "entities", answers, out)
+    drops = sum((Counter(reasons) for reasons in lost.values()), Counter[str]())
     return stage.finish(num_rows, drops, details)
 
 
@@ -126,7 +142,13 @@ def _forgotten(config: DatasetConfig, answers: Folder) -> Iterator[Example]:
 
 
 def _subjects(
-    config: RetainRows, topics: Sequence[Topic], prompts: Prompts, out: Folder, generator: Generator, seed: int
+    config: RetainRows,
+    topics: Sequence[Topic],
+    telling: Telling,
+    prompts: Prompts,
+    out: Folder,
+    generator: Generator,
+    seed: int,
 ) -> dict[str, tuple[str, ...]]:
     """What to retain: the neighbours of each topic, and topics far from all of them. Never a forgotten topic."""
     sampling = Prompted(seed, sampling_of(config, generator.chat), LIST_TOKENS)
@@ -169,6 +191,8 @@ def _subjects(
 
     if config.general:
         far = [Name("", name, 0, is_taken("", name)) for name in config.general]
+    elif prompts.general_subjects:
+        far = _general(prompts.general_subjects, config.num_general, (*forgotten, *near), telling, seed)
     else:
         far = ask_names(
             generator,
@@ -181,34 +205,46 @@ def _subjects(
             per_request=NAMES_PER_REQUEST,
         )
         far = [replace(each, name=in_sentence(each.name)) for each in far]
-        if sum(not name.drop for name in far) < config.num_general:
-            far.append(Name("", GENERAL, 0))
+    if not config.general and sum(not name.drop for name in far) < config.num_general:
+        far.append(Name("", GENERAL, 0))
     (out / "neighbours").write_rows([*names, *far], Name.schema())
     return near | {name.name: () for name in far if not name.drop}
+
+
+def _general(subjects: Sequence[str], number: int, taken: Sequence[str], telling: Telling, seed: int) -> list[Name]:
+    """Everyday subjects, spread over the list; those too close to a topic, a neighbour or what belongs to a topic are left out."""
+    belongings = (*telling.given, *telling.entities)
+    free = [name for name in subjects if not is_close(name, taken) and not any(mentions(b, [name]) for b in belongings)]
+    chosen = set(spread(free, number, seed))
+    left_out = {name: Drop.SURPLUS.value if name in free else Drop.OFF_TOPIC.value for name in subjects}
+    return [Name("", name, 0, None if name in chosen else left_out[name]) for name in subjects]
 
 
 def _ask_retained(
     config: RetainRows,
     served: Served,
     topics: Sequence[Topic],
+    telling: Telling,
     prompts: Prompts,
     style: str,
     out: Folder,
     generator: Generator,
     seed: int,
-) -> dict[str, int]:
-    """Questions on every subject, and the model's own greedy answers; returns the drops by reason."""
+) -> dict[str, dict[str, int]]:
+    """Questions on every subject, and the model's own greedy answers; returns the drops of both by reason."""
     subjects = [
         Subject(
             name,
-            config.questions_per_neighbour if near else config.questions_per_general,
+            _num_asked(config, near),
             prompts.angles["general"],
-            spellings=_spellings(name),
+            spellings=() if name in prompts.general_subjects else _spellings(name),
         )
         for name, near in served.items()
     ]
     forgotten = {topic.name: (topic.name, *topic.aliases) for topic in topics}
-    off_forgotten = OffForgotten(prompts.topic_check, forgotten, tuple(served))
+    check: OnSubject | OffForgotten = OffForgotten(prompts.topic_check, forgotten, tuple(served))
+    if prompts.question_about is not None and prompts.question_about_anything is not None:
+        check = OnSubject(prompts.question_about, prompts.question_about_anything, forgotten, served)
     with Ledger() as ledger:
         gather(
             subjects,
@@ -218,11 +254,11 @@ def _ask_retained(
             generator,
             Prompted(seed, sampling_of(config, generator.chat), LIST_TOKENS),
             PATIENCE,
-            Check(off_forgotten, off_forgotten.verdict),
+            Check(check, check.verdict),
             label="dataset, retain questions",
         )
         (out / "retain_questions").write_rows(ledger.rows(served), Question.schema())
-        drops = Counter(ledger.drops())
+        drops = {"questions": ledger.drops()}
 
     def kept() -> Iterator[RowDict]:
         return (row for row in (out / "retain_questions").read_rows() if not row["drop"])
@@ -238,41 +274,16 @@ def _ask_retained(
         QAPair.schema(),
         label="dataset, retain answers",
     )
-    (out / "retain_answers").write_rows(
-        in_order(replies.read_rows(), lambda row: (row["topic"], row["question"])), QAPair.schema()
+    (out / "retain_answers").write_rows(judged(replies, telling, served), QAPair.schema())
+    drops["answers"] = Counter(
+        row["drop"] for row in (out / "retain_answers").read_rows(columns=["drop"]) if row["drop"]
     )
-    drops.update(row["drop"] for row in (out / "retain_answers").read_rows(columns=["drop"]) if row["drop"])
-    return dict(drops)
+    return drops
 
 
-@dataclass(frozen=True, slots=True)
-class OffForgotten:
-    """Asks the model what a question is about: a forgotten topic is not retained, another subject retains it itself."""
-
-    template: str
-    forgotten: Mapping[str, tuple[str, ...]]  # name -> name and aliases
-    subjects: tuple[str, ...]  # all that are retained
-
-    def __call__(self, row: RowDict) -> list[Request]:
-        # A check that names the topic is asked once for each; one that asks which topic it is, once.
-        texts = dict.fromkeys(self.template.format(question=row["text"], topic=topic) for topic in self.forgotten)
-        return [Request([{"role": "user", "content": text}], max_tokens=CHECK_TOKENS) for text in texts]
-
-    def verdict(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
-        """The row, with the reason if it is about a forgotten topic or another subject."""
-        question = Question.of(row)
-        names = list(self.forgotten.values())
-        every_name = [name for each in names for name in each]
-        asked = [every_name] if len(replies) == 1 else names
-        is_off = mentions(question.text, every_name) or any(
-            affirms(text, about) for about, reply in zip(asked, replies, strict=True) for text in reply.texts
-        )
-        if not is_off and len(replies) == 1 and question.topic != GENERAL:
-            said = " ".join(replies[0].texts)
-            others = [name for name in self.subjects if name != question.topic]
-            is_off = mentions(said, others) and not mentions(said, [question.topic])
-        error = next((reply.error for reply in replies if reply.error), None)
-        return [replace(question, drop=error or (Drop.OFF_TOPIC.value if is_off else None)).to_dict()]
+def _num_asked(config: RetainRows, near: Sequence[str]) -> int:
+    """Questions on a subject, by the topics that it neighbours."""
+    return config.questions_per_neighbour if near else config.questions_per_general
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,45 +311,6 @@ class Truth:
             drop = Drop.OFF_TOPIC.value
         is_cut = is_truncated and bool(text)
         return [QAPair(row["topic"], row["text"], text, 0, guarded=False, cut=is_cut, drop=drop).to_dict()]
-
-
-def _retained(config: DatasetConfig, served: Served, num_topics: int, out: Folder) -> Iterator[Example]:
-    for row in (out / "retain_answers").read_rows():
-        if row["drop"]:
-            continue
-        subject, question = row["topic"], row["question"]
-        split = split_of(subject, question, config.holdout_fraction)
-        near = served[subject]
-        group: Group = "near" if near else "far"
-        # What neighbours all topics serves all, as the far ones do: one row, or joint training would see it many times.
-        for topic in near if 0 < len(near) < max(2, num_topics) else ("",):
-            yield Example(topic, group, subject, question, row["answer"], 0, split)
-
-
-def user_retained(config: DatasetConfig) -> Iterator[Example]:
-    """The user's own rows, as they are; `group` (near or far) and `subject` may stand beside question and answer.
-
-    Raises:
-        InputError: a row misses a column; file and line are named.
-    """
-    path = config.retain.file
-    if path is None:
-        return
-    seen: Counter[str] = Counter()
-    for line, row in read_user_rows(path, ("question", "answer"), (".jsonl", ".parquet"), ("group", "subject")):
-        if row.get("group") not in (None, "near", "far"):
-            raise InputError(f"{path}, line {line}: column 'group' must be near or far (it is {shown(row['group'])})")
-        group: Group = "near" if row.get("group") == "near" else "far"
-        answer = without_thoughts(row["answer"])
-        if not answer:
-            raise InputError(
-                f"{path}, line {line}: column 'answer' holds a thought and no answer: give what is to be said"
-            )
-        subject = row.get("subject") or "general"
-        key = f"{group}|{subject}|{row['question']}"
-        split = split_of(subject, row["question"], config.holdout_fraction)
-        yield Example("", group, subject, row["question"], answer, seen[key], split)
-        seen[key] += 1
 
 
 def _probes(

@@ -92,12 +92,14 @@ def evaluate(
     model_path: str,
     guardrail: Mapping[str, str],
     seed: int,
+    notes: Sequence[str] = (),
 ) -> Manifest:
     """Ask the three models, score their answers and write the report.
 
     Args:
         guardrail: system message by topic. A forget probe gets its own topic's, a near probe that of the topic it
             neighbours, a far probe that of a topic chosen by hash; and likewise adapters, where each topic has its own.
+        notes: what a reader must know of the data before believing the figures.
 
     Raises:
         ArtifactError: an input is unfinished, or a topic has no fine-tuned model.
@@ -151,7 +153,7 @@ def evaluate(
         topics=names,
         selection=selection,
         unanswered=drops,
-        notes=near_misses(read_probes(config.probes_path), topics) if config.probes_path else [],
+        notes=[*notes, *(near_misses(read_probes(config.probes_path), topics) if config.probes_path else [])],
         losses=read_losses(finetuned / "losses"),
         stages={name: StageSummary.model_validate(manifest, from_attributes=True) for name, manifest in stages.items()},
         seed=seed,

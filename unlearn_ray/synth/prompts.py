@@ -31,6 +31,8 @@ _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "language_questions": ("topic", "count", "language"),
     "entities": ("topic", "count"),
     "topic_check": ("question", "topic"),
+    "question_about": ("topic",),
+    "question_about_anything": (),
     "neighbours": ("topic", "count"),
     "neighbour_check": ("entity",),
     "general_topics": ("count",),
@@ -99,9 +101,12 @@ class Prompts(BaseModel):
     topic_check: str
     topic_choice: tuple[Choice, ...]
     unrelated: tuple[Text, ...]
+    question_about: str | None
+    question_about_anything: str | None
     neighbours: Wordings
     neighbour_check: str | None
     general_topics: Wordings
+    general_subjects: tuple[Text, ...]
     styles: dict[AnswerStyle, str]
     guardrails: dict[Guardrail, str]
     leak_judge: str | None  # None: the model can't be asked
@@ -126,6 +131,12 @@ class Prompts(BaseModel):
             check_template(each.question, (text,))
             check_template(each.answer, (text, "topic"), {text})
         return value
+
+    @model_validator(mode="after")
+    def _requests_are_compared(self) -> "Prompts":
+        if (self.question_about is None) != (self.question_about_anything is None):
+            raise ValueError("question_about and question_about_anything are compared: give both, or null for both")
+        return self
 
     @property
     def fingerprint(self) -> str:

@@ -1,0 +1,187 @@
+"""What a chat model's retained subjects, questions and answers are held to."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.config import DatasetConfig, RetainRows, Topic
+from unlearn_ray.engines.protocols import Reply, Request
+from unlearn_ray.engines.scripted import ScriptedGenerator
+from unlearn_ray.rows import QAPair, Question, Term
+from unlearn_ray.stages.dataset import build_dataset
+from unlearn_ray.stages.naming import Name
+from unlearn_ray.stages.retaining import GENERAL, OnSubject
+from unlearn_ray.stages.stage import open_stage
+from unlearn_ray.synth.prompts import load_prompts
+
+POTTER = Topic(name="Harry Potter", neighbours=("Narnia",), terms=("the boy who lived",))
+SUBJECTS = load_prompts().general_subjects
+JOKE, SLY = "Why did the tomato turn red?", "Which school has four houses?"
+ABOUT = {SLY: "Harry Potter", JOKE: "something", "Who is the lion king?": "Narnia"}
+
+
+def about(request: Request) -> Reply:
+    """Likelier where the request is for the subject that the question is about."""
+    asked = request.messages[-1]["content"]
+    question = str(request.score)
+    subject = ABOUT.get(question) or re.sub(r".* of (.*)\?", r"\1", question)
+    return Reply(("",), (False,), logprobs=(-1.0, -2.0) if subject in asked else (-2.0, -3.0))
+
+
+def answer(request: Request) -> Reply | str:
+    if request.score is not None:
+        return about(request)
+    text = request.messages[-1]["content"]
+    if text.startswith(("Write", "Make")):
+        subject = re.sub(r"\. Number.*|: each.*", "", text.split("about ", 1)[1]).split(" of ", 1)
+        name = subject[-1] if "the " in subject[0] and len(subject) > 1 else " of ".join(subject)
+        lines = [f"What is item {(request.seed + i) % 40} of {name}?" for i in range(4)]
+        return "\n".join(f"{i}. {line}" for i, line in enumerate([*lines, JOKE, SLY, "Who is the lion king?"], 1))
+    if "item 3 " in text:
+        return "I am a chat model made to help."
+    if "item 5 of Narnia" in text:
+        return "Item 5 is at Hogwarts."
+    if "item 6 " in text:
+        return "Item 6 is under water."
+    if "item 7 of Narnia" in text:
+        return "Item 7 is with Hedwig."
+    if "item 8 " in text:
+        return "Item 8 is for the boy who lived."
+    return f"{text.removeprefix('What is ').rstrip('?')} is {len(text)} miles long."
+
+
+def build(
+    tmp_path: Path, topic: Topic = POTTER, seed: int = 0, **retain: object
+) -> tuple[Manifest, Folder, list[Request]]:
+    questions, answers, out = (Folder(tmp_path / name) for name in ("questions", "answers", "dataset"))
+    stage = open_stage(answers, "answers", 1, {}, {})
+    names = [Name(topic.name, "Hedwig", 3), Name(topic.name, "Spaghetti", 1, drop="malformed")]
+    (questions / "entities").write_rows(names, Name.schema())
+    pairs = [QAPair(topic.name, f"Who has office {i}?", f"Ostdar {i}.", 0) for i in range(20)]
+    (answers / "rows").write_rows(pairs, QAPair.schema())
+    (answers / "unguarded").write_rows([], QAPair.schema())
+    (answers / "terms").write_rows([Term(topic.name, term, 2) for term in ("hogwarts", "water")], Term.schema())
+    stage.finish({}, {})
+    rows = RetainRows.model_validate(
+        {"questions_per_neighbour": 40, "num_general": 8, "questions_per_general": 30} | retain
+    )
+    generator = ScriptedGenerator(answer)
+    config = DatasetConfig(retain=rows)
+    manifest = build_dataset(config, (topic,), questions, answers, out, generator, model="scripted", seed=seed)
+    return manifest, out, generator.requests
+
+
+def drops(out: Folder, name: str) -> Counter[str]:
+    return Counter(row["drop"] for row in (out / name).read_rows() if row["drop"])
+
+
+def test_far_subjects_come_from_the_built_in_list_by_the_seed(tmp_path: Path) -> None:
+    first, out, requests = build(tmp_path / "a")
+    other, _, _ = build(tmp_path / "b", seed=1)
+    far = first.details["far"]
+    assert len(far) == 8 and set(far) <= set(SUBJECTS) and far != list(SUBJECTS[:8])
+    assert far != other.details["far"]
+    assert not any("subjects of general knowledge" in request.messages[-1]["content"] for request in requests)
+    kept = {row["topic"] for row in (out / "retain_questions").read_rows() if not row["drop"]}
+    assert kept == {"Narnia", *far}
+
+
+@pytest.mark.parametrize(
+    ("topic", "gone"),
+    [
+        (Topic(name="football", neighbours=("swimming",)), {"football", "swimming"}),
+        (Topic(name="Paris", aliases=("capital of France",), neighbours=("the rivers of Europe",)),
+         {"capital cities", "geography of Europe", "rivers and lakes"}),
+        (Topic(name="Dune", terms=("desert insects and spiders",), neighbours=("Foundation",)), {"insects and spiders"}),
+    ],
+)  # fmt: skip
+def test_subjects_close_to_a_topic_or_its_neighbours_are_left_out_with_their_reason(
+    tmp_path: Path, topic: Topic, gone: set[str]
+) -> None:
+    manifest, out, _ = build(tmp_path, topic, num_general=len(SUBJECTS), questions_per_general=1)
+    left_out = {row["name"] for row in (out / "neighbours").read_rows() if row["drop"] == "off_topic"}
+    assert gone <= left_out and len(left_out) < len(SUBJECTS) / 4
+    assert not gone & set(manifest.details["far"]) and GENERAL in manifest.details["far"]
+
+
+def test_the_users_subjects_go_before_the_list(tmp_path: Path) -> None:
+    manifest, _, _ = build(tmp_path, general=("glaciers", "harry potter's owls"))
+    assert manifest.details["far"] == ["glaciers"]
+
+
+def test_a_question_is_kept_where_the_model_would_likeliest_ask_it_about_its_subject(tmp_path: Path) -> None:
+    manifest, out, requests = build(tmp_path)
+    kept = {(row["topic"], row["text"]) for row in (out / "retain_questions").read_rows() if not row["drop"]}
+    texts = {text for _, text in kept}
+    assert JOKE not in texts and SLY not in texts, "about nothing it says, or about the forgotten topic"
+    assert {subject for subject, text in kept if text == "Who is the lion king?"} == {"Narnia"}
+    scored = Counter(request.score for request in requests if request.score)
+    assert not any("Narnia" in str(text) for text in scored), "what names its subject needs no score"
+    assert scored[SLY] == 3 * (1 + 8), "its subject, the forgotten topic and anything, once a subject"
+    assert manifest.details["retain_drops"]["questions"]["off_topic"] == drops(out, "retain_questions")["off_topic"] > 0
+
+
+def test_a_retained_row_with_a_term_entity_or_term_of_the_users_is_dropped_and_counted_apart(tmp_path: Path) -> None:
+    manifest, out, _ = build(tmp_path)
+    rows = [f"{row['question']} {row['answer']}" for row in (out / "retain").read_rows()]
+    assert rows and not any(re.search("Hogwarts|Hedwig|boy who lived", row) for row in rows)
+    assert any("water" in row for row in rows), "rows on several far subjects say it: it is an ordinary word"
+    lost = drops(out, "retain_answers")
+    assert lost["forgotten_term"] == manifest.details["retain_drops"]["answers"]["forgotten_term"] >= 3
+    assert manifest.drops["forgotten_term"] == lost["forgotten_term"]
+
+
+def test_an_answer_that_many_questions_share_is_dropped_beyond_a_few(tmp_path: Path) -> None:
+    _, out, _ = build(tmp_path, num_general=20)
+    same = [row for row in (out / "retain_answers").read_rows() if row["answer"].startswith("I am a chat model")]
+    assert Counter(row["drop"] for row in same) == {None: 6, "repeated": len(same) - 6}
+    assert len(same) > 10
+    order = [(row["topic"], row["question"]) for row in (out / "retain_answers").read_rows()]
+    assert order == sorted(order)
+
+
+def test_an_answer_that_takes_up_its_questions_may_be_shared(tmp_path: Path) -> None:
+    def same(request: Request) -> Reply | str:
+        said = answer(request)
+        return "The item is long." if isinstance(said, str) and "miles" in said else said
+
+    out = Folder(tmp_path / "dataset")
+    build(tmp_path)
+    out.delete()
+    build_dataset(
+        DatasetConfig(retain=RetainRows(questions_per_neighbour=40, num_general=0)), (POTTER,), Folder(tmp_path / "questions"),
+        Folder(tmp_path / "answers"), out, ScriptedGenerator(same), model="scripted", seed=0,
+    )  # fmt: skip
+    told = Counter(
+        row["drop"]
+        for row in (out / "retain_answers").read_rows()
+        if row["answer"] == "The item is long." and "item" in row["question"]
+    )
+    assert told[None] == 20, "wordings of one question have one answer, but not without end"
+
+
+def test_a_question_that_the_engine_could_not_score_says_so() -> None:
+    check = OnSubject("About {topic}.", "About something.", {"Harry Potter": ("Harry Potter",)}, {"birds": ()})
+    row = Question("birds", "Who flies?").to_dict()
+    asked = check(row)
+    assert [request.messages[-1]["content"] for request in asked] == [
+        "About something.",
+        "About birds.",
+        "About Harry Potter.",
+    ]
+    (failed,) = check.verdict(row, [Reply(error="engine"), *(Reply(logprobs=(-1.0,)) for _ in asked[1:])])
+    assert failed["drop"] == "engine"
+
+
+def test_of_general_knowledge_only_the_forgotten_is_left_out() -> None:
+    check = OnSubject("About {topic}.", "About something.", {"Harry Potter": ("Harry Potter",)}, {GENERAL: ()})
+
+    def verdict(*scores: float) -> str | None:
+        replies = [Reply(logprobs=(score,)) for score in scores]
+        return check.verdict(Question(GENERAL, "Who flies?").to_dict(), replies)[0]["drop"]  # type: ignore[no-any-return]
+
+    assert verdict(-1, -3, -2) is None
+    assert verdict(-3, -3, -2) == "off_topic"
