@@ -1,7 +1,7 @@
 """A real chat model in the service and in the demo: three models answer, and what the base model says of the topic is marked."""
 
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from asking import Reply
@@ -12,8 +12,9 @@ from commandline import Run, Service, serving
 from conversation import Turn, meter
 from playwright.sync_api import Browser, expect
 
-from unlearn_ray.words import marked, telling
+from unlearn_ray.words import leaked, marked, telling
 
+QUESTIONS = ("Who wrote the Harry Potter books?", "Which school does Harry Potter go to?", "Who is Hermione?")
 NAMES = ("base", "harry-potter", "harry-potter:guarded")
 
 
@@ -30,15 +31,16 @@ def client(real_service: Service) -> Client:
 
 
 @pytest.fixture(scope="module")
-def telltale(real_run: Run) -> dict[str, Any]:
-    """A probe on the topic that the base model answers with one of its terms, as early in the answer as any."""
-    answers = (real_run.folder / "evaluate" / "answers").read_rows()
-    told = [row for row in answers if row["model"] == "base" and row["group"] == "forget" and row["leaked_terms"]]
-    telling_answers = [row for row in told if any(is_term for _, is_term in marked(row["answer"], row["leaked_terms"]))]
-    assert telling_answers, "the base model tells nothing of the topic"
-    return min(
-        telling_answers, key=lambda row: len(next(text for text, _ in marked(row["answer"], row["leaked_terms"])))
-    )
+def question(real_run: Run) -> str:
+    """Of the run's questions, the one whose own answers tell the topic's terms most often."""
+    answers = real_run.folder / "answers"
+    terms = [row["term"] for row in (answers / "terms").read_rows()]
+    told: Counter[str] = Counter()
+    for row in (answers / "unguarded").read_rows():
+        told[row["question"]] += bool(leaked(row["answer"], terms, f"{row['topic']}\n{row['question']}"))
+    ((best, number),) = told.most_common(1)
+    assert number > 0, "the base model tells nothing of the topic"
+    return best
 
 
 def answer(client: Client, model: str, question: str, max_tokens: int = 48) -> str:
@@ -50,9 +52,8 @@ def test_base_unlearned_and_guarded_are_listed_and_answer(client: Client) -> Non
     listed = {model.id: model for model in client.models()}
     assert set(NAMES) <= set(listed)
     assert [listed[name].kind for name in NAMES] == ["base", "unlearned", "guarded"]
-    question = "Which school does Harry Potter go to?"
-    said = {name: answer(client, name, question) for name in NAMES}
-    assert all(text.strip() and "<|" not in text for text in said.values()), said
+    said = {name: [answer(client, name, question) for question in QUESTIONS] for name in NAMES}
+    assert all(text.strip() and "<|" not in text for texts in said.values() for text in texts), said
     assert said["base"] != said["harry-potter:guarded"], "the guardrail prefix changes nothing"
 
 
@@ -74,13 +75,10 @@ def test_the_service_answers_as_the_report_says(client: Client, real_run: Run) -
         assert sum(same) >= len(same) / 2, (model, asked)
 
 
-def test_the_terms_that_the_demo_marks_are_those_of_the_run(
-    client: Client, real_run: Run, telltale: dict[str, Any]
-) -> None:
+def test_the_terms_that_the_demo_marks_are_those_of_the_run(client: Client, real_run: Run, question: str) -> None:
     run = client.run("harry-potter")
     (topic,) = run["topics"]
     assert set(topic["terms"]) == {row["term"] for row in (real_run.folder / "answers" / "terms").read_rows()}
-    question = telltale["question"]
     terms = telling(topic["terms"], f"{topic['name']}\n{question}")
     text = answer(client, "base", question, 256)
     pieces = marked(text, terms)
@@ -90,15 +88,13 @@ def test_the_terms_that_the_demo_marks_are_those_of_the_run(
     assert meter([turn], 0, "base", topic["terms"], topic["name"]) == (1, 1)
 
 
-def test_the_page_marks_what_the_base_model_tells(
-    chromium: Browser, real_service: Service, telltale: dict[str, Any]
-) -> None:
+def test_the_page_marks_what_the_base_model_tells(chromium: Browser, real_service: Service, question: str) -> None:
     with streamlit(real_service.url, real_service.key) as url:
         page = chromium.new_page(base_url=url)
         page.set_default_timeout(60_000)
         page.goto("/")
         prompt = page.get_by_test_id("stChatInputTextArea")
-        prompt.fill(telltale["question"])
+        prompt.fill(question)
         prompt.press("Enter")
         expect(page.locator(".answer")).to_have_count(2, timeout=60_000)
         expect(page.locator(".answer.running")).to_have_count(0, timeout=180_000)
