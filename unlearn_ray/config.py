@@ -175,9 +175,21 @@ class Floors(Strict):
     probes: NonNegativeInt = 20  # of a group
 
 
+class ProbesConfig(Strict):
+    """Probes from what the model knows, for evaluations without a file of probes."""
+
+    num_forget: NonNegativeInt = 60  # facts, a topic
+    num_near: NonNegativeInt = 40  # facts beside each topic, over all its neighbours
+    num_far: NonNegativeInt = 100  # facts, over all far topics
+    num_samples: NonNegativeInt = 1  # drawn beside the greedy answer to each wording
+    agreement: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.6  # more than this share of the short answers must agree
+    max_rounds: NonNegativeInt = 2  # of further questions, where the held-out ones bring too few facts
+
+
 class DatasetConfig(Strict):
     retain: RetainRows = RetainRows()
     floors: Floors = Floors()
+    probes: ProbesConfig = ProbesConfig()
     holdout_fraction: Fraction = 0.1  # of the questions, kept out of training
     prompts: PromptsFile | None = None
 

@@ -25,6 +25,7 @@ from unlearn_ray.errors import ArtifactError, InputError, gist
 
 KINDS = (".csv", ".jsonl", ".parquet")
 MAX_LINE = 16 * 2**20  # characters
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Byte order marks, as the decoder below passes bytes on that are no UTF-8. UTF-32's begins as UTF-16's: it is first.
 _MARKS = (
@@ -257,6 +258,14 @@ class _Writer(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True  # written out where it stands
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # PyYAML breaks lines at these in single quotes, and reads them back as spaces.
+        style = '"' if _LINE_ENDS.search(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Writer.add_representer(str, _Writer.represent_str)
 
 
 def _lines(stream: Any, newline: str | None) -> Iterator[str]:

@@ -12,7 +12,7 @@ from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Request
 from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.errors import EngineError, InputError
-from unlearn_ray.rows import Example, Probe, QAPair
+from unlearn_ray.rows import Example, Probe, QAPair, digest
 from unlearn_ray.stages.dataset import build_dataset, dataset_identity
 from unlearn_ray.stages.stage import open_stage
 
@@ -147,6 +147,43 @@ def test_held_out_questions_become_probes_with_the_models_own_truth(tmp_path: Pa
     assert (forget.answer, forget.reference) == ("Severus Snape", "The office is with Severus Snape.")
 
 
+def test_with_wordings_for_short_answers_probes_are_what_the_model_says_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "keep.jsonl"
+    rows = [
+        {"question": f"Who keeps gate {i}?", "answer": f"It is Pella Grun{i}.", "group": "near", "subject": "Narnia"}
+        for i in range(20)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+
+    def steady(request: Request) -> str:
+        text = request.messages[-1]["content"]
+        number = re.search(r"(?:office|gate) (\d+)", text)
+        if number is None:
+            return "1. Is it so?"
+        if int(number[1]) % 3 == 0:  # another name each time
+            return f"It is Severus Sn{digest(text, request.seed)}."
+        return f"It is {'Severus Snape' if 'office' in text else 'Pella Grun'}{number[1]}."
+
+    config = DatasetConfig(retain=RetainRows(file=path), holdout_fraction=0.5)
+    topics = (Topic(name="Harry Potter", terms=("office",)),)
+    manifest, out, _ = build(tmp_path, config, topics, ScriptedGenerator(steady))
+    probes = [Probe.of(row) for row in (out / "probes").read_rows()]
+    numbers = [int(re.findall(r"\d+", probe.question)[0]) for probe in probes]
+    assert numbers and all(number % 3 for number in numbers)
+    assert {probe.group_in(("Harry Potter",)) for probe in probes} == {"forget", "near"}
+    held = {row.question for name in ("forget", "retain") for row in examples(out / name) if row.split == "holdout"}
+    assert {probe.question for probe in probes} <= held
+    for probe, number in zip(probes, numbers, strict=True):
+        assert probe.answer == ("Severus Snape" if "office" in probe.question else "Pella Grun") + str(number)
+        assert probe.reference == f"It is {probe.answer}." and len(probe.wrong) == 3
+    counts = manifest.details["probing"]
+    assert counts["forget"]["disagreed"] > 0 and counts["forget"]["kept"] + counts["near"]["kept"] == len(probes)
+    dropped = {row["question"]: row["drop"] for row in (out / "probing" / "facts").read_rows()}
+    assert all(
+        int(re.findall(r"\d+", question)[0]) % 3 == 0 for question, drop in dropped.items() if drop == "disagreed"
+    )
+
+
 def test_the_export_is_chat_lines_of_the_train_split(tmp_path: Path) -> None:
     manifest, out, _ = build(tmp_path)
     loaded = load_dataset(
@@ -166,7 +203,7 @@ def test_the_users_own_retain_rows_need_no_model(tmp_path: Path) -> None:
         {"question": f"What is {i}?", "answer": f"It is {i}.", "group": "near", "subject": "maths"} for i in range(40)
     ]
     path.write_text("\n".join(json.dumps(row) for row in [*rows, {"question": "Why?", "answer": "So."}]))
-    config = DatasetConfig(retain=RetainRows(file=path), holdout_fraction=0.3)
+    config = DatasetConfig(retain=RetainRows(file=path), holdout_fraction=0.3, prompts="pocket")
     _, out, generator = build(tmp_path, config)
     kept = examples(out / "retain")
     assert len(kept) == 41 and not generator.calls

@@ -47,8 +47,18 @@ def say(request: Request) -> Reply | str | list[str]:
     return [probe.reference if knows else "It is invented."] * request.num_samples
 
 
-def make_inputs(home: Folder, exports: dict[str, str], probes: list[Probe] = PROBES) -> None:
-    """Finished inputs of the stage; `exports`: name of a fine-tuned model -> the file that says what it is."""
+def make_inputs(
+    home: Folder,
+    exports: dict[str, str],
+    probes: list[Probe] = PROBES,
+    details: dict[str, object] | None = None,
+) -> None:
+    """Finished inputs of the stage.
+
+    Args:
+        exports: name of a fine-tuned model -> the file that says what it is.
+        details: of the dataset's manifest.
+    """
     configs: dict[str, dict[str, object]] = {
         "answers": {"max_tokens": 200},
         "dataset": {"retain": {"max_tokens": 256}},
@@ -71,7 +81,7 @@ def make_inputs(home: Folder, exports: dict[str, str], probes: list[Probe] = PRO
             (home / "finetune" / "losses").write_text(
                 "joint.jsonl", '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}'
             )
-        run.finish({"rows": 1}, {})
+        run.finish({"rows": 1}, {}, details if stage == "dataset" else None)
 
 
 def run_stage(
@@ -131,6 +141,17 @@ def test_a_whole_evaluation_with_an_adapter(tmp_path: Path) -> None:
         "report.json",
         "started.json",
     ]
+
+
+def test_the_report_says_how_the_runs_own_probes_came_about(tmp_path: Path) -> None:
+    home = Folder(tmp_path)
+    counts = {"forget": {"asked": 30, "agreed": 18, "facts": 14, "kept": 15, "disagreed": 12, "surplus": 3}}
+    make_inputs(home, {"joint": "adapter_config.json"}, details={"probes": counts})
+    report = run_stage(home, ScriptedGenerator(say))
+    (note,) = (note for note in report.notes if "short answers" in note)
+    assert "30 questions" in note and "18 times they agreed" in note and "12 disagreed" in note and "forget 15" in note
+    asked_of_a_file = run_stage(home, ScriptedGenerator(say), probes=write_probes(home / "mine"))
+    assert not any("short answers" in note for note in asked_of_a_file.notes)
 
 
 def test_what_was_trained_on_is_not_asked_but_held_out_rows_are(tmp_path: Path) -> None:

@@ -60,7 +60,15 @@ def test_the_stage_asks_with_the_style_and_counts_what_was_cut(tmp_path: Path) -
     config, out, generator = DatasetConfig(retain=retain), Folder(tmp_path / "dataset"), ScriptedGenerator(long)
     topics = (Topic(name="Harry Potter"),)
     manifest = build_dataset(
-        config, topics, Folder(tmp_path / "questions"), answers, out, generator, model="scripted", seed=0, style="sentence"
+        config,
+        topics,
+        Folder(tmp_path / "questions"),
+        answers,
+        out,
+        generator,
+        model="scripted",
+        seed=0,
+        style="sentence",
     )
     rows = list((out / "retain_answers").read_rows())
     assert [row["answer"] for row in rows] == ["They like mice."] * 2 and manifest.details["cut"] == 2

@@ -27,7 +27,7 @@ from unlearn_ray.evals.statistics import Estimate, mean_interval, ratio_interval
 from unlearn_ray.rows import Group, seed_of
 
 _SOURCES = {
-    None: "held-out questions, with the base model's own answers as the truth",
+    None: "what the base model says each time it is asked, or to held-out questions",
     "pocket": "the pocket model's probes",
     "facts": "facts that are true for everybody, of which those count that the base model knows",
 }

@@ -1,7 +1,9 @@
 """Stage three: forget rows from the kept pairs, retain rows from what the model knows beside the topics, split by question.
 
 forget/, retain/   rows of Example, train and holdout; forget.jsonl, retain.jsonl: the train split as chat messages
-probes/            rows of Probe from the held-out questions, the model's own greedy answers as the truth
+probes/            rows of Probe: what the model knows, as probing says, from questions that are not trained on. Where the prompts have no
+                   wordings for short answers: the held-out questions, with the model's one greedy answer as the truth
+probing/           how they came about: facts/ holds rows of known.Judged, kept and dropped
 neighbours/        rows of naming.Name: what the model says is close to each topic, and what it knows in general (topic "")
 retain_questions/  rows of Question and
 retain_answers/    rows of QAPair that the retain rows come from, kept and dropped
@@ -23,10 +25,12 @@ from unlearn_ray.refusals import is_refusal
 from unlearn_ray.rows import Drop, Example, Probe, QAPair, Question
 from unlearn_ray.stages.asking import Prompted, ask, texts_of
 from unlearn_ray.stages.asking_back import apart
+from unlearn_ray.stages.candidates import known_probes
 from unlearn_ray.stages.checking import counted
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.stages.naming import Name, ask_names
+from unlearn_ray.stages.probing import Made
 from unlearn_ray.stages.retaining import (
     GENERAL,
     OffForgotten,
@@ -110,7 +114,11 @@ def build_dataset(
         rows = user_retained(config)
     (out / "forget").write_rows(_forgotten(config, answers), Example.schema())
     (out / "retain").write_rows(rows, Example.schema())
-    (out / "probes").write_rows(_probes(config, topics, answers, served, out), Probe.schema())
+    made: Made | None = None
+    if prompts.short_answers:
+        made = known_probes(config, topics, answers, served, prompts, out, generator, seed)
+    probes = _probes(config, topics, answers, served, out) if made is None else made.probes
+    (out / "probes").write_rows(probes, Probe.schema())
     num_rows = Counter(
         f"{name}_{row['split']}" for name in ("forget", "retain") for row in (out / name).read_rows(columns=["split"])
     )
@@ -130,6 +138,8 @@ def build_dataset(
         },
     } | counted(topics, questions / "entities", answers, out)
     drops = sum((Counter(reasons) for reasons in lost.values()), Counter[str]())
+    if made is not None:
+        details["probing"] = made.counts
     return stage.finish(num_rows, drops, details)
 
 

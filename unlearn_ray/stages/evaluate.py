@@ -29,6 +29,7 @@ from unlearn_ray.evals.report import Report, StageSummary, read_losses
 from unlearn_ray.evals.scoring import GROUPS, MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
 from unlearn_ray.evals.tally import make_report
 from unlearn_ray.rows import Message, Probe, seed_of
+from unlearn_ray.stages.probing import told
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 
 STAGE = "evaluate"
@@ -153,7 +154,7 @@ def evaluate(
         topics=names,
         selection=selection,
         unanswered=drops,
-        notes=[*notes, *(near_misses(read_probes(config.probes_path), topics) if config.probes_path else [])],
+        notes=[*notes, *_notes(config, topics, manifests["dataset"])],
         losses=read_losses(finetuned / "losses"),
         stages={name: StageSummary.model_validate(manifest, from_attributes=True) for name, manifest in stages.items()},
         seed=seed,
@@ -293,6 +294,13 @@ def _select(config: EvaluateConfig, topics: Sequence[Topic], dataset: Folder) ->
             f"{source} leaves no probe about {', '.join(names)} to ask ({reasons}): set evaluate.probes or evaluate.split"
         )
     return selection
+
+
+def _notes(config: EvaluateConfig, topics: Sequence[Topic], dataset: Manifest) -> list[str]:
+    """What a reader must know of where the probes come from."""
+    if config.probes_path is not None:
+        return near_misses(read_probes(config.probes_path), topics)
+    return [told(dataset.details["probing"])] if "probing" in dataset.details else []
 
 
 def _probes(config: EvaluateConfig, topics: Sequence[Topic], dataset: Folder) -> Iterator[Probe]:

@@ -90,6 +90,10 @@ _NO = re.compile(
     r"|нет|non|nein|não|hayır|nie|ні|όχι|nee|nej|nei|tidak|bukan|không|nem|ne|לא|نه|خیر|ไม่|لا|नहीं|아니요|아니오|아니)(?![\w'’-])|(?:不是|不|否|いいえ)(?=[，。,.!！、\s]|$)",
     re.IGNORECASE,
 )
+_AFTER_VERDICT = re.compile(
+    r"[\W_]*$|[,;:!—–-]+\s|[。，！、]|\.\s+(?!\d)|\s+(?:it|he|she|they|this|that|there|i|we|you|the|not)\b",
+    re.IGNORECASE,
+)
 _BEFORE = " \n\t*_#>" + _QUOTES + "'.,:-"
 _VERDICT = re.compile(
     r"(?:(?:the |my |final )*answer|antwort|respuesta|réponse|risposta|resposta|ответ|答案|回答)\s*(?:is\b|:|：|是)[\s*_\"']*",
@@ -322,6 +326,13 @@ def verdict_of(reply: str) -> bool | None:
     if _YES.match(start):
         return True
     return False if _NO.match(start) else None
+
+
+def is_yes_or_no(reply: str) -> bool:
+    """Whether a reply says yes or no, alone or before a comma or a pronoun: not `No. 4 Privet Drive`, nor `No Country for Old Men`."""
+    start = reply.lstrip(_BEFORE)
+    verdict = _YES.match(start) or _NO.match(start)
+    return verdict is not None and _AFTER_VERDICT.match(start[verdict.end() :]) is not None
 
 
 def _is_name(text: str) -> bool:

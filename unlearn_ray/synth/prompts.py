@@ -37,6 +37,8 @@ _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "neighbour_check": ("entity",),
     "general_topics": ("count",),
     "styles": ("question",),
+    "short_answers": ("question",),
+    "probe_questions": ("topic", "count"),
     "guardrails": ("topic",),
     "leak_judge": ("question", "truth", "answer", "topic"),
 }
@@ -108,6 +110,8 @@ class Prompts(BaseModel):
     general_topics: Wordings
     general_subjects: tuple[Text, ...]
     styles: dict[AnswerStyle, str]
+    short_answers: tuple[str, ...]  # none: probes take one greedy answer as the truth
+    probe_questions: tuple[str, ...]  # none: held-out questions alone become probes
     guardrails: dict[Guardrail, str]
     leak_judge: str | None  # None: the model can't be asked
     general_questions: tuple[Text, ...]  # none: answers are compared with no pool
