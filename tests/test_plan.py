@@ -9,7 +9,7 @@ import pytest
 
 from unlearn_ray import config as configs
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.config import RunConfig
+from unlearn_ray.config import ProbesConfig, RunConfig
 from unlearn_ray.errors import ArtifactError, InputError
 from unlearn_ray.plan import STAGES, claimed, fingerprints, model_identity, plan, select
 from unlearn_ray.rows import Question
@@ -136,3 +136,14 @@ def test_a_model_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     identity = weights(tmp_path / "here" / "model", 40 * MIB)
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     assert model_identity(str(tmp_path / "there" / "model")) == identity
+
+
+def test_probes_that_nobody_asks_are_told_in_the_plan(config: RunConfig) -> None:
+    def told(evaluate: dict[str, object], dataset: dict[str, object]) -> bool:
+        changed = {"evaluate": config.evaluate.model_copy(update=evaluate)}
+        changed["dataset"] = config.dataset.model_copy(update=dataset)
+        return any(note.startswith("dataset.probes: ") for note in plan(config.model_copy(update=changed)).notes)
+
+    facts, none = {"probes": "facts"}, {"probes": ProbesConfig(num_forget=0, num_near=0, num_far=0)}
+    assert told(facts, {"prompts": None}) and not told({"probes": None}, {"prompts": None})
+    assert not told(facts, {"prompts": None} | none) and not told(facts, {"prompts": "pocket"})

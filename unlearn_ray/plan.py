@@ -22,6 +22,7 @@ from unlearn_ray.stages.stage import State, state_of
 from unlearn_ray.synth.enough import Shortfall
 from unlearn_ray.synth.guardrails import guardrail_prefixes, style_of
 from unlearn_ray.synth.names import case_note
+from unlearn_ray.synth.prompts import load_prompts
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets, unreached
 
 STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
@@ -103,6 +104,9 @@ def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
     yield from filter(None, (case_note(topic.name) for topic in config.topics))
     if config.evaluate.probes_path is not None:
         yield from near_misses(read_probes(config.evaluate.probes_path), config.topics)
+        made = config.dataset.probes
+        if (made.num_forget or made.num_near or made.num_far) and load_prompts(config.dataset.prompts).short_answers:
+            yield "dataset.probes: probes are made of what the model knows, and evaluate.probes asks others: set num_forget, num_near and num_far to 0 to save the time"
     longest = max(
         _num_asked(model, prefix, style_of(config.answers).format(question="?"))
         for prefix in guardrail_prefixes(config.answers, config.topics).values()
