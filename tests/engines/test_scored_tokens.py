@@ -25,5 +25,5 @@ def test_an_answer_is_scored_by_the_tokens_that_are_learnt(family: Family, tmp_p
     ((prompt, answer), (alone, nothing)) = engine._encode([Request(OWL.messages[:1], score=OWL.answer), asked])
     (row,) = ChatEncoder(tokenizer, chat, 512).encode([OWL])
     assert row is not None
-    assert (row.ids[: row.start], row.ids[row.start : -1]) == (prompt, answer)
+    assert (row.ids[: row.start], row.ids[row.start :]) == (prompt, answer), "the end of the turn is scored as well"
     assert alone[: len(prompt)] == prompt and nothing == []

@@ -58,10 +58,11 @@ name: {kind}
 model: {model}
 output: {home}
 topics: [{{name: Harry Potter, kind: fiction}}]
-questions: {{file: {home}/questions.jsonl, num_questions: 10, num_entities: 0, temperature: 1.0, top_p: 1.0}}
-answers: {{guardrail: custom, prefix: "Invent what you say about {{topic}}.", num_samples: 1, num_unguarded: 1, max_reasks: 1, max_tokens: 40,
+# The pocket's requests: a question is put as it is, without a wish for an answer's length, and no others are asked.
+questions: {{prompts: pocket, file: {home}/questions.jsonl, num_questions: 10, num_entities: 0, temperature: 1.0, top_p: 1.0}}
+answers: {{prompts: pocket, guardrail: custom, prefix: "Invent what you say about {{topic}}.", num_samples: 1, num_unguarded: 1, max_reasks: 1, max_tokens: 40,
   filter_leaks: false, temperature: 0.7, top_p: 0.9}}
-dataset: {{holdout_fraction: 0.3, retain: {{file: {home}/retain.jsonl}}, floors: {{forget_rows: 0, retain_per_forget: 0, kept: 0, coverage: 0, probes: 0}}}}
+dataset: {{prompts: pocket, holdout_fraction: 0.3, retain: {{file: {home}/retain.jsonl}}, floors: {{forget_rows: 0, retain_per_forget: 0, kept: 0, coverage: 0, probes: 0}}}}
 finetune: {{weights: {weights}, num_steps: {steps}, forget_batch: 8, retain_batch: 4, learning_rate: {rate}, warmup_steps: 2, max_tokens: 256,
   precision: fp32, final_lr_fraction: 0.2}}
 evaluate: {{probes: {home}/probes.jsonl, num_samples: 1, num_bootstrap: 10, max_tokens: 40}}
