@@ -146,7 +146,7 @@ def test_a_whole_evaluation_with_an_adapter(tmp_path: Path) -> None:
 def test_the_report_says_how_the_runs_own_probes_came_about(tmp_path: Path) -> None:
     home = Folder(tmp_path)
     counts = {"forget": {"asked": 30, "agreed": 18, "facts": 14, "kept": 15, "disagreed": 12, "surplus": 3}}
-    make_inputs(home, {"joint": "adapter_config.json"}, details={"probes": counts})
+    make_inputs(home, {"joint": "adapter_config.json"}, details={"probing": counts})
     report = run_stage(home, ScriptedGenerator(say))
     (note,) = (note for note in report.notes if "short answers" in note)
     assert "30 questions" in note and "18 times they agreed" in note and "12 disagreed" in note and "forget 15" in note
