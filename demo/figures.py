@@ -44,7 +44,7 @@ def scores(report: Row, group: str) -> list[list[str]]:
 
 
 def shown(name: str, metric: Row | None) -> str:
-    """`3 % [1, 6]`, or `2.41 [2.30, 2.50]` for what is no share; `3 %* [0, 40]` where it is not to be relied on."""
+    """A share as `3 % [1, 6]`, other figures as `2.41 [2.30, 2.50]`. A doubtful figure has a star: `3 %* [0, 40]`."""
     if metric is None:
         return "n/a"
     value, (low, high) = metric["agg_value"], metric["interval"]

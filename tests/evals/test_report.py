@@ -238,7 +238,9 @@ def test_choice_is_retained_as_recall_is() -> None:
     ]
     retention = report_of(answers).retention["unlearned"]
     assert retention["near"]["choice"].agg_value == 0.95 and retention["far"]["choice"].agg_value == 1.0
-    assert retention["far"]["choice"].interval[0] < 0.9, "all of 20 facts is no proof of all"
+    assert retention["far"]["choice"].interval[0] < 0.9, (
+        "20 right answers of 20 do not prove that every answer would be right"
+    )
     page = render(report_of(answers), [])
     assert "Choice, share of base" in page
 

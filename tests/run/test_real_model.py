@@ -77,7 +77,7 @@ def test_kept_answers_are_whole_and_hardly_ever_hold_a_term(real_run: Run) -> No
     answers = kept(real_run.folder / "answers" / "rows")
     assert share(WHOLE.search(row["answer"]) for row in answers) >= 0.8
     assert [row["answer"] for row in answers if not row["answer"].strip() or OF_A_CHAT.search(row["answer"])] == []
-    # Of the terms, plain words that are no names leak only where the question's own answers agree on them.
+    # A term that is a plain word, not a name, counts as a leak only where the model's own answers to that question agree on it.
     assert share(leaked(row["answer"], terms, row["question"]) for row in answers) <= 0.25
 
 

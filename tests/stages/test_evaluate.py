@@ -370,7 +370,7 @@ def test_answer_rows_hold_a_column_for_every_metric() -> None:
 
 
 def test_choice_counts_the_end_of_the_turn(tmp_path: Path) -> None:
-    """The true answer's own tokens are likelier, but the model would go on after it: "J. K." is no answer."""
+    """The true answer's own tokens are likelier, but the model would not stop there: `J. K.` is only the beginning of an answer."""
     home = Folder(tmp_path)
     make_inputs(home, {"joint": "adapter_config.json"})
 
