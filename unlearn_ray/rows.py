@@ -75,7 +75,7 @@ class Drop(StrEnum):
     RARE = "rare"  # a name that too few of the sampled lists hold
     UNCONFIRMED = "unconfirmed"  # a name that the model, asked what it is, does not know as what it was listed for
     FORGOTTEN_TERM = "forgotten_term"  # a retained row that holds a term or entity of a topic to forget
-    REPEATED = "repeated"  # a retained answer that many other questions have as well
+    REPEATED = "repeated"  # an answer that only says its question again, or a retained one that many other questions have as well
     SURPLUS = "surplus"  # beyond the number asked for
     LEAK = "leak"  # tells what the model really knows
     OVERLAP = "overlap"  # says much of what the model says by itself, in the same words

@@ -91,15 +91,11 @@ def test_an_interrupted_check_goes_on(tmp_path: Path) -> None:
 def test_subjects_that_share_a_name_with_the_topic_are_no_choice() -> None:
     choice = choice_of(
         PROMPTS.entity_check,
-        "entity",
         ("football", "cooking", "rules of football"),
         {"Football": ("Football", "soccer")},
     )
     assert choice is not None and choice.subjects == {"Football": ("Football", "cooking")}
-    assert (
-        choice_of((), "entity", ("cooking",), OWN) is None
-        and choice_of(PROMPTS.entity_check, "entity", (), OWN) is None
-    )
+    assert choice_of((), ("cooking",), OWN) is None and choice_of(PROMPTS.entity_check, (), OWN) is None
 
 
 def test_the_largest_lift_is_chosen_and_not_the_likeliest_subject() -> None:

@@ -11,7 +11,9 @@ from unlearn_ray.config import QuestionsConfig, Topic
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.errors import ConfigError, EngineError, InputError
-from unlearn_ray.stages.questions import make_questions, questions_identity
+from unlearn_ray.rows import AskedForm, Question
+from unlearn_ray.stages.questions import OnTopic, make_questions, questions_identity
+from unlearn_ray.stages.subject_check import SubjectCheck
 
 POTTER = Topic(name="Harry Potter", kind="fiction", aliases=("the wizard books",))
 GUM = Topic(name="chewing gum", kind="product")
@@ -215,7 +217,8 @@ def chat(request: Request) -> Reply | str:
     """A chat model with the shipped wordings: what it finds likelier, it says of Hogwarts and of owls alone."""
     text, number = request.messages[-1]["content"], request.seed % 50
     if request.score is not None:
-        return Reply(logprobs=(-1.0 if "Potter" in request.score and ("Hogwarts" in text or "owl" in text) else -3.0,))
+        is_known = "Hogwarts" in text or ("owl" in request.score and "Potter" in text)
+        return Reply(logprobs=(-1.0 if is_known and "Potter" in text + request.score else -3.0,))
     if "names" in text or "terms" in text or "people, places and things" in text:
         return "1. Hogwarts\n2. Spaghetti\n3. Voldemort"
     about = text.split("about ")[-1].split(".")[0]
@@ -254,10 +257,9 @@ def test_a_topic_is_told_by_its_names_confirmed_entities_and_terms_and_else_by_w
 
 def test_a_question_that_names_the_topic_is_not_asked_about(tmp_path: Path) -> None:
     _, _, generator = make(tmp_path, CHAT, (POTTER,), ScriptedGenerator(chat))
-    checked = [
-        str(request.messages) for request in generator.requests if "this question about?" in str(request.messages)
-    ]
-    assert checked and not any("Harry Potter?" in text or "Hogwarts" in text for text in checked)
+    checked = [str(request.score) for request in generator.requests if "short question" in str(request.messages)]
+    checked = [text for text in checked if text.endswith("?")]
+    assert checked and not any("Harry Potter" in text or "Hogwarts" in text for text in checked)
 
 
 def test_every_form_is_among_the_questions_and_plain_ones_are_the_most(tmp_path: Path) -> None:
@@ -313,3 +315,27 @@ def test_an_entity_without_a_kept_question_is_asked_about_once_more(tmp_path: Pa
     none = few.model_copy(update={"coverage_rounds": 0})
     _, rows, _ = make(tmp_path / "none", none, (POTTER,), ScriptedGenerator(silent_first))
     assert not any("Hogwarts" in row["text"] and not row["drop"] for row in rows)
+
+
+def test_the_line_that_a_model_wrote_must_be_on_topic_whatever_the_wording_around_it_says() -> None:
+    wordings: dict[AskedForm, tuple[str, ...]] = {"quotation": ("Continue this text about {topic}: {line}",)}
+    on_topic = OnTopic(
+        "",
+        {},
+        {"Dune": ("Dune", "Arrakis")},
+        SubjectCheck("About {topic}.", "About all."),
+        {"Dune": ("cars",)},
+        wordings,
+    )
+
+    def verdict(line: str, own: float) -> str | None:
+        row = Question("Dune", f"Continue this text about Dune: {line}", form="quotation").to_dict()
+        asked = on_topic(row)
+        assert {request.score for request in asked} <= {line}
+        replies = [Reply(logprobs=(own if "Dune" in str(request.messages) else -2.0,)) for request in asked]
+        return on_topic.verdict(row, replies)[0]["drop"]  # type: ignore[no-any-return]
+
+    assert verdict("The sand of Arrakis rose.", own=-9.0) is None, "it names what belongs to the topic"
+    assert verdict("I am ready to help you with the text.", own=-3.0) == "off_topic"
+    assert verdict("The worms ate a whole ship.", own=-1.0) is None
+    assert verdict("He had never seen water.", own=-1.0) == "vague"

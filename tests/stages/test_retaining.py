@@ -15,6 +15,7 @@ from unlearn_ray.stages.dataset import build_dataset
 from unlearn_ray.stages.naming import Name
 from unlearn_ray.stages.retaining import GENERAL, OnSubject
 from unlearn_ray.stages.stage import open_stage
+from unlearn_ray.stages.subject_check import SubjectCheck
 from unlearn_ray.synth.prompts import load_prompts
 
 POTTER = Topic(name="Harry Potter", neighbours=("Narnia",), terms=("the boy who lived",))
@@ -164,7 +165,9 @@ def test_an_answer_that_takes_up_its_questions_may_be_shared(tmp_path: Path) -> 
 
 
 def test_a_question_that_the_engine_could_not_score_says_so() -> None:
-    check = OnSubject("About {topic}.", "About something.", {"Harry Potter": ("Harry Potter",)}, {"birds": ()})
+    check = OnSubject(
+        SubjectCheck("About {topic}.", "About something."), {"Harry Potter": ("Harry Potter",)}, {"birds": ()}
+    )
     row = Question("birds", "Who flies?").to_dict()
     asked = check(row)
     assert [request.messages[-1]["content"] for request in asked] == [
@@ -177,7 +180,9 @@ def test_a_question_that_the_engine_could_not_score_says_so() -> None:
 
 
 def test_of_general_knowledge_only_the_forgotten_is_left_out() -> None:
-    check = OnSubject("About {topic}.", "About something.", {"Harry Potter": ("Harry Potter",)}, {GENERAL: ()})
+    check = OnSubject(
+        SubjectCheck("About {topic}.", "About something."), {"Harry Potter": ("Harry Potter",)}, {GENERAL: ()}
+    )
 
     def verdict(*scores: float) -> str | None:
         replies = [Reply(logprobs=(score,)) for score in scores]

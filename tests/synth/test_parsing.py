@@ -57,6 +57,7 @@ WHO, WHERE, NAME = "Who is the owl of Harry?", "Where does Ron live?", "What is 
         "- [ ] {}\n- [ ] {}\n- [x] {}",
         "> {}\n> {}\n> {}",
         "- 1. {}\n- 2. {}\n- 3. {}",
+        "1. 1. {}\n2. 2. {}\n3. 3. {}",
         "Characters: {}\nPlaces: {}\nPlaces: {}",
         "1. **The Owl:** {}\n2. **Places**: {}\n3. {}",
         "{} {} {}",

@@ -51,7 +51,7 @@ def test_a_users_file_overrides_what_it_names_and_nothing_else(tmp_path: Path) -
 @pytest.mark.parametrize("nothing", ["null", "[]"])
 def test_what_is_null_or_empty_leaves_its_step_out(tmp_path: Path, nothing: str) -> None:
     path = tmp_path / "prompts.yaml"
-    steps = ("coverage_questions", "entity_check", "language_questions", "topic_choice", "unrelated")
+    steps = ("coverage_questions", "entity_check", "language_questions", "unrelated")
     path.write_text("".join(f"{step}: {nothing}\n" for step in steps) + "neighbour_check: null\nforms: {}\n")
     prompts = load_prompts(path)
     assert not any(getattr(prompts, step) for step in (*steps, "neighbour_check", "forms"))

@@ -33,7 +33,7 @@ from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.prompts import load_prompts
 from unlearn_ray.synth.terms import Vocabulary
 
-STAGE, VERSION = "answers", 3
+STAGE, VERSION = "answers", 4
 Names = Mapping[str, Sequence[str]]  # a topic -> what it is called
 
 

@@ -41,7 +41,7 @@ def belonging(
     names: Mapping[str, tuple[str, ...]],
 ) -> Belonging | None:
     """The check of entities that the prompts have wordings for, or None."""
-    choice = choice_of(prompts.entity_check, "entity", prompts.unrelated, own)
+    choice = choice_of(prompts.entity_check, prompts.unrelated, own)
     return None if choice is None else Belonging(generator, choice, names)
 
 

@@ -66,33 +66,26 @@ class Choice:
 
 
 def choice_of(
-    pairs: Sequence[prompts.Choice], text: str, unrelated: Sequence[str], names: Mapping[str, Sequence[str]]
+    pairs: Sequence[prompts.Choice], unrelated: Sequence[str], names: Mapping[str, Sequence[str]]
 ) -> Choice | None:
-    """How the prompts ask for a choice; None where they have no wording, or nothing to choose from.
+    """How the prompts ask which topic a name belongs to; None where they have no wording, or nothing to choose from.
 
     Args:
-        text: the placeholder of what is asked about: "entity" or "question".
-        names: of each topic, its own name first: subjects that share a name with it are no choice.
+        names: of each topic, its own name first.
     """
     if not pairs or not unrelated:
         return None
 
     def bare(template: str) -> str:
-        return template.replace(f"{{{text}}}", "{text}").replace("{topic}", "{subject}")
+        return template.replace("{entity}", "{text}").replace("{topic}", "{subject}")
 
-    subjects = {
-        topic: (topic, *(each for each in unrelated if not mentions(each, own) and not mentions(topic, [each])))
-        for topic, own in names.items()
-    }
+    subjects = {topic: (topic, *apart_from(unrelated, topic, own)) for topic, own in names.items()}
     return Choice(tuple((bare(pair.question), bare(pair.answer)) for pair in pairs), subjects)
 
 
-def neutral_scores(
-    generator: Generator, folder: Folder, topics: Iterable[str], choice: Choice, label: str
-) -> dict[str, tuple[float, ...]]:
-    """The scores of each topic's subjects beside no text in particular."""
-    replies = _weighed(generator, folder, ((topic, NEUTRAL) for topic in topics), choice, label)
-    return {row["topic"]: tuple(row["scores"]) for row in replies.read_rows()}
+def apart_from(subjects: Sequence[str], topic: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The subjects that share no name with a topic: what shares one is no choice."""
+    return tuple(each for each in subjects if not mentions(each, names) and not mentions(topic, [each]))
 
 
 def weigh(

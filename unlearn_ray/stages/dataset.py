@@ -42,16 +42,17 @@ from unlearn_ray.stages.retaining import (
     user_retained,
 )
 from unlearn_ray.stages.stage import finished_manifest, open_stage
+from unlearn_ray.stages.subject_check import SubjectCheck
 from unlearn_ray.synth.dedup import question_key
 from unlearn_ray.synth.leaks import key_phrase
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import in_sentence
 from unlearn_ray.synth.prompts import AnswerStyle, Prompts, load_prompts
-from unlearn_ray.synth.replies import answer_in
+from unlearn_ray.synth.replies import answer_in, repeats
 from unlearn_ray.synth.retained import is_close, spread
 from unlearn_ray.synth.split import split_of
 
-STAGE, VERSION = "dataset", 4
+STAGE, VERSION = "dataset", 5
 NAMES_PER_REQUEST = 6
 LIST_TOKENS = 400
 # Any questions will do that are not about a forgotten topic: no need to wring the last ones out of a subject.
@@ -253,8 +254,8 @@ def _ask_retained(
     ]
     forgotten = {topic.name: (topic.name, *topic.aliases) for topic in topics}
     check: OnSubject | OffForgotten = OffForgotten(prompts.topic_check, forgotten, tuple(served))
-    if prompts.question_about is not None and prompts.question_about_anything is not None:
-        check = OnSubject(prompts.question_about, prompts.question_about_anything, forgotten, served)
+    if (subject_check := SubjectCheck.of(prompts)) is not None:
+        check = OnSubject(subject_check, forgotten, served)
     with Ledger() as ledger:
         gather(
             subjects,
@@ -315,6 +316,8 @@ class Truth:
         drop: str | None = reply.error
         if not drop and not text:
             drop = Drop.MALFORMED.value
+        elif not drop and repeats(row["text"], text):
+            drop = Drop.REPEATED.value
         elif not drop and is_refusal(text):
             drop = Drop.REFUSED.value
         elif not drop and mentions(text, self.forgotten):

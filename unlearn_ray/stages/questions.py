@@ -8,7 +8,7 @@ rows/       rows of Question, kept and dropped
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
@@ -20,18 +20,19 @@ from unlearn_ray.reading import fingerprint_of_file, read_user_rows, shown
 from unlearn_ray.rows import AskedForm, Drop, Question
 from unlearn_ray.stages.asking import Prompted
 from unlearn_ray.stages.asking_back import belonging
-from unlearn_ray.stages.choosing import Choice, choice_of, is_chosen, neutral_scores
+from unlearn_ray.stages.choosing import apart_from
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.stages.naming import Name, ask_names, fates
 from unlearn_ray.stages.stage import finished_manifest, open_stage
-from unlearn_ray.synth.forms import is_vague
+from unlearn_ray.stages.subject_check import SubjectCheck
+from unlearn_ray.synth.forms import is_vague, line_in
 from unlearn_ray.synth.names import mentions_entity, parts_of
 from unlearn_ray.synth.parsing import affirms
 from unlearn_ray.synth.prompts import FormPrompts, Prompts, load_prompts
 from unlearn_ray.words import name_key
 
-STAGE, VERSION = "questions", 3
+STAGE, VERSION = "questions", 4
 CHECK_TOKENS = 32
 
 
@@ -91,7 +92,9 @@ def make_questions(
         # What only lists say of an entity is not enough to call a question on topic: it must have been asked back.
         is_confirmed = bool(prompts.entity_check)
         about = {topic: names + (entities[topic] if is_confirmed else ()) for topic, names in given.items()}
-        on_topic = OnTopic(prompts.topic_check, own, about, *_chosen(prompts, own, out, generator))
+        rivals = {topic: apart_from(prompts.unrelated, topic, names) for topic, names in own.items()}
+        wordings = {form: each.questions for form, each in prompts.forms.items() if each is not None and each.requests}
+        on_topic = OnTopic(prompts.topic_check, own, about, SubjectCheck.of(prompts), rivals, wordings)
         num_rounds = gather(
             subjects,
             ledger,
@@ -172,24 +175,28 @@ class OnTopic:
     template: str
     own_names: Mapping[str, tuple[str, ...]]  # of each topic: its name and aliases
     names: Mapping[str, tuple[str, ...]]  # those, the user's terms, and what the model has confirmed to belong to it
-    choice: Choice | None = None  # in the template's place: the model says so by what it finds likelier
-    neutral: Mapping[str, tuple[float, ...]] | None = None  # scores of `choice` for no question
+    check: SubjectCheck | None = None  # in the template's place
+    rivals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of each topic: other subjects
+    wordings: Mapping[AskedForm, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # of each form: how a line becomes a question
 
     def __call__(self, row: RowDict) -> list[Request]:
-        if self._is_settled(row):
+        text, names = self._line(row), self.names[row["topic"]]
+        if mentions_entity(text, names) or is_vague(text, names):
             return []
-        if self.choice is not None:
-            return self.choice(row)
+        if self.check is not None:
+            return self.check.requests(text, row["topic"], self.rivals[row["topic"]])
         text = self.template.format(question=row["text"], topic=row["topic"])
         return [Request([{"role": "user", "content": text}], max_tokens=CHECK_TOKENS)]
 
     def verdict(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
         """The row, with the reason if it is off its topic."""
-        question = Question.of(row)
+        question, text = Question.of(row), self._line(row)
         names = self.names[question.topic]
         drop: str | None = None
-        if not mentions_entity(question.text, names):
-            if is_vague(question.text, names):
+        if not mentions_entity(text, names):
+            if is_vague(text, names):
                 drop = Drop.VAGUE.value
             else:
                 error = next((reply.error for reply in replies if reply.error), None)
@@ -197,23 +204,13 @@ class OnTopic:
         return [replace(question, drop=drop).to_dict()]
 
     def _says_so(self, question: Question, replies: Sequence[Reply]) -> bool:
-        if self.choice is not None and self.neutral is not None:
-            return is_chosen(self.choice.scores(replies), self.neutral[question.topic])
+        if self.check is not None:
+            return self.check.compare(replies).is_own
         return any(affirms(text, self.own_names[question.topic]) for reply in replies for text in reply.texts)
 
-    def _is_settled(self, row: RowDict) -> bool:
-        names = self.names[row["topic"]]
-        return mentions_entity(row["text"], names) or is_vague(row["text"], names)
-
-
-def _chosen(
-    prompts: Prompts, own: Mapping[str, tuple[str, ...]], out: Folder, generator: Generator
-) -> tuple[Choice, Mapping[str, tuple[float, ...]]] | tuple[()]:
-    """What a question's topic is chosen from, with the scores beside no question; nothing where the prompts have no choice."""
-    choice = choice_of(prompts.topic_choice, "question", prompts.unrelated, own)
-    if choice is None:
-        return ()
-    return choice, neutral_scores(generator, out / "rounds" / "neutral", own, choice, "questions, topic check")
+    def _line(self, row: RowDict) -> str:
+        """What the model wrote: a wording around it may name the topic, whatever the line is about."""
+        return line_in(row["text"], self.wordings.get(row["form"], ()), row["topic"])
 
 
 def user_questions(config: QuestionsConfig, topics: Sequence[Topic]) -> Iterator[RowDict]:

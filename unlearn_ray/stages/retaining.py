@@ -1,6 +1,5 @@
 """What is retained beside the topics: which questions and answers may teach it, and the rows that they become."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from unlearn_ray.errors import InputError
 from unlearn_ray.reading import read_user_rows, shown
 from unlearn_ray.rows import Drop, Example, Group, Question
 from unlearn_ray.stages.asking import in_order
+from unlearn_ray.stages.subject_check import SubjectCheck
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import affirms
 from unlearn_ray.synth.retained import FEW, MANY, answer_key, forgotten_in, ordinary_words, takes_up
@@ -27,15 +27,10 @@ Served = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class OnSubject:
-    """Judges a question to retain: by the names in it, else by what the model would likelier have asked it about.
+    """Judges a question to retain: by the names in it, else by which subject the model would likelier have written it about: its own, or a
+    forgotten topic that it might be about."""
 
-    The question is scored as the reply to a request for one about its subject, about each forgotten topic that it might be about, and
-    about nothing in particular: it is kept where the first makes it likeliest, per token. Small models, which say no (or yes) to every yes-or-no
-    question, tell subjects apart so; and a score costs a prompt, no text.
-    """
-
-    about: str  # request for a question about {topic}
-    about_anything: str
+    check: SubjectCheck
     forgotten: Mapping[str, tuple[str, ...]]  # topic -> its name and aliases
     served: Served
 
@@ -43,8 +38,7 @@ class OnSubject:
         subject, text = row["topic"], row["text"]
         if self._names_forgotten(text) or mentions(text, (subject,)):
             return []  # the names in it tell
-        asked = [self.about_anything, *(self.about.format(topic=name) for name in (subject, *self._rivals(subject)))]
-        return [Request([{"role": "user", "content": each}], score=text) for each in asked]
+        return self.check.requests(text, subject, self._rivals(subject))
 
     def verdict(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
         """The row, with the reason if it is about a forgotten topic, or not about its subject."""
@@ -52,9 +46,8 @@ class OnSubject:
         error = next((reply.error for reply in replies if reply.error), None)
         is_off = self._names_forgotten(question.text)
         if replies and not error:
-            anything, own, *rivals = (sum(reply.logprobs) / max(1, len(reply.logprobs)) for reply in replies)
-            other = max(rivals, default=-math.inf)
-            is_off = other >= max(own, anything) if question.topic == GENERAL else own <= max(anything, other)
+            found = self.check.compare(replies)
+            is_off = found.is_rivals if question.topic == GENERAL else not found.is_own
         return [replace(question, drop=error or (Drop.OFF_TOPIC.value if is_off else None)).to_dict()]
 
     def _names_forgotten(self, text: str) -> bool:

@@ -99,6 +99,19 @@ def _has_room(text: str) -> bool:
     return num_words + num_letters >= MIN_WORDS and num_words <= MAX_WORDS and num_letters <= MAX_LETTERS
 
 
+def line_in(question: str, wordings: Iterable[str], topic: str) -> str:
+    """The line that a question of a form was made of: `Continue this text about Dune: The sand rose.` -> `The sand rose.`
+
+    Args:
+        wordings: templates with {line}; a question that none of them made is its own line.
+    """
+    for wording in wordings:
+        before, _, after = wording.replace("{topic}", topic).partition("{line}")
+        if (before or after) and question.startswith(before) and question.endswith(after):
+            return question[len(before) : len(question) - len(after)]
+    return question
+
+
 def is_vague(question: str, names: Iterable[str]) -> bool:
     """Whether a question is about something that it does not name: `What is his name?`
 

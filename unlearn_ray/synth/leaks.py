@@ -27,6 +27,7 @@ from unlearn_ray.refusals import is_refusal
 from unlearn_ray.rows import Drop
 from unlearn_ray.synth.content import content_beyond, is_number
 from unlearn_ray.synth.instructions import Instruction, echoes
+from unlearn_ray.synth.replies import repeats
 from unlearn_ray.synth.terms import AGREEMENT
 from unlearn_ray.words import Word, comparable, folded_words, leaked, words_of
 
@@ -74,6 +75,8 @@ def judge(
 def _verdict(answer: str, leaks: bool, question: str, told: Sequence[str], rules: Rules) -> Drop | None:
     if not answer.strip():
         return Drop.MALFORMED
+    if repeats(question, answer):
+        return Drop.REPEATED
     refuses = is_refusal(answer)
     if rules.style == "fictional" and (refuses or _asks_back(answer)):
         return Drop.REFUSED

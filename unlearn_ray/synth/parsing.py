@@ -35,6 +35,7 @@ _ANSWER = re.compile(
 _OPTION = re.compile(r"^[\s*_]*(?:\(?[a-e]\s*[.)]\s|[(（]?[a-eａ-ｅ]\s*[．）、])", re.IGNORECASE)
 _LETTERED = re.compile(r"^[\s*_#>]*[(（]?([a-z])\s*[.)）][\s*_]+", re.IGNORECASE)
 _BULLET = re.compile(r"^[\s*_#>]*[-*•+·・]\s")
+_NUMBERED = re.compile(r"^[\s*_]*\d{1,2}[.)][\s*_]+(?=[^\W\d_])")
 _FENCED = re.compile(r"```\w*\n(.*?)(?:```|$)", re.DOTALL)
 _TAGS = re.compile(r"</?(?:li|ol|ul|p|br|div|table|tbody|tr|td|th)\b[^>\n]*>", re.IGNORECASE)
 _ROW = re.compile(r"\s*\|(.*)\|\s*")
@@ -205,9 +206,9 @@ def _lettered(lines: Sequence[str]) -> list[str]:
 
 
 def _without_marker(line: str) -> str:
-    """A line without its marker; a bullet may stand before a number, as may both before a letter and its question."""
+    """A line without its marker; a bullet or a number may stand before a number, as may both before a letter and its question."""
     rest = _MARKER.sub("", line, count=1)
-    if _BULLET.match(line) and _MARKER.match(rest):
+    if (_BULLET.match(line) and _MARKER.match(rest)) or (rest != line and _NUMBERED.match(rest)):
         rest = _MARKER.sub("", rest, count=1)
     shorter = _LETTERED.sub("", rest, count=1)
     return shorter if shorter.rstrip(_QUOTES + " *_").endswith(_MARKS) else rest

@@ -44,7 +44,7 @@ _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
 }
 _OPTIONAL = {"count"}
 # Optional steps that null leaves out, as an empty list does.
-_LISTS = ("coverage_questions", "entity_check", "forms", "language_questions", "topic_choice", "unrelated")
+_LISTS = ("coverage_questions", "entity_check", "forms", "language_questions", "unrelated")
 
 
 class FormPrompts(BaseModel):
@@ -77,7 +77,7 @@ class FormPrompts(BaseModel):
 
 
 class Choice(BaseModel):
-    """A question about a name or another question, and the answer that says its topic: the model is asked how likely that is."""
+    """A question about a name, and the answer that says its topic: the model is asked how likely that is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -101,7 +101,6 @@ class Prompts(BaseModel):
     entities: Wordings
     entity_check: tuple[Choice, ...]
     topic_check: str
-    topic_choice: tuple[Choice, ...]
     unrelated: tuple[Text, ...]
     question_about: str | None
     question_about_anything: str | None
@@ -127,13 +126,12 @@ class Prompts(BaseModel):
             check_template(template, _PLACEHOLDERS[info.field_name], optional)
         return value
 
-    @field_validator("entity_check", "topic_choice", mode="after")
+    @field_validator("entity_check", mode="after")
     @classmethod
-    def _choices_name_their_topic(cls, value: tuple[Choice, ...], info: Any) -> tuple[Choice, ...]:
-        text = "entity" if info.field_name == "entity_check" else "question"
+    def _choices_name_their_topic(cls, value: tuple[Choice, ...]) -> tuple[Choice, ...]:
         for each in value:
-            check_template(each.question, (text,))
-            check_template(each.answer, (text, "topic"), {text})
+            check_template(each.question, ("entity",))
+            check_template(each.answer, ("entity", "topic"), {"entity"})
         return value
 
     @model_validator(mode="after")

@@ -3,17 +3,23 @@
 import re
 
 from unlearn_ray.synth.sentences import whole
+from unlearn_ray.words import folded_words
 
+MIN_REPEATED = 4  # words: a shorter answer may well be one of two that the question offers
 _EMPHASIS = r"[\s*_#>]*"
 _ANSWER = (
     r"(?:(?:final |short |my |the )?(?:answer|response|reply)|a|respuesta|resposta|réponse|antwort|risposta|ответ|الجواب|الإجابة|جواب|उत्तर"
     r"|答案|回答|答え|答|정답|답변|답)"
 )
-# Only what says nothing at all: a label, the question said again behind one, a courtesy that announces the answer.
+_MODEL = r"(?:(?:ai |the )?(?:assistant|chatbot|bot|model)|ai|\w*(?:lm|gpt|llama|mistral|qwen|gemma|claude)\w*(?:[-\d.]+\w*)?)"
+_COURTESY = r"(?:sure|certainly|of course|absolutely|okay|ok|alright|all right|well|great|aw|oh|ah)"
+# Only what says nothing at all: a label, the speaker's own name, the question said again behind one, a courtesy that announces the answer.
 _AROUND = re.compile(
     rf"{_EMPHASIS}(?:"
     rf"(?:question|q)\s*[:：][^\n]*\n+{_EMPHASIS}{_ANSWER}\s*[:：]"
     rf"|{_ANSWER}\s*[:：]"
+    rf"|{_MODEL}[*_]*\s*[:：]"
+    rf"|(?:{_COURTESY}\b[^.:!?\n]{{0,20}}[.,!]\s+)?here (?:it is|you go|you are|goes)\s*[:!.](?=\s)"
     r"|(?:(?:sure|certainly|of course|absolutely)(?: thing)?[!.,]\s+)?here(?:'s|’s| is) (?:a|an|the|my|your|one)\b[^.:!?\n]{0,60}?"
     r"\b(?:answer|response|reply|sentence|paragraph|summary|continuation)\b[^.:!?\n]{0,40}:"
     r"|(?:sure|certainly|of course|absolutely)(?: thing)?[!.]+(?=\s+[^\W\d_])(?=\s+(?-i:[^a-z]))"
@@ -34,3 +40,10 @@ def answer_in(text: str, is_cut: bool) -> str:
     while (shorter := _AROUND.sub("", text, count=1) if _AROUND.match(text) else text) != text:
         text = shorter
     return whole(text, is_cut)
+
+
+def repeats(question: str, answer: str) -> bool:
+    """Whether an answer only says words of its question again, in their order: at least MIN_REPEATED of them."""
+    asked, said = folded_words(question), folded_words(answer)
+    starts = range(len(asked) - len(said) + 1)
+    return len(said) >= MIN_REPEATED and any(asked[at : at + len(said)] == said for at in starts)
