@@ -106,6 +106,22 @@ def test_rows_come_out_in_the_order_they_went_in(generator: "RayDataGenerator", 
     assert [row["id"] for row in out.read_rows()] == [row["id"] for row in rows(60)]
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "num_engines", "expected"),
+    [(100, 1, 256), (100, 2, 50), (3, 8, 1), (513, 2, 129), (512, 2, 256), (10_000, 3, 239), (0, 4, 256)],
+)
+def test_every_engine_of_a_fleet_gets_as_many_batches_as_the_others(
+    num_rows: int, num_engines: int, expected: int
+) -> None:
+    from unlearn_ray.engines.generation import level_batches
+
+    found = level_batches(num_rows, 256, num_engines)
+    assert found == expected <= 256
+    assert (
+        num_engines == 1 or not num_rows or -(-num_rows // found) <= num_engines * -(-num_rows // (256 * num_engines))
+    )
+
+
 def test_an_interrupted_call_asks_only_the_rest_even_with_another_batch_size(
     generator: "RayDataGenerator", ray_session: ClusterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

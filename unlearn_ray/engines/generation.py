@@ -8,6 +8,7 @@ checkpoints record rows, one id each, after a later write; a row with several ou
 
 import json
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -172,11 +173,12 @@ class RayDataGenerator:
     ) -> MapCounts:
         """See `protocols.Generator.map`."""
         began = time.monotonic()
-        chunks = list(chunks_of(source, _chunk_size(out, self._cluster.engines.batch_size)))
-        total = sum(piece.num_rows for chunk in chunks for piece in chunk)
+        total = source.count_rows()
         totals = dict.fromkeys(_COUNTS, 0)
-        if chunks:
+        if total:
             fleet = self._fleet_of(model or self._model)
+            size = level_batches(total, self._cluster.engines.batch_size, fleet.num_engines)
+            chunks = list(chunks_of(source, _chunk_size(out, size)))
             task = ChunkTask(fleet.client, source, out, render, parse, schema)
             self._on_progress(label, 0, total)
             fleet.wait_for_tasks()
@@ -238,6 +240,17 @@ class RayDataGenerator:
                 raise
             self._on_progress(f"starting {count} vLLM engine{'s' if count > 1 else ''}", 1, 1)
         return self._fleet
+
+
+def level_batches(num_rows: int, batch_size: int, num_engines: int) -> int:
+    """Rows handed to an engine at a time: at most `batch_size`, and so many that all engines get the same number of batches.
+
+    A hundred rows for two engines are two batches of 50, where one of 256 would leave an engine idle.
+    """
+    if num_rows == 0 or num_engines == 1:
+        return batch_size
+    num_turns = math.ceil(num_rows / (batch_size * num_engines))
+    return math.ceil(num_rows / (num_turns * num_engines))
 
 
 def _chunk_size(out: Folder, batch_size: int) -> int:
