@@ -21,6 +21,7 @@ from unlearn_ray.words import fold
 _MAX_SLUG = 100  # characters, before a digest: with it, what a served model's name may have
 Role = Literal["system", "user", "assistant"]
 Group = Literal["forget", "near", "far"]
+GROUPS: tuple[Group, ...] = ("forget", "near", "far")
 # Beside plain questions: a sentence with a gap; a statement to judge; a wish for all that is known of something; a passage to continue; a
 # question that names a thing by another ("the school of the boy who ...").
 AskedForm = Literal["blank", "true_false", "tell_me", "quotation", "multi_hop"]

@@ -27,9 +27,9 @@ from unlearn_ray.evals.report import (
     summary_table,
     warnings,
 )
-from unlearn_ray.evals.scoring import GROUPS, MODELS, Answered, ModelName, Score
+from unlearn_ray.evals.scoring import MODELS, Answered, ModelName, Score
 from unlearn_ray.evals.tally import make_report
-from unlearn_ray.rows import Group, Probe
+from unlearn_ray.rows import GROUPS, Group, Probe
 
 
 class Loads(HTMLParser):

@@ -26,8 +26,8 @@ from unlearn_ray.evals.report import (
     shown,
     warnings,
 )
-from unlearn_ray.evals.scoring import GROUPS, MODELS, TELLS, ModelName
-from unlearn_ray.rows import Group, digest
+from unlearn_ray.evals.scoring import MODELS, TELLS, ModelName
+from unlearn_ray.rows import GROUPS, Group, digest
 from unlearn_ray.words import marked
 
 MAX_IN_A_ROW = 3

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from unlearn_ray.evals.report import KnownCount
-from unlearn_ray.evals.scoring import GROUPS, TELLS, Score
-from unlearn_ray.rows import Group
+from unlearn_ray.evals.scoring import TELLS, Score
+from unlearn_ray.rows import GROUPS, Group
 
 
 def known_only(scores: Sequence[Score]) -> tuple[list[Score], dict[Group, KnownCount]]:

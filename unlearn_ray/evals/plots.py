@@ -7,8 +7,8 @@ import altair as alt
 import vl_convert
 
 from unlearn_ray.evals.report import LABELS, ByModel, Metric, Report
-from unlearn_ray.evals.scoring import GROUPS, MODELS
-from unlearn_ray.rows import Group, digest
+from unlearn_ray.evals.scoring import MODELS
+from unlearn_ray.rows import GROUPS, Group, digest
 
 _COLOURS = ["var(--base)", "var(--guarded)", "var(--unlearned)"]
 _SHAPES = ["circle", "square", "diamond"]

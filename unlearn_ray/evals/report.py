@@ -39,8 +39,8 @@ from rich.text import Text
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ArtifactError
-from unlearn_ray.evals.scoring import GROUPS, MODELS, ModelName
-from unlearn_ray.rows import Group
+from unlearn_ray.evals.scoring import MODELS, ModelName
+from unlearn_ray.rows import GROUPS, Group
 from unlearn_ray.words import visible
 
 REPORT = "report.json"

@@ -12,7 +12,6 @@ from unlearn_ray.words import leaked
 
 ModelName = Literal["base", "guarded", "unlearned"]
 MODELS: tuple[ModelName, ...] = ("base", "guarded", "unlearned")
-GROUPS: tuple[Group, ...] = ("forget", "near", "far")
 TELLS = 0.5  # recall from which an answer counts as telling the truth: where no short fact decides, ROUGE-L's
 PER_ANSWER = (
     "fact_recall",

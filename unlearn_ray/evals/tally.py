@@ -22,9 +22,9 @@ from unlearn_ray.evals.report import (
     StageSummary,
     doubts_of,
 )
-from unlearn_ray.evals.scoring import GROUPS, MODELS, PER_ANSWER, ModelName, Score
+from unlearn_ray.evals.scoring import MODELS, PER_ANSWER, ModelName, Score
 from unlearn_ray.evals.statistics import Estimate, mean_interval, ratio_interval
-from unlearn_ray.rows import Group, seed_of
+from unlearn_ray.rows import GROUPS, Group, seed_of
 
 _SOURCES = {
     None: "what the base model says each time it is asked, or to held-out questions",

@@ -9,13 +9,11 @@ from typing import Any
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import RunConfig, Topic
 from unlearn_ray.evals.probes import read_probes, with_topics
-from unlearn_ray.rows import Group, Probe
+from unlearn_ray.rows import GROUPS, Probe
 from unlearn_ray.stages.questions import user_questions
 from unlearn_ray.stages.stage import finished_manifest
 from unlearn_ray.synth.enough import Data, Shortfall, TopicData, Written, impossible, shortfalls
 from unlearn_ray.synth.names import mentions
-
-GROUPS: tuple[Group, ...] = ("forget", "near", "far")
 
 
 def counted(topics: Sequence[Topic], entities: Folder, answers: Folder, dataset: Folder) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from unlearn_ray.chat import Drawn, sampling_of
 from unlearn_ray.config import SHIPPED_PROBES, EvaluateConfig, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import ArtifactError, InputError
+from unlearn_ray.evals.known import known_only
 from unlearn_ray.evals.probes import (
     ExcludedProbe,
     Selection,
@@ -26,9 +28,9 @@ from unlearn_ray.evals.probes import (
     with_topics,
 )
 from unlearn_ray.evals.report import Report, StageSummary, read_losses
-from unlearn_ray.evals.scoring import GROUPS, MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
+from unlearn_ray.evals.scoring import MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
 from unlearn_ray.evals.tally import make_report
-from unlearn_ray.rows import Message, Probe, seed_of
+from unlearn_ray.rows import GROUPS, Message, Probe, seed_of
 from unlearn_ray.stages.probing import told
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 
@@ -37,6 +39,10 @@ VERSION = 4
 JOINT = "joint"
 _ADAPTER = "adapter_config.json"
 PROBE_TOKENS = 64  # of an answer to a file's probes, which are short
+Calls = dict[
+    str, tuple[Iterator[Ask], str | None]
+]  # name of a map call -> its rows, and the model that it needs (None: the base model's engines)
+_BASE = "base"
 _ON_FLEET = "fleet"  # the call that the base model's engines serve: everything but full fine-tunes
 
 
@@ -125,6 +131,8 @@ def evaluate(
     scoring = Scoring(_terms(answers, topics), {topic.name: (topic.name, *topic.aliases) for topic in topics})
     num_tokens: Counter[str] = Counter()
     calls = _calls(selection, guardrail, exports)
+    if config.counts_known_only:
+        calls = _base_first(calls, out / "parts" / _BASE)
     for call, (rows, path) in calls.items():
         (out / "asks" / call).write_rows(rows, Ask.schema())
         counts = generator.map(
@@ -256,10 +264,8 @@ def find_exports(finetuned: Folder, topics: Sequence[Topic], *, is_joint: bool) 
     return found
 
 
-def _calls(
-    selection: Selection, guardrail: Mapping[str, str], exports: Mapping[str, Export]
-) -> dict[str, tuple[Iterator[Ask], str | None]]:
-    """Name of a map call -> its rows and the model that it needs (None: the base model's engines)."""
+def _calls(selection: Selection, guardrail: Mapping[str, str], exports: Mapping[str, Export]) -> Calls:
+    """What is asked, in the order in which it is asked."""
     # Rows with the same prefix or adapter are neighbours: engines share the prefix's work and swap no adapters.
     probes = sorted(selection.kept, key=lambda placed: placed.served_topic)
     adapters = {topic: export.path for topic, export in exports.items() if export.is_adapter}
@@ -272,12 +278,32 @@ def _calls(
     def on_model(export: Export) -> Iterator[Ask]:
         yield from asks_of([placed for placed in probes if exports[placed.served_topic] == export], "unlearned", {}, {})
 
-    calls: dict[str, tuple[Iterator[Ask], str | None]] = {_ON_FLEET: (on_fleet(), None)}
+    calls: Calls = {_ON_FLEET: (on_fleet(), None)}
     for export in sorted(
         {export for export in exports.values() if not export.is_adapter}, key=lambda export: export.name
     ):
         calls[f"model-{export.name}"] = (on_model(export), export.path)
     return calls
+
+
+def _base_first(calls: Calls, base: Folder) -> Calls:
+    """The same calls, the base model's rows in one of their own, and the others' only for what that call has shown it to know.
+
+    Args:
+        base: where the rows of that call go.
+    """
+    asked = {call: list(rows) for call, (rows, _) in calls.items()}
+
+    @cache
+    def known() -> set[str]:
+        scores = [Score.of(row) for row in base.read_rows() if not row["drop"]]
+        return {score.probe_id for score in known_only(scores)[0]}
+
+    def of_known(asks: Sequence[Ask]) -> Iterator[Ask]:
+        return (ask for ask in asks if ask.model != "base" and ask.probe_id in known())
+
+    first = (ask for asks in asked.values() for ask in asks if ask.model == "base")
+    return {_BASE: (first, None)} | {call: (of_known(asks), calls[call][1]) for call, asks in asked.items()}
 
 
 def _select(config: EvaluateConfig, topics: Sequence[Topic], dataset: Folder) -> Selection:

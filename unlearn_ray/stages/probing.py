@@ -18,7 +18,7 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import Drawn
 from unlearn_ray.config import ProbesConfig
 from unlearn_ray.engines.protocols import Generator
-from unlearn_ray.rows import Group, Probe, digest, seed_of
+from unlearn_ray.rows import GROUPS, Group, Probe, digest, seed_of
 from unlearn_ray.stages.asking import Prompted, ask, in_order
 from unlearn_ray.stages.gathering import Lines, ListedLine, Prompt
 from unlearn_ray.stages.short_asking import FurtherAsking, ShortAsking
@@ -44,7 +44,6 @@ YIELD = 0.25  # of the questions asked for, the share that is expected to become
 MIN_REQUESTS, MAX_REQUESTS = 2, 60  # of lists, a subject and round
 LEAST_NEWS = 0.1  # of the facts that are missing, to ask for more
 HELD_OUT = 4  # held-out questions asked, for each fact wanted
-GROUPS: tuple[Group, ...] = ("forget", "near", "far")
 Names = Mapping[str, Sequence[str]]
 
 
