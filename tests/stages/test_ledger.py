@@ -57,3 +57,31 @@ def test_copies_are_those_that_come_later_in_round_place_and_number() -> None:
             if not each["drop"]:
                 seen.add(key)
     assert [(q.topic, q.text, q.round, q.drop) for q in found] == expected
+
+
+def steps_of(num_rows: int, num_texts: int) -> int:
+    """The work of SQLite's machine on a topic's candidates, from their arrival to the last of them read: in steps, which no busy machine changes."""
+    count = 0
+
+    def counted() -> int:
+        nonlocal count
+        count += 1
+        return 0
+
+    texts = [f"What is number {place % num_texts}?" for place in range(num_rows)]
+    with Ledger() as candidates:
+        candidates._database.set_progress_handler(counted, 1)
+        for round_, start in enumerate(range(0, num_rows, num_rows // 4), 1):
+            part = range(start, start + num_rows // 4)
+            candidates.add([row(place, texts[place]) for place in part], round_)
+            candidates.mark(("t", texts[place], "off_topic") for place in part if place % 3 == 0)
+            candidates.cap("t", num_rows // 2)
+            candidates.num_kept("t")
+        assert len(list(candidates.rows(["t"]))) == num_rows
+    return count
+
+
+@pytest.mark.parametrize("share_of_texts", [1.0, 0.1], ids=["all differ", "mostly copies"])
+def test_four_times_the_candidates_are_less_than_five_times_the_work(share_of_texts: float) -> None:
+    few, many = (steps_of(number, int(number * share_of_texts)) for number in (1_000, 4_000))
+    assert 3 * few < many < 5 * few
