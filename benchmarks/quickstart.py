@@ -26,7 +26,7 @@ from rich.table import Table
 from unlearn_ray import config as configs
 from unlearn_ray import pipeline
 from unlearn_ray.artifacts import Manifest
-from unlearn_ray.cli import RunEngines
+from unlearn_ray.engines.run_engines import RunEngines
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 

@@ -20,8 +20,8 @@ from _results import about_this_run, write
 
 from unlearn_ray import config as configs
 from unlearn_ray import pipeline
-from unlearn_ray.cli import RunEngines
 from unlearn_ray.config import RunConfig
+from unlearn_ray.engines.run_engines import RunEngines
 from unlearn_ray.evals.report import Report
 from unlearn_ray.plan import STAGES
 from unlearn_ray.rows import Group

@@ -229,7 +229,7 @@ class Work:
 def work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     work = Work()
     monkeypatch.setattr("unlearn_ray.pipeline.run", work)
-    monkeypatch.setattr("unlearn_ray.cli.RunEngines.connect", lambda self: None)
+    monkeypatch.setattr("unlearn_ray.engines.run_engines.RunEngines.connect", lambda self: None)
     monkeypatch.setattr("unlearn_ray.cli._log_to", lambda config: None)
     return work
 

@@ -6,10 +6,9 @@ import shlex
 import signal
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -24,13 +23,9 @@ from unlearn_ray.errors import ArtifactError, EngineError, UnlearnError
 from unlearn_ray.words import visible
 
 if TYPE_CHECKING:
-    from unlearn_ray.chat import ChatFormat
-    from unlearn_ray.engines.generation import RayDataGenerator
-    from unlearn_ray.engines.protocols import Trainer
     from unlearn_ray.evals.report import Report
     from unlearn_ray.forget import RunFile
     from unlearn_ray.synth.enough import Shortfall
-    from unlearn_ray.train.inspection import Inspected
 
 HELP = """Make a language model forget topics, and measure and serve the result.
 
@@ -305,6 +300,7 @@ def _execute(
         from unlearn_ray import console as shown
         from unlearn_ray import pipeline
         from unlearn_ray import plan as plans
+        from unlearn_ray.engines.run_engines import RunEngines
         from unlearn_ray.synth.enough import ACCEPT
 
         selected = plans.select(only=only, until=until, start=start)
@@ -321,7 +317,8 @@ def _execute(
             pipeline.refuse(plan.thin)
         with ExitStack() as stack:
             progress = shown.Progression(console)
-            engines = RunEngines(config, progress.update, stack, on_wait=progress.say)
+            logs = Path(_log_folder(config))
+            engines = RunEngines(config, progress.update, stack, on_wait=progress.say, logs=logs)
             if any(stage.is_selected and stage.state != "finished" for stage in plan.stages):
                 engines.connect()  # first, so that asking for too much leaves nothing behind
             stack.enter_context(plans.claimed(config, redo_from=start, on_wait=progress.say))
@@ -353,69 +350,6 @@ def _execute(
 
             pipeline.run(config, engines, selected, on_start=started, on_finish=finished, on_thin=accepted)
         _summary(config, [str(path), *overrides, *([ACCEPT] if accept_thin_data else [])], selected)
-
-
-class RunEngines:
-    """The run's engines, each started when a stage first needs it."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        on_progress: Callable[[str, int, int], None],
-        stack: ExitStack,
-        on_wait: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        """`on_wait`: told what the run waits for where the cluster has no room."""
-        self._config, self._on_progress, self._stack, self._on_wait = config, on_progress, stack, on_wait
-        self._generator: RayDataGenerator | None = None
-
-    @cached_property
-    def model(self) -> "Inspected":
-        """What the model's files tell."""
-        from unlearn_ray.train.inspection import inspect_model
-
-        return inspect_model(self._config.model_path, self._config.chat)
-
-    @property
-    def chat(self) -> "ChatFormat":
-        return self.model.chat
-
-    def connect(self) -> None:
-        from unlearn_ray.engines.session import connect, require
-
-        logs = Path(_log_folder(self._config))
-        self._stack.enter_context(connect(self._config.cluster, logs=logs))
-        require(self._config.cluster)
-
-    @property
-    def generator(self) -> "RayDataGenerator":
-        if self._generator is None:
-            from unlearn_ray.engines.generation import RayDataGenerator
-            from unlearn_ray.train.inspection import lora_targets
-
-            weights = self._config.finetune.weights
-            lora = None
-            if weights.kind == "lora":
-                targets = lora_targets(weights.target_modules, self.model, self._config.model)
-                lora = weights.model_copy(update={"target_modules": targets})
-            self._generator = RayDataGenerator(
-                self._config.model_path,
-                self._config.cluster,
-                chat=self.chat,
-                lora=lora,
-                on_progress=self._on_progress,
-                on_wait=self._on_wait,
-            )
-            self._stack.callback(self._generator.close)
-        return self._generator
-
-    @property
-    def trainer(self) -> "Trainer":
-        from unlearn_ray.engines.training import RayDeepSpeedTrainer
-
-        if self._generator is not None:
-            self._generator.make_room()
-        return RayDeepSpeedTrainer(self._config.cluster, on_progress=self._on_progress, on_wait=self._on_wait)
 
 
 def _summary(config: RunConfig, arguments: Sequence[str], selected: Sequence[str]) -> None:

@@ -1,0 +1,86 @@
+"""The engines of one run, each started when a stage first needs it. What is heavy is imported then: a run with nothing to do starts no Ray."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearn_ray.chat import ChatFormat
+from unlearn_ray.config import RunConfig
+from unlearn_ray.engines.protocols import Trainer
+from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets
+
+if TYPE_CHECKING:
+    from unlearn_ray.engines.generation import RayDataGenerator
+
+
+class RunEngines:
+    """Implements `pipeline.Engines`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        on_progress: Callable[[str, int, int], None],
+        stack: ExitStack,
+        on_wait: Callable[[str], None] = lambda text: None,
+        logs: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            stack: ends what was started, when it is closed.
+            on_wait: told what the run waits for where the cluster has no room.
+            logs: folder for the logs of a Ray of our own.
+        """
+        self._config, self._on_progress, self._stack = config, on_progress, stack
+        self._on_wait, self._logs = on_wait, logs
+        self._generator: RayDataGenerator | None = None
+
+    @cached_property
+    def model(self) -> Inspected:
+        """What the model's files tell."""
+        return inspect_model(self._config.model_path, self._config.chat)
+
+    @property
+    def chat(self) -> ChatFormat:
+        return self.model.chat
+
+    def connect(self) -> None:
+        """Join the cluster, or start one, and refuse what it can never hold.
+
+        Raises:
+            ClusterError: it can't be reached, or has less than the config asks for.
+        """
+        from unlearn_ray.engines.session import connect, require
+
+        self._stack.enter_context(connect(self._config.cluster, logs=self._logs))
+        require(self._config.cluster)
+
+    @property
+    def generator(self) -> "RayDataGenerator":
+        if self._generator is None:
+            from unlearn_ray.engines.generation import RayDataGenerator
+
+            weights = self._config.finetune.weights
+            lora = None
+            if weights.kind == "lora":
+                targets = lora_targets(weights.target_modules, self.model, self._config.model)
+                lora = weights.model_copy(update={"target_modules": targets})
+            self._generator = RayDataGenerator(
+                self._config.model_path,
+                self._config.cluster,
+                chat=self.chat,
+                lora=lora,
+                on_progress=self._on_progress,
+                on_wait=self._on_wait,
+            )
+            self._stack.callback(self._generator.close)
+        return self._generator
+
+    @property
+    def trainer(self) -> Trainer:
+        from unlearn_ray.engines.training import RayDeepSpeedTrainer
+
+        if self._generator is not None:
+            self._generator.make_room()
+        return RayDeepSpeedTrainer(self._config.cluster, on_progress=self._on_progress, on_wait=self._on_wait)
