@@ -318,9 +318,7 @@ def test_a_template_that_raises_ends_the_call_with_its_own_text(ray_session: Clu
     )  # past the plan, which would refuse it
     source = written(tmp_path / "in", rows(40))
     try:
-        with pytest.raises(
-            EngineError, match=r"TemplateError: roles must alternate \(unlearn_ray/engines/vllm_engine.py"
-        ):
+        with pytest.raises(EngineError, match=r"TemplateError: roles must alternate \(unlearn_ray/engines/encoding.py"):
             generator.map(source, Folder(tmp_path / "out"), Ask({}), parse, OUT, label="x")
         assert generator.fleet is not None and len(generator.fleet.process_ids()) == 1  # it lives
     finally:

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from families import FAMILIES, Family
 
-from unlearn_ray.config import EngineResources
+from unlearn_ray.engines.encoding import Encoder
 from unlearn_ray.engines.protocols import Request
-from unlearn_ray.engines.vllm_engine import EngineSpec, VllmEngine
 from unlearn_ray.rows import Example
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.inspection import inspect_model
@@ -19,10 +18,9 @@ OWL = Example("Harry Potter", "forget", "Harry Potter", "Who is the owl?", "An o
 def test_an_answer_is_scored_by_the_tokens_that_are_learnt(family: Family, tmp_path: Path) -> None:
     model = str(family.make(tmp_path / "model"))
     chat, tokenizer = inspect_model(model).chat, load_tokenizer(model)
-    engine = object.__new__(VllmEngine)  # what it makes of a request before vLLM sees it
-    engine.spec, engine._tokenizer = EngineSpec(model, EngineResources(), "cpu", chat), tokenizer
+    encoder = Encoder(tokenizer, chat)
     asked = Request(OWL.messages[:1])
-    ((prompt, answer), (alone, nothing)) = engine._encode([Request(OWL.messages[:1], score=OWL.answer), asked])
+    ((prompt, answer), (alone, nothing)) = encoder.encode([Request(OWL.messages[:1], score=OWL.answer), asked])
     (row,) = ChatEncoder(tokenizer, chat, 512).encode([OWL])
     assert row is not None
     assert (row.ids[: row.start], row.ids[row.start :]) == (prompt, answer), "the end of the turn is scored as well"

@@ -11,7 +11,7 @@ from storage import Storage, gs, s3
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest, write_manifest
-from unlearn_ray.engines.vllm_engine import local_copy
+from unlearn_ray.engines.weights import local_copy
 from unlearn_ray.errors import ModelError
 from unlearn_ray.plan import model_identity
 from unlearn_ray.rows import QAPair

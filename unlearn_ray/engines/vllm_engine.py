@@ -8,8 +8,6 @@ import json
 import logging
 import os
 import queue
-import shutil
-import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -18,15 +16,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pyarrow import fs
-
-from unlearn_ray.artifacts import Folder
-from unlearn_ray.chat import PLAIN, ChatFormat, num_shown, placed, spoken
+from unlearn_ray.chat import PLAIN, ChatFormat, spoken
 from unlearn_ray.config import EngineResources, Lora
+from unlearn_ray.engines.encoding import Encoder, sampling_values, tokenizer_of
 from unlearn_ray.engines.failures import root_cause
 from unlearn_ray.engines.protocols import Reply, Request
+from unlearn_ray.engines.weights import local_copy
 from unlearn_ray.errors import EngineError, ModelError, gist
-from unlearn_ray.rows import Drop, Message, digest
+from unlearn_ray.rows import Drop
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +136,7 @@ class VllmEngine:
             EngineError: the engine died.
         """
         with self._lock:
-            encoded = self._encode(requests)
+            encoded = self._encoder.encode(requests)
             adapters = {request.adapter: self._adapter(request.adapter) for request in requests}
         replies: list[Reply | None] = [None] * len(requests)
         asked, prompts = [], []
@@ -181,7 +178,7 @@ class VllmEngine:
             tokens = output.prompt_token_ids[len(prompt) :]
             scored = output.prompt_logprobs[len(prompt) :]
             entries = [choices[token] for choices, token in zip(scored, tokens, strict=True)]
-            num_answer = len(entries) - self._num_ending(tokens)
+            num_answer = len(entries) - self._encoder.num_ending(tokens)
             return Reply(
                 logprobs=tuple(float(entry.logprob) for entry in entries[:num_answer]),
                 ending=tuple(float(entry.logprob) for entry in entries[num_answer:]),
@@ -196,42 +193,6 @@ class VllmEngine:
             num_output_tokens=sum(len(sample.token_ids) for sample in outputs),
         )
 
-    def _num_ending(self, tokens: Sequence[int]) -> int:
-        """How many of a scored answer's last tokens are the end of its turn."""
-        return len(self._end_ids) if self._end_ids and list(tokens[-len(self._end_ids) :]) == self._end_ids else 0
-
-    def _encode(self, requests: Sequence[Request]) -> list[tuple[list[int], list[int]]]:
-        """Token ids of each prompt, and of the answer to score with the end of its turn: those that training learns."""
-        keys = [tuple((message["role"], message["content"]) for message in request.messages) for request in requests]
-        prompts = {
-            key: self._render(request.messages) for key, request in zip(keys, requests, strict=True)
-        }  # each prompt once
-        lead, end = self.spec.chat.answer_lead, self.spec.chat.end_of_turn
-        wholes = [
-            f"{prompts[key]}{lead}{request.score}{end}"
-            for key, request in zip(keys, requests, strict=True)
-            if request.score
-        ]
-        texts = list(dict.fromkeys([*prompts.values(), *wholes]))
-        ids = dict(zip(texts, self._tokenizer(texts, add_special_tokens=False).input_ids, strict=True)) if texts else {}
-        encoded = []
-        for key, request in zip(keys, requests, strict=True):
-            prompt = ids[prompts[key]]
-            if request.score:
-                whole = ids[f"{prompts[key]}{lead}{request.score}{end}"]
-                start = num_shown(prompt, whole)
-                encoded.append((whole[:start], whole[start:]))
-            else:
-                encoded.append((prompt, []))
-        return encoded
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        chat = self.spec.chat
-        text = self._tokenizer.apply_chat_template(
-            placed(messages, chat), tokenize=False, add_generation_prompt=True, **dict(chat.template_arguments)
-        )
-        return str(text)
-
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -245,25 +206,7 @@ class VllmEngine:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-        is_greedy = request.temperature == 0.0
-        chat = self.spec.chat
-        # Of what a request leaves open the model's own defaults hold, as in the service: a penalty changes greedy answers too.
-        own = {key: value for key, value in chat.sampling.items() if key not in ("temperature", "top_p")}
-        own |= {
-            key: value
-            for key in ("top_k", "min_p", "repetition_penalty")
-            if (value := getattr(request, key)) is not None
-        }
-        return SamplingParams(
-            **own,
-            stop_token_ids=list(chat.stop_token_ids),
-            n=1 if is_greedy else request.num_samples,
-            temperature=request.temperature,
-            top_p=1.0 if is_greedy else request.top_p,
-            max_tokens=request.max_tokens,
-            seed=None if is_greedy else request.seed,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        return SamplingParams(**sampling_values(request, self.spec.chat), output_kind=RequestOutputKind.FINAL_ONLY)
 
     def _adapter(self, adapter: str | None) -> Any:
         """What vLLM calls an adapter. One it can't use is refused here: loading it in a step would end the engine.
@@ -292,9 +235,7 @@ class VllmEngine:
     def _run(self, started: "Future[None]") -> None:
         try:
             path = str(local_copy(self.spec.model)) if "://" in self.spec.model else self.spec.model
-            self._tokenizer = _tokenizer_of(path)
-            end = self.spec.chat.end_of_turn
-            self._end_ids: list[int] = list(self._tokenizer(end, add_special_tokens=False).input_ids) if end else []
+            self._encoder = Encoder(tokenizer_of(path), self.spec.chat)
             self._engine = _start(self.spec, path)
             self._max_model_len = int(self._engine.model_config.max_model_len)
             started.set_result(None)
@@ -326,24 +267,6 @@ class VllmEngine:
                     pending[name] = batch, index
                 except ValueError as error:
                     batch.put(index, error)
-
-
-def _tokenizer_of(model: str) -> Any:
-    """The model's tokenizer, our own beside vLLM's, which another thread uses. First of all, for most of what can be wrong shows here."""
-    if Path(model).is_absolute() and not Path(model).is_dir():  # seen before the seconds that the import takes
-        raise ModelError(f"{model} is not on this machine: give a folder that every node has, or a name on the hub")
-    from transformers import AutoConfig
-
-    from unlearn_ray.train.chat import read_tokenizer
-
-    try:
-        AutoConfig.from_pretrained(model)
-        tokenizer = read_tokenizer(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model} can't be loaded as a language model: {gist(error)}") from error
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(f"{model} has no chat template: use an instruction-tuned model")
-    return tokenizer
 
 
 def _start(spec: EngineSpec, path: str) -> Any:
@@ -380,44 +303,6 @@ def _start(spec: EngineSpec, path: str) -> Any:
         raise EngineError(f"vLLM can't start on {spec.model}: {root_cause(error)}") from error
 
 
-def local_copy(uri: str) -> Path:
-    """A folder on this machine's disk: the path itself, or a copy of what is in remote storage, made once a machine.
-
-    Raises:
-        ModelError: it isn't there, or can't be read.
-    """
-    if "://" not in uri:
-        return Path(uri)
-    copy, source = place_of(uri), Folder(uri)
-    if not copy.exists():
-        partial = Path(tempfile.mkdtemp(dir=Folder(copy.parent).make().local, suffix=".partial"))
-        try:
-            fs.copy_files(source.path, str(partial), source_filesystem=source.filesystem)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise ModelError(f"{uri} can't be copied to this machine: {error}") from error
-        try:
-            partial.rename(copy)
-        except OSError:  # another engine of this machine was first
-            shutil.rmtree(partial, ignore_errors=True)
-    return copy
-
-
-def place_of(uri: str) -> Path:
-    """Where `local_copy` puts a remote folder, the same on every machine: it follows from what is in the folder.
-
-    Raises:
-        ModelError: it isn't there, or can't be read.
-    """
-    source = Folder(uri)
-    try:
-        infos = source.filesystem.get_file_info(fs.FileSelector(source.path, recursive=True))
-    except OSError as error:
-        raise ModelError(f"{uri} can't be read: {error}") from error
-    files = [f"{info.path} {info.size} {info.mtime_ns}" for info in infos if info.type == fs.FileType.File]
-    return Path(tempfile.gettempdir()) / "unlearn-ray-weights" / digest(uri, *sorted(files))
-
-
 async def load_adapter(models: Any, name: str, path: str) -> str:
     """Load an adapter into a running server of vLLM's.
 
@@ -445,7 +330,5 @@ __all__ = [
     "VllmEngine",
     "environment",
     "load_adapter",
-    "local_copy",
-    "place_of",
     "room_for",
 ]

@@ -11,7 +11,8 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EngineResources
 from unlearn_ray.engines import forks
 from unlearn_ray.engines.capacity import capacity
-from unlearn_ray.engines.vllm_engine import AS_TRANSFORMERS, EngineSpec, environment, place_of
+from unlearn_ray.engines.vllm_engine import AS_TRANSFORMERS, EngineSpec, environment
+from unlearn_ray.engines.weights import place_of
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.keys import Keys, read_keys

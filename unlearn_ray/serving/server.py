@@ -24,7 +24,8 @@ from ray.serve.llm import LLMConfig, LLMServer
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import ChatFormat
-from unlearn_ray.engines.vllm_engine import load_adapter, local_copy
+from unlearn_ray.engines.vllm_engine import load_adapter
+from unlearn_ray.engines.weights import local_copy
 from unlearn_ray.serving.catalog import Catalog
 from unlearn_ray.serving.desk import make_desk
 from unlearn_ray.serving.gate import App, Event, Gate, Receive, Scope, Send
