@@ -1,13 +1,26 @@
 """Folders and manifests: whole or not at all."""
 
+import errno
+import json
+import pickle
+import random
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 from unlearn_ray.artifacts import MANIFEST, Folder, _list, fingerprint_of, read_manifest
-from unlearn_ray.errors import ArtifactError
+from unlearn_ray.engines.protocols import Request
+from unlearn_ray.engines.scripted import ScriptedGenerator
+from unlearn_ray.errors import ArtifactError, StorageError
 from unlearn_ray.rows import Question
+from unlearn_ray.serving.service import free_port
+from unlearn_ray.stages.asking import ASKED, Prompted, ask, tokens_of
+from unlearn_ray.stages.gathering import Prompt
 from unlearn_ray.stages.stage import STARTED, finished_manifest, open_stage, state_of
 
 
@@ -86,6 +99,88 @@ def test_a_folder_that_may_not_be_entered_is_one_message(tmp_path: Path, monkeyp
     monkeypatch.setattr(Folder, "_open", lambda self: (Closed(), self.uri))
     with pytest.raises(ArtifactError, match=r"closed/run can't be read: .*Failed stat"):
         Folder(tmp_path / "closed" / "run").exists("run.json")
+
+
+@contextmanager
+def little_room(num_bytes: int) -> Iterator[None]:
+    """What a full disk does to one process: no file of its grows beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_a_disk_does_not_hold_is_one_line_and_leaves_nothing_of_it(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "rows")
+    folder.write_text("kept", "before")
+    rows = [
+        Question("t", f"{number} " + "".join(random.Random(number).choices("abcdefgh", k=80)))
+        for number in range(2_000)
+    ]
+    for write in (
+        lambda: folder.write_text("text", "x" * 100_000),
+        lambda: folder.write_lines("lines", ("x" * 1_000 for _ in range(100))),
+        lambda: folder.write_rows(rows, Question.schema()),
+        lambda: folder.write_text("kept", "x" * 100_000),
+    ):
+        folder.make()
+        with (
+            little_room(20_000),
+            pytest.raises(StorageError, match=r"/rows/\S+ can't be written: .*File too large") as caught,
+        ):
+            write()
+        assert "\n" not in str(caught.value) and caught.value.errno == errno.EFBIG
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value), "it comes back from a worker"
+        assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+    assert folder.write_rows(rows, Question.schema()) == len(rows)
+
+
+def test_an_object_store_that_is_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y", "EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    lost = Folder(f"s3://bucket/run?endpoint_override=127.0.0.1:{free_port()}&scheme=http&region=us-east-1")
+    with pytest.raises(StorageError, match=r"^s3://bucket/run\S* can't be read: .*NETWORK_CONNECTION") as caught:
+        lost.names()
+    assert "\n" not in str(caught.value)
+
+
+def test_work_whose_folder_vanished_is_not_called_finished(tmp_path: Path) -> None:
+    stage = open_stage(Folder(tmp_path / "answers"), "answers", 1, {}, {})
+    shutil.rmtree(tmp_path / "answers")
+    with pytest.raises(ArtifactError, match="answers vanished while it was written to: the same command"):
+        stage.finish({"rows": 1}, {})
+    assert not (tmp_path / "answers").exists()
+
+
+def test_an_asking_whose_folder_vanished_tells_of_that_and_of_no_missing_rows(tmp_path: Path) -> None:
+    def answer(request: Request) -> str:
+        shutil.rmtree(tmp_path / "asked", ignore_errors=True)
+        return "gone"
+
+    prompts = [Prompt("t", "Who?")]
+    with pytest.raises(ArtifactError, match="asked vanished while it was written to"):
+        ask(
+            ScriptedGenerator(answer),
+            Folder(tmp_path / "asked"),
+            lambda: prompts,
+            Prompt.schema(),
+            Prompted(0, {}, 8),
+            lambda row, replies: [],
+            Prompt.schema(),
+            label="asked",
+        )
+
+
+def test_tokens_of_a_stage_are_those_of_all_its_askings(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "answers")
+    (folder / "told").write_text(ASKED, json.dumps({"prompt_tokens": 5, "prefix_queries": 5, "prefix_hits": 3}))
+    (folder / "asked" / "000").write_text(
+        ASKED, json.dumps({"prompt_tokens": 7, "prefix_queries": 7, "prefix_hits": 6})
+    )
+    (folder / "asked" / "001").write_text(ASKED, "{}")
+    assert tokens_of(folder) == {"prompt_tokens": 12, "prefix_queries": 12, "prefix_hits": 9}
 
 
 def test_an_unfinished_input_says_which_stage_to_rerun(tmp_path: Path) -> None:

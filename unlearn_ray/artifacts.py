@@ -7,6 +7,7 @@ import json
 import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from pydantic import BaseModel, ConfigDict
 
-from unlearn_ray.errors import ArtifactError
+from unlearn_ray.errors import ArtifactError, StorageError, gist
 from unlearn_ray.rows import Row, digest
 
 MANIFEST = "manifest.json"
@@ -129,58 +130,109 @@ class Folder:
         filesystem, path = self._open()
         # Google's storage lists a folder only where Arrow left a mark of it: what lies in it tells of it as well.
         deep = not self.is_local and filesystem.type_name == "gcs"
-        infos = _list(filesystem, fs.FileSelector(path, allow_not_found=True, recursive=deep))
+        with self._told("read"):
+            infos = _list(filesystem, fs.FileSelector(path, allow_not_found=True, recursive=deep))
         names = {posixpath.relpath(info.path, path).partition("/")[0] for info in infos}
         return sorted(name for name in names if name.endswith(suffix))
+
+    def names_below(self, name: str) -> list[str]:
+        """Paths, from here, of the files of a name in all folders below."""
+        infos = _list(self.filesystem, fs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        found = (posixpath.relpath(info.path, self.path) for info in infos if info.type == fs.FileType.File)
+        return sorted(path for path in found if posixpath.basename(path) == name)
 
     def delete(self) -> None:
         """Remove the folder and what is in it, if it is there."""
         filesystem, path = self._open()
-        if filesystem.get_file_info(path).type == fs.FileType.Directory:
-            filesystem.delete_dir(path)
+        with self._told("deleted"):
+            if filesystem.get_file_info(path).type == fs.FileType.Directory:
+                filesystem.delete_dir(path)
 
     def read_text(self, name: str) -> str:
         filesystem, path = self._open()
-        with filesystem.open_input_stream(posixpath.join(path, name)) as stream:
-            return stream.read().decode()
+        with self._told("read", name), filesystem.open_input_stream(posixpath.join(path, name)) as stream:
+            return bytes(stream.read()).decode()
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[pa.NativeFile]:
+        """A file to read from, at any place.
+
+        Raises:
+            StorageError: it can't be read.
+        """
+        filesystem, path = self._open()
+        with self._told("read", name), filesystem.open_input_file(posixpath.join(path, name)) as file:
+            yield file
+
+    @contextmanager
+    def _told(self, done: str, name: str = "") -> Iterator[None]:
+        """Name the place in what storage says: Arrow's "No space left on device" tells of none.
+
+        Raises:
+            StorageError: whatever went wrong with the storage.
+        """
+        try:
+            yield
+        except StorageError:
+            raise  # of another place, which was read meanwhile
+        except OSError as error:
+            place = (self / name if name else self).uri
+            text = f"{place} can't be {done}: {gist(error)}"
+            raise (StorageError(error.errno, text) if error.errno else StorageError(text)) from error
+
+    @contextmanager
+    def _whole(self, name: str, partial: str) -> Iterator[pa.NativeFile]:
+        """A file of this name to write to, which is there whole or not at all: an object store's put is atomic by itself, on a disk a rename
+        makes it so. What a full disk leaves of it is removed.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        self.make()
+        filesystem, path = self._open()
+        final = posixpath.join(path, name)
+        target = f"{final}{partial}" if self.is_local else final
+        with self._told("written", name):
+            try:
+                with filesystem.open_output_stream(target) as stream:
+                    yield stream
+                if self.is_local:
+                    filesystem.move(target, final)
+            except OSError:
+                if self.is_local:
+                    Path(target).unlink(missing_ok=True)
+                raise
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a small file whole or not at all."""
-        self.make()
-        filesystem, path = self._open()
-        final = posixpath.join(path, name)
-        # An object store's put is atomic by itself; on a disk a rename makes it so.
-        target = f"{final}.partial" if self.is_local else final
-        with filesystem.open_output_stream(target) as stream:
+        """Write a small file whole or not at all.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        with self._whole(name, ".partial") as stream:
             stream.write(text.encode())
-        if self.is_local:
-            filesystem.move(target, final)
 
     def write_lines(self, name: str, lines: Iterable[str]) -> int:
-        """Stream lines into a file, whole or not at all; returns how many."""
-        self.make()
-        filesystem, path = self._open()
-        final = posixpath.join(path, name)
-        target = f"{final}.partial" if self.is_local else final
+        """Stream lines into a file, whole or not at all; returns how many.
+
+        Raises:
+            StorageError: it can't be written.
+        """
         count = 0
-        with filesystem.open_output_stream(target) as stream:
+        with self._whole(name, ".partial") as stream:
             for line in lines:
                 stream.write(f"{line}\n".encode())
                 count += 1
-        if self.is_local:
-            filesystem.move(target, final)
         return count
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Write one Parquet file whole or not at all: readers never see half of one."""
-        self.make()
-        filesystem, path = self._open()
-        final = posixpath.join(path, name)
-        target = f"{final}.{os.getpid()}.partial" if self.is_local else final
-        with filesystem.open_output_stream(target) as stream:
+        """Write one Parquet file whole or not at all: readers never see half of one.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        with self._whole(name, f".{os.getpid()}.partial") as stream:
             pq.write_table(table, stream, row_group_size=_ROWS_PER_GROUP)
-        if self.is_local:
-            filesystem.move(target, final)
 
     def read_rows(self, columns: list[str] | None = None, batch_size: int = 1024) -> Iterator[dict[str, Any]]:
         """Stream the rows of the *.parquet files here, in the order of the files' names.
@@ -204,7 +256,7 @@ class Folder:
         filesystem, path = self._open()
         total = 0
         for name in self.names(".parquet"):
-            with filesystem.open_input_file(posixpath.join(path, name)) as file:
+            with self._told("read", name), filesystem.open_input_file(posixpath.join(path, name)) as file:
                 total += pq.ParquetFile(file).metadata.num_rows
         return total
 

@@ -19,7 +19,7 @@ from unlearn_ray import config as configs
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.console import make_console, plain
-from unlearn_ray.errors import ArtifactError, EngineError, UnlearnError
+from unlearn_ray.errors import ArtifactError, EngineError, StorageError, UnlearnError
 from unlearn_ray.words import visible
 
 if TYPE_CHECKING:
@@ -439,6 +439,11 @@ def _one_line_errors(farewell: str = "Stopped. The same command goes on where th
         log.error("%s", error)
         for line in error.lines:
             errors.print(f"[red]unlearn-ray:[/] {plain(line)}", soft_wrap=True)
+        raise typer.Exit(error.exit_code) from error
+    except StorageError as error:
+        log.exception("storage failed")
+        errors.print(f"[red]unlearn-ray:[/] {plain(error)}", soft_wrap=True)
+        errors.print("The same command goes on where this one ended.")
         raise typer.Exit(error.exit_code) from error
     except EngineError as error:
         log.exception("an engine failed")

@@ -54,6 +54,16 @@ class PartialError(FailedError):
     exit_code = 3
 
 
+class StorageError(OSError):
+    """A disk, or an object store, that can't be written or read any more: full, unmounted, out of reach. Still an OSError, with its number: who
+    knows one that passes from one that lasts goes on knowing it."""
+
+    exit_code = 2
+
+    def __str__(self) -> str:
+        return str(self.args[-1])
+
+
 class EngineError(RuntimeError):
     """An engine that failed for good. Not the user's input: the command line prints its message, exits with code 1, and logs its traceback."""
 

@@ -141,10 +141,7 @@ class _Lease:
             log.warning("the lease on %s stays for %d s: %s", self._folder.parent, SECONDS_TO_DIE, error)
 
     def _write(self, state: str) -> None:
-        try:
-            self._folder.write_text(self._name, json.dumps({"state": state, "owner": self._owner}))
-        except OSError as error:
-            raise ArtifactError(f"{self._folder.parent} can't be written: {error}") from error
+        self._folder.write_text(self._name, json.dumps({"state": state, "owner": self._owner}))
 
     def _delete(self, name: str) -> None:
         filesystem, path = self._folder.filesystem, self._folder.path

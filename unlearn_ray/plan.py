@@ -211,10 +211,7 @@ def claimed(
 
 def _mark(config: RunConfig, redo_from: str | None) -> None:
     marker = {"name": config.name, "redo_from": redo_from, "config": config.model_dump(mode="json")}
-    try:
-        config.folder.write_text(MARKER, json.dumps(marker, indent=2))
-    except OSError as error:
-        raise ArtifactError(f"{config.folder} can't be written: {error}") from error
+    config.folder.write_text(MARKER, json.dumps(marker, indent=2))
 
 
 def _undone_by(home: Folder, redo_from: str | None) -> tuple[str, ...]:

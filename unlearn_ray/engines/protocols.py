@@ -66,6 +66,8 @@ class MapCounts:
     num_prompt_tokens: int
     num_output_tokens: int
     seconds: float
+    num_prefix_queries: int = 0  # prompt tokens that were looked for in engines' prefix caches, once for each sample
+    num_prefix_hits: int = 0  # those that were there
 
 
 class Generator(Protocol):

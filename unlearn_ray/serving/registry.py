@@ -225,10 +225,7 @@ def _claim(folder: Folder) -> int:
     for _ in range(_MAX_CLAIMS):
         number = max((int(name.split("-")[0]) for name in folder.names()), default=0) + 1
         mark = f"{number:08d}-{uuid.uuid4().hex}"
-        try:
-            folder.write_text(mark, "")
-        except OSError as error:
-            raise ArtifactError(f"{folder} can't be written: {error}") from error
+        folder.write_text(mark, "")
         rivals = {name.removesuffix(".partial") for name in folder.names() if name.startswith(f"{number:08d}-")}
         if rivals == {mark}:
             return number

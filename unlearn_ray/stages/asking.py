@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import Drawn
 from unlearn_ray.engines.protocols import Generator, Parse, Render, Reply, Request, RowDict
+from unlearn_ray.errors import ArtifactError
 from unlearn_ray.rows import Row, seed_of
 
 ASKED = "asked.json"  # in the folder of an asking whose replies are all there
@@ -39,12 +41,33 @@ def ask(
         source = folder / "requests"
         if source.write_rows(rows(), row_schema):
             counts = generator.map(source, replies, render, parse, reply_schema, label=label)
-            tokens = {"prompt_tokens": counts.num_prompt_tokens, "output_tokens": counts.num_output_tokens}
+            if not source.exists():  # else a folder without rows would tell that nothing was kept
+                raise vanished(folder)
+            tokens = {
+                "prompt_tokens": counts.num_prompt_tokens,
+                "output_tokens": counts.num_output_tokens,
+                "prefix_queries": counts.num_prefix_queries,
+                "prefix_hits": counts.num_prefix_hits,
+            }
         else:
             replies.write_rows([], reply_schema)
             tokens = {}
         folder.write_text(ASKED, json.dumps(tokens))
     return replies
+
+
+def vanished(folder: Folder) -> ArtifactError:
+    """What to say of a folder that was deleted, or unmounted, while it was written to."""
+    return ArtifactError(f"{folder} vanished while it was written to: the same command does again what is not there")
+
+
+def tokens_of(folder: Folder) -> dict[str, int]:
+    """What all askings in a folder, and below it, cost: tokens of prompts and answers, and of prompts those that were looked for and found in
+    engines' prefix caches. Of an asking that was interrupted, what was asked since."""
+    total: Counter[str] = Counter()
+    for name in folder.names_below(ASKED):
+        total.update(json.loads(folder.read_text(name)))
+    return dict(total)
 
 
 def in_order(rows: Iterable[RowDict], key: Callable[[RowDict], Sequence[str | int]]) -> Iterator[RowDict]:

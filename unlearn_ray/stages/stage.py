@@ -15,6 +15,7 @@ import pyarrow as pa
 import unlearn_ray
 from unlearn_ray.artifacts import MANIFEST, Folder, Manifest, fingerprint_of, read_manifest, write_manifest
 from unlearn_ray.errors import ArtifactError
+from unlearn_ray.stages.asking import tokens_of, vanished
 
 STARTED = "started.json"  # fingerprint of the work under way: only a rerun with the same one may resume it
 State = Literal["fresh", "resumed", "redone", "finished"]
@@ -41,7 +42,13 @@ class StageRun:
     def finish(
         self, num_rows: Mapping[str, int], drops: Mapping[str, int], details: Mapping[str, Any] | None = None
     ) -> Manifest:
-        """Write the manifest, last."""
+        """Write the manifest, last.
+
+        Raises:
+            ArtifactError: the folder is no longer what was written to.
+        """
+        if not self.folder.exists(STARTED):
+            raise vanished(self.folder)
         manifest = Manifest(
             stage=self.stage,
             fingerprint=self.fingerprint,
@@ -51,7 +58,7 @@ class StageRun:
             num_rows=dict(num_rows),
             drops=dict(drops),
             tables=self.folder.count_tables(),
-            details=dict(details or {}),
+            details={**({"tokens": tokens} if (tokens := tokens_of(self.folder)) else {}), **(details or {})},
             package_version=unlearn_ray.__version__,
             git_revision=_git_revision(),
             libraries=_libraries(),
@@ -86,17 +93,14 @@ def open_stage(
         inputs: fingerprints of the artifacts and user files that it reads.
 
     Raises:
-        ArtifactError: the folder can't be written.
+        StorageError: the folder can't be written.
     """
     fingerprint = fingerprint_of(stage, version, config, inputs)
     state = state_of(folder, fingerprint)
     if state == "redone":
         folder.delete()
     if state != "finished":
-        try:
-            folder.write_text(STARTED, json.dumps({"fingerprint": fingerprint}))
-        except OSError as error:
-            raise ArtifactError(f"{folder} can't be written: {error}") from error
+        folder.write_text(STARTED, json.dumps({"fingerprint": fingerprint}))
     return StageRun(stage, folder, fingerprint, version, config, inputs, state)
 
 
