@@ -122,8 +122,14 @@ def test_topics_that_differ_only_in_case_or_accent_are_duplicates(tmp_path: Path
             "questions: {file: 3}",
             "questions.file: give a text, in quotes where it would read as something else (it is 3)",
         ),
-        ("cluster: {engines: {num_engines: many}}", "num_engines: give a whole number or 'auto' (it is 'many')"),
-        ("cluster: {engines: {num_engines: 0}}", "num_engines: give above 0 or 'auto' (it is 0)"),
+        (
+            "cluster: {engines: {num_engines: many}}",
+            "num_engines: give a whole number or 'auto' or a list, such as [a, b] (it is 'many')",
+        ),
+        (
+            "cluster: {engines: {num_engines: 0}}",
+            "num_engines: give above 0 or 'auto' or a list, such as [a, b] (it is 0)",
+        ),
         ("model: " + "x" * 5_000 + ": 3", "valid"),
         ("x" * 900 + ": 3", "unknown key xx"),
     ],

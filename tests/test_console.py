@@ -6,8 +6,9 @@ import logging
 import pytest
 from rich.console import Console
 
+from unlearn_ray.artifacts import Manifest
 from unlearn_ray.cli import _OneLine
-from unlearn_ray.console import Progression, make_console, plain, plan_table
+from unlearn_ray.console import Progression, make_console, plain, plan_table, stage_line
 from unlearn_ray.plan import PlannedStage
 
 
@@ -84,3 +85,14 @@ def test_what_is_waited_for_is_a_line_as_it_stands() -> None:
     text = io.StringIO()
     Progression(Console(file=text, width=40)).say("waiting for room for 1 engine of [2] CPUs: none is free")
     assert text.getvalue() == "  waiting for room for 1 engine of [2] CPUs: none is free\n"
+
+
+def test_a_stages_line_tells_what_the_prefix_cache_saved() -> None:
+    values = {"stage": "answers", "fingerprint": "f", "version": 1, "config": {}, "inputs": {}, "drops": {}}
+    plain_one = Manifest(**values, num_rows={"rows": 8}, seconds=3)
+    tokens = {"prompt_tokens": 100, "prefix_queries": 400, "prefix_hits": 332}
+    cached = plain_one.model_copy(update={"details": {"tokens": tokens}})
+    assert "3 s, 83% of prompts cached)" in stage_line("answers", cached, is_skipped=False)
+    assert "cached" not in stage_line("answers", plain_one, is_skipped=False)
+    unused = plain_one.model_copy(update={"details": {"tokens": tokens | {"prefix_hits": 0}}})
+    assert "cached" not in stage_line("answers", unused, is_skipped=False)

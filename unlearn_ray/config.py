@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -269,11 +270,28 @@ class EvaluateConfig(Sampling):
         return self.probes == "facts"
 
 
-class EngineResources(Strict):
-    num_engines: PositiveInt | Literal["auto"] = (
-        "auto"  # auto: one for every tensor_parallel_size GPUs (or one without)
-    )
+def _as_span(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # strict: JSON has no tuples
+
+
+def _rising(span: tuple[int, int]) -> tuple[int, int]:
+    if span[0] > span[1]:
+        raise ValueError("give the smaller number first, such as [1, 16]")
+    return span
+
+
+Span = Annotated[
+    tuple[PositiveInt, PositiveInt], BeforeValidator(_as_span), AfterValidator(_rising)
+]  # at least, at most
+
+
+class FleetSettings(Strict):
+    """The vLLM engines that a run starts itself."""
+
+    # auto: one for all GPUs that an engine takes (or one without GPUs); [1, 16]: as many as there is work for
+    num_engines: PositiveInt | Literal["auto"] | Span = "auto"
     tensor_parallel_size: PositiveInt = 1
+    pipeline_parallel_size: PositiveInt = 1
     num_cpus: PositiveFloat = 1.0  # an engine
     max_model_len: PositiveInt | None = None
     max_num_seqs: PositiveInt = 256
@@ -281,6 +299,67 @@ class EngineResources(Strict):
     kv_cache_gib: PositiveFloat = 1.0  # without a GPU
     batch_size: PositiveInt = 256  # rows handed to an engine at a time
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    engine_timeout_seconds: PositiveFloat = 600.0  # an engine at work that makes no token that long is replaced
+    args: dict[str, Any] = {}  # further arguments of vLLM's engine, by its own names
+
+    @property
+    def num_gpus(self) -> int:
+        """Of one engine, where there are GPUs."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def in_words(self) -> str:
+        count = self.num_engines if not isinstance(self.num_engines, tuple) else "{} to {}".format(*self.num_engines)
+        pipeline = f", pipeline parallel {self.pipeline_parallel_size}" if self.pipeline_parallel_size > 1 else ""
+        return f"{count} x vLLM, tensor parallel {self.tensor_parallel_size}{pipeline}"
+
+    @property
+    def data_in_words(self) -> str:
+        """What the data are asked of."""
+        return self.in_words
+
+
+class EngineResources(FleetSettings):
+    """All is asked of vLLM engines that the run starts."""
+
+    kind: Literal["vllm"] = "vllm"
+
+
+class EndpointSettings(FleetSettings):
+    """Data are asked of a model that is served already; the rest of this section is of the engines for its evaluation."""
+
+    kind: Literal["openai"] = "openai"
+    base_url: Text  # such as http://host:8000/v1
+    served_model: Text | None = None  # its name there; none: the run's model, or the only one there
+    api: Literal["completions", "chat"] = "completions"  # completions: token ids, as an engine of ours gets them
+    api_key_env: Text | None = None  # environment variable that holds the key; none: no key is sent
+    concurrency: PositiveInt = 64  # requests in flight
+    timeout_seconds: PositiveFloat = 600.0  # of one request
+    max_retries: NonNegativeInt = 8  # of a request that gets no answer, 408, 429 or 5xx
+    scoring: Literal["endpoint", "local"] = "endpoint"  # what scores given answers; local: engines of the run's own
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("give an address such as http://host:8000/v1")
+        if parts.username or parts.password:
+            raise ValueError(
+                "has a name or password in it: put the key into an environment variable, and name that in api_key_env"
+            )
+        return url.rstrip("/")
+
+    @property
+    def data_in_words(self) -> str:
+        return f"{self.base_url}, {self.concurrency} at a time"
+
+
+Engines = Annotated[EngineResources | EndpointSettings, Field(discriminator="kind")]
+
+
+def _vllm_by_default(value: Any) -> Any:
+    return {"kind": "vllm"} | value if isinstance(value, dict) else value
 
 
 class WorkerResources(Strict):
@@ -298,7 +377,7 @@ class ClusterConfig(Strict):
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     num_cpus: PositiveInt | None = None  # of our own local Ray; none: what the machine has, eight at least
     start_timeout_seconds: PositiveFloat = 1800.0  # that engines or workers wait for room on the cluster
-    engines: EngineResources = EngineResources()
+    engines: Annotated[Engines, BeforeValidator(_vllm_by_default)] = EngineResources()
     workers: WorkerResources = WorkerResources()
 
 
@@ -574,6 +653,8 @@ def _in_words(error: Any) -> str:
         return "give a whole number"
     if kind in {"tuple_type", "list_type"}:
         return "give a list, such as [a, b]"
+    if kind == "too_long":
+        return f"give at most {context['max_length']}"
     if kind.startswith("model_") or kind in {"dict_type", "mapping_type"}:
         return "give keys and values, such as {key: value}"
     if kind == "literal_error":
@@ -589,8 +670,8 @@ def _in_words(error: Any) -> str:
 
 def _as_given(value: Any) -> str:
     """The value as its file has it, for the end of a message; "" for those of several lines."""
-    if isinstance(value, dict | list):
-        return ""
+    if isinstance(value, dict | list | tuple) or (isinstance(value, str) and re.search(r"://[^/]*@", value)):
+        return ""  # the last: an address with a password
     told = shown(value) if isinstance(value, str) else json.dumps(value, default=str)
     return " (it is empty)" if value is None else f" (it is {told})"
 
@@ -604,9 +685,17 @@ def _key_of(error: Any) -> str:
     return ".".join(gist(part, 60) for part in parts)
 
 
+# Sections of several kinds: the name of each kind stands in pydantic's location of an error, and in no file.
+_KINDS: dict[tuple[str | int, ...], dict[str | int, type[BaseModel]]] = {
+    ("finetune", "weights"): {"lora": Lora, "full": FullWeights},
+    ("cluster", "engines"): {"vllm": EngineResources, "openai": EndpointSettings},
+}
+_ALL_KINDS = {name: model for kinds in _KINDS.values() for name, model in kinds.items()}
+
+
 def _is_tag(part: str | int, location: tuple[str | int, ...]) -> bool:
-    is_weights = location[:2] == ("finetune", "weights") and part in {"lora", "full"}
-    return is_weights or (isinstance(part, str) and ("[" in part or part.startswith("constrained-")))
+    is_kind = part in _KINDS.get(location[:2], {})
+    return is_kind or (isinstance(part, str) and ("[" in part or part.startswith("constrained-")))
 
 
 def _keys_beside(location: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:
@@ -616,8 +705,8 @@ def _keys_beside(location: tuple[str | int, ...], model: type[BaseModel]) -> lis
             continue
         if part == "topics":
             model = Topic
-        elif part in {"lora", "full"}:
-            model = Lora if part == "lora" else FullWeights
+        elif part in _ALL_KINDS:
+            model = _ALL_KINDS[part]
         elif part in model.model_fields:
             annotation = model.model_fields[part].annotation
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -164,4 +164,14 @@ def stage_line(name: str, manifest: Manifest, is_skipped: bool) -> str:
     if is_skipped:
         return f"[green]✓[/] [bold]{name:<9}[/] [dim]skipped: finished before, nothing changed[/]"
     drops = f"[dim], dropped {counts(manifest.drops)}[/]" if any(manifest.drops.values()) else ""
-    return f"[green]✓[/] [bold]{name:<9}[/] {counts(manifest.num_rows)}{drops} [dim]({manifest.seconds:.0f} s)[/]"
+    cached = f", {share:.0%} of prompts cached" if (share := _share_cached(manifest)) else ""
+    return (
+        f"[green]✓[/] [bold]{name:<9}[/] {counts(manifest.num_rows)}{drops} [dim]({manifest.seconds:.0f} s{cached})[/]"
+    )
+
+
+def _share_cached(manifest: Manifest) -> float:
+    """Of the prompts' tokens, the share that engines had in their prefix caches."""
+    tokens = manifest.details.get("tokens") or {}
+    queries = tokens.get("prefix_queries", 0)
+    return float(tokens.get("prefix_hits", 0) / queries) if queries else 0.0

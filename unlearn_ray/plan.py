@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifest
 from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, RunConfig
+from unlearn_ray.engines.settings import check_arguments, notes_on
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
 from unlearn_ray.evals.probes import near_misses, numbered_probes, place, read_probes, with_topics, wrong_references
 from unlearn_ray.lease import leased
@@ -79,6 +80,7 @@ def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | N
     """
     check_owner(config)
     model = inspect_model(config.model_path, config.chat)
+    check_arguments(config.cluster.engines)
     room = check_model(config, model)
     check_files(config, model, room)
     home, described = config.folder, _describe(config)
@@ -101,6 +103,7 @@ def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | N
 
 def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
     yield from model.notes
+    yield from notes_on(config)
     yield from filter(None, (case_note(topic.name) for topic in config.topics))
     if config.evaluate.probes_path is not None:
         yield from near_misses(read_probes(config.evaluate.probes_path), config.topics)
@@ -157,13 +160,13 @@ def _describe(config: RunConfig) -> dict[str, tuple[str, str]]:
         num_topics * rows.num_neighbours * rows.questions_per_neighbour + rows.num_general * rows.questions_per_general
     )
     engines, workers = config.cluster.engines, config.cluster.workers
-    fleet = f"{engines.num_engines} x vLLM, tensor parallel {engines.tensor_parallel_size}"
+    fleet, asked = engines.in_words, engines.data_in_words
     num_models = num_topics if finetuned.adapters == "per_topic" else 1
     weights = f"LoRA r{finetuned.weights.rank}" if finetuned.weights.kind == "lora" else "full"
     return {
-        "questions": (f"{num_questions:,} questions", fleet),
-        "answers": (f"{num_questions * config.answers.num_samples:,} answers", fleet),
-        "dataset": ("your own retain rows" if rows.file else f"up to {num_retain:,} retain rows", fleet),
+        "questions": (f"{num_questions:,} questions", asked),
+        "answers": (f"{num_questions * config.answers.num_samples:,} answers", asked),
+        "dataset": ("your own retain rows" if rows.file else f"up to {num_retain:,} retain rows", asked),
         "finetune": (
             f"{num_models} x {finetuned.num_steps} steps",
             f"{weights}, {workers.num_workers} workers, ZeRO-{workers.zero_stage}",

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.engines.generation import ChunkTask, chunks_of, read_piece
+from unlearn_ray.engines.chunks import ChunkTask, chunks_of, read_piece
 from unlearn_ray.engines.protocols import Reply, Request, RowDict
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])

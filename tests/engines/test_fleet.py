@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from ray import cloudpickle
 from unlearn_ray.config import ClusterConfig, EngineResources
 from unlearn_ray.engines.fleet import EngineActor, Fleet
 from unlearn_ray.engines.protocols import Reply, Request
-from unlearn_ray.engines.vllm_engine import EngineSpec
+from unlearn_ray.engines.vllm_engine import EngineSpec, PrefixCounts
 from unlearn_ray.errors import ClusterError, EngineError, ModelError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import the tests
@@ -40,14 +41,17 @@ class EchoEngine:
     def start(self) -> None:
         pass
 
-    def generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
+    def num_steps(self) -> int:
+        return 0
+
+    def generate(self, requests: list[Request]) -> tuple[PrefixCounts, list[Reply]]:
         time.sleep(0.05)
         words = [request.messages[-1]["content"] for request in requests]
         if any("poison" in word for word in words):
             os._exit(1)
         if any("venom" in word for word in words):
             raise EngineError("the engine died: RuntimeError: venom")
-        return True, [Reply((word,), (False,)) for word in words]
+        return PrefixCounts(4, 3), [Reply((word,), (False,)) for word in words]
 
     def close(self) -> None:
         pass
@@ -83,12 +87,12 @@ class DiesLoading(EchoEngine):
 
 
 class AlwaysDies(EchoEngine):
-    def generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
+    def generate(self, requests: list[Request]) -> tuple[PrefixCounts, list[Reply]]:
         os._exit(1)
 
 
 class FailsAlways(EchoEngine):
-    def generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
+    def generate(self, requests: list[Request]) -> tuple[PrefixCounts, list[Reply]]:
         starts_of(self._spec)
         raise EngineError("the engine died: NotImplementedError: generator with an offset")
 
@@ -100,12 +104,12 @@ class RefusesInPython(EchoEngine):
         self._actor = EngineActor(spec)
         self._actor._engine = self  # type: ignore[assignment]
 
-    def generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
+    def generate(self, requests: list[Request]) -> tuple[PrefixCounts, list[Reply]]:
         if any("twist" in str(request.messages) for request in requests):
             return self._actor_generate(requests)
         return super().generate(requests)
 
-    def _actor_generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
+    def _actor_generate(self, requests: list[Request]) -> tuple[PrefixCounts, list[Reply]]:
         self._actor._engine = _Twisted()  # type: ignore[assignment]
         return self._actor.generate(requests)
 
@@ -244,3 +248,86 @@ def test_what_a_fleet_waits_for_is_said_until_it_gives_up(ray_session: ClusterCo
     assert said and all(
         "for room for 2 of 2 engines of 0.5 CPUs: 1 node is up, 0 of 8 CPUs are free" in line for line in said
     )
+
+
+class Hangs(EchoEngine):
+    """Makes no step while it is asked to stay."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        super().__init__(spec)
+        self._num_steps = 0
+
+    def num_steps(self) -> int:
+        return self._num_steps
+
+    def generate(self, requests: list[Request]) -> tuple[PrefixCounts, list[Reply]]:
+        words = [request.messages[-1]["content"] for request in requests]
+        for _ in range(200 if "think" in words else 0):  # slow, and alive
+            self._num_steps += 1
+            time.sleep(0.02)
+        if any("stay" in word for word in words):
+            time.sleep(3600)
+        return super().generate(requests)
+
+
+@pytest.mark.long
+def test_an_engine_that_makes_no_token_is_replaced_and_what_hangs_it_is_found(
+    ray_session: ClusterConfig, caplog: LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    spec = replace(SPEC, resources=SPEC.resources.model_copy(update={"engine_timeout_seconds": 2.0}))
+    fleet = Fleet(spec, 1, Hangs)
+    try:
+        (slow,) = fleet.client.generate(requests("think"))  # twice as long as the timeout
+        assert slow.texts == ("think",) and "was lost" not in caplog.text
+        replies = fleet.client.generate(requests("a", "stay here", "b"))
+        assert [reply.error for reply in replies] == [None, "engine", None]
+    finally:
+        fleet.close()
+    assert re.search(
+        r"engine 0 on node \S+, process \d+ was lost: it made no token for \d+ s \(cluster\.engines\.engine_timeout_seconds\); it is started again",
+        caplog.text,
+    )
+
+
+def test_engines_come_with_work_and_go_without(ray_session: ClusterConfig, caplog: LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    fleet = Fleet(SPEC, 3, EchoEngine, min_engines=1, idle_seconds=1.0)
+    try:
+        client = fleet.client
+        client.generate(requests("one batch"))
+        assert len(fleet.process_ids()) == 1, "one engine does a few batches"
+        with ThreadPoolExecutor(12) as callers:
+            batches = [requests(f"{i}") for i in range(200)]
+            found = list(callers.map(client.generate, batches))
+            assert [reply.texts[0] for (reply,) in found] == [f"{i}" for i in range(200)]
+            assert len(set(fleet.process_ids())) == 3
+        deadline = time.monotonic() + 60
+        while len(fleet.process_ids()) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        (reply,) = fleet.client.generate(requests("still there"))
+        assert reply.texts == ("still there",)
+        assert fleet.prefix_counts(client) == (4 * 201, 3 * 201), "another client's are its own"
+    finally:
+        fleet.close()
+    assert caplog.text.count("had nothing to do and is given back") == 2
+
+
+def test_an_engine_that_finds_no_room_is_not_waited_for_once_the_work_is_done(
+    ray_session: ClusterConfig, caplog: LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    fleet = Fleet(
+        replace(SPEC, resources=EngineResources(num_cpus=5)), 2, EchoEngine, min_engines=1, idle_seconds=1.0
+    )  # eight CPUs: the second never fits
+    try:
+        with ThreadPoolExecutor(12) as callers:
+            assert len(list(callers.map(fleet.client.generate, [requests("x")] * 60))) == 60
+        deadline = time.monotonic() + 60
+        while "engine 1 had nothing to do and is given back" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert fleet.client.generate(requests("on"))[0].texts == ("on",)
+    finally:
+        fleet.close()

@@ -89,6 +89,20 @@ def test_every_row_gets_its_samples(generator: "RayDataGenerator", tmp_path: Pat
     assert counts.num_prompt_tokens > 40 and 0 < counts.num_output_tokens <= 40 * 3 * 12
 
 
+def test_samples_of_a_prompt_and_prompts_with_one_prefix_share_its_prefill(
+    generator: "RayDataGenerator", tmp_path: Path
+) -> None:
+    content = [row | {"text": "Once upon a time in a castle " * 40 + row["text"]} for row in rows(8)]
+    ask = Ask({"num_samples": 4, "temperature": 1.0, "max_tokens": 4})
+    counts = generator.map(written(tmp_path / "in", content), Folder(tmp_path / "out"), ask, parse, OUT, label="shared")
+    assert counts.num_prefix_queries == 4 * counts.num_prompt_tokens
+    assert counts.num_prefix_hits > 0.6 * counts.num_prefix_queries, (
+        "31 of 32 prefills have theirs but for the last block"
+    )
+    again = generator.map(Folder(tmp_path / "in"), Folder(tmp_path / "out"), ask, parse, OUT, label="resumed")
+    assert (again.num_prefix_queries, again.num_prefix_hits) == (0, 0)
+
+
 def test_seeded_samples_do_not_depend_on_the_order_of_rows(generator: "RayDataGenerator", tmp_path: Path) -> None:
     ask = Ask({"num_samples": 2, "temperature": 1.0, "max_tokens": 16})
     found = []
@@ -113,7 +127,7 @@ def test_rows_come_out_in_the_order_they_went_in(generator: "RayDataGenerator", 
 def test_every_engine_of_a_fleet_gets_as_many_batches_as_the_others(
     num_rows: int, num_engines: int, expected: int
 ) -> None:
-    from unlearn_ray.engines.generation import level_batches
+    from unlearn_ray.engines.chunks import level_batches
 
     found = level_batches(num_rows, 256, num_engines)
     assert found == expected <= 256

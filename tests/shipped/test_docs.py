@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from typing import get_args
 
 from pydantic import BaseModel
 
@@ -18,9 +19,9 @@ ROOT = Path(__file__).parents[2]
 def keys_of(model: type[BaseModel]) -> set[str]:
     found = set()
     for name, field in model.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel) and name not in {"weights"}:
-            found |= {f"{name}.{key}" for key in nested.model_fields}
+        for nested in get_args(field.annotation) or (field.annotation,):  # a section may be of several kinds
+            if isinstance(nested, type) and issubclass(nested, BaseModel) and name not in {"weights"}:
+                found |= {f"{name}.{key}" for key in nested.model_fields}
         found.add(name)
     return found
 

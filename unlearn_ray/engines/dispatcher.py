@@ -1,11 +1,14 @@
-"""The actor that owns a fleet's engines: starts them, hands them batches, starts again those that die, and tells what happened."""
+"""The actor that owns a fleet's engines: starts as many as there is work for, hands them batches, starts again those that die or hang, and
+tells what happened."""
 
 import asyncio
 import logging
+import math
 import multiprocessing
 import os
 import time
 from collections import Counter, deque
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from unlearn_ray.engines.capacity import described, growth, in_words, is_refused
 from unlearn_ray.engines.failures import LASTING, BatchError, Death, gist, kind_of, plain, told
 from unlearn_ray.engines.protocols import Reply, Request
-from unlearn_ray.engines.vllm_engine import EngineSpec, VllmEngine, environment
+from unlearn_ray.engines.vllm_engine import EngineSpec, PrefixCounts, VllmEngine, environment
 from unlearn_ray.errors import ClusterError, EngineError, UnlearnError
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,10 @@ _MAX_STARTS = 3  # in a row, of one engine that dies while it loads
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_OF_REFUSAL = 10.0  # two rounds of an autoscaler, which has seen a request by then
 _MAX_EVENTS = 10_000  # that nobody fetched
+_SECONDS_IDLE = (
+    60.0  # after which an engine beyond the least number is given back: longer than it takes to begin the next round
+)
+_SECONDS_BETWEEN_SIGNS = 5.0  # of life, of an engine at work
 
 
 class EngineActor:
@@ -44,8 +51,12 @@ class EngineActor:
     def start(self) -> None:
         self._engine = VllmEngine(self._spec)
 
-    def generate(self, requests: list[Request]) -> tuple[bool, list[Reply]]:
-        """Await the flag alone to leave the replies on their node.
+    def num_steps(self) -> int:
+        """A sign of life: while there is work, each step makes tokens, and the number grows."""
+        return 0 if self._engine is None else self._engine.num_steps
+
+    def generate(self, requests: list[Request]) -> tuple[PrefixCounts, list[Reply]]:
+        """Await the counts alone to leave the replies on their node. They are of all batches since they were last told.
 
         Raises:
             EngineError: the engine died; whoever hears it ends this actor.
@@ -53,7 +64,8 @@ class EngineActor:
         """
         assert self._engine is not None
         try:
-            return True, self._engine.generate(requests)
+            replies = self._engine.generate(requests)
+            return self._engine.take_prefix_counts(), replies
         except (EngineError, UnlearnError):
             raise
         except Exception as error:
@@ -79,16 +91,31 @@ class Dispatcher:
     """Owns the engines. Batches pass through it as references alone."""
 
     def __init__(
-        self, spec: EngineSpec, num_engines: int, engine: type, max_deaths: int, start_timeout_seconds: float
+        self,
+        spec: EngineSpec,
+        span: tuple[int, int],
+        engine: type,
+        max_deaths: int,
+        start_timeout_seconds: float,
+        idle_seconds: float = _SECONDS_IDLE,
     ) -> None:
-        self._spec, self._num_engines, self._engine, self._max_deaths = spec, num_engines, engine, max_deaths
-        self._start_timeout = start_timeout_seconds
+        """
+        Args:
+            span: how many engines there are at least and at most.
+            idle_seconds: that an engine beyond the least number is kept without work.
+        """
+        self._spec, (self._least, self._most), self._engine, self._max_deaths = spec, span, engine, max_deaths
+        self._start_timeout, self._idle_seconds = start_timeout_seconds, idle_seconds
         self._changed = asyncio.Condition()
         self._engines: dict[int, ActorHandle] = {}
         self._places: dict[int, str] = {}  # where each is, in words
         self._waiting: dict[int, float] = {}  # engines that no node has room for -> since when
         self._loading: set[int] = set()
         self._load: dict[int, int] = {}  # batches of the engines that are ready
+        self._idle_since: dict[int, float] = {}  # engines without a batch -> since when, of the monotonic clock
+        self._num_unplaced = 0  # batches that wait for an engine
+        self._hung: dict[tuple[int, int], str] = {}  # engine and its start -> why it is replaced
+        self._prefix: dict[str, PrefixCounts] = {}  # by who asked
         self._reserved: set[int] = set()  # engines kept for a batch that must run alone
         self._starts: Counter[int] = Counter()
         self._failures: dict[int, Exception] = {}  # engines given up
@@ -96,8 +123,10 @@ class Dispatcher:
         self._num_deaths = 0  # in a row
         self._verdict = ""  # why no engine will answer anything
         self._events: deque[tuple[int, str]] = deque(maxlen=_MAX_EVENTS)
-        self._endings: set[asyncio.Future[None]] = set()
-        self._starting = {number: asyncio.ensure_future(self._start(number)) for number in range(num_engines)}
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._starting = {number: asyncio.ensure_future(self._start(number)) for number in range(self._least)}
+        if self._least < self._most:
+            self._keep(self._retire())
 
     async def _start(self, number: int) -> None:
         shape = self._spec.shape
@@ -138,6 +167,8 @@ class Dispatcher:
         async with self._changed:
             if failure is None:
                 self._load[number] = 0
+                self._idle_since[number] = time.monotonic()
+                self._keep(self._watch(number, self._starts[number], engine))
             else:
                 self._failures[number] = failure
             self._changed.notify_all()
@@ -177,6 +208,67 @@ class Dispatcher:
             self._waiting.pop(number, None)
         self._places[number] = f"node {node[-12:]}, process {pid}"
 
+    async def _watch(self, number: int, start: int, engine: ActorHandle) -> None:
+        """Replace an engine that is at work and makes no token in the time that the config gives."""
+        timeout = self._spec.resources.engine_timeout_seconds
+        pause = min(_SECONDS_BETWEEN_SIGNS, timeout / 4)
+        num_steps, since = -1, time.monotonic()
+        while self._starts[number] == start and number in self._load:
+            await asyncio.sleep(pause)
+            if not self._load.get(number):
+                since = time.monotonic()
+                continue
+            try:
+                found = await asyncio.wait_for(asyncio.wrap_future(engine.num_steps.remote().future()), pause)
+            except TimeoutError:
+                found = num_steps  # a hung process need not answer at all
+            except RayError:
+                return  # whoever asked it sees it as well
+            if found != num_steps:
+                num_steps, since = found, time.monotonic()
+            elif (waited := time.monotonic() - since) > timeout:
+                self._hung[number, start] = (
+                    f"it made no token for {waited:.0f} s (cluster.engines.engine_timeout_seconds)"
+                )
+                self._end(engine)
+                return
+
+    def _grow(self) -> None:
+        """Start engines until there is one for every few batches, or there are as many as may be."""
+        num_batches = sum(self._load.values()) + self._num_unplaced
+        wanted = min(self._most, math.ceil(num_batches / BATCHES_IN_FLIGHT))
+        for number in range(self._most):
+            if len(self._starting) >= wanted:
+                return
+            if number not in self._starting:
+                self._starting[number] = asyncio.ensure_future(self._start(number))
+
+    async def _retire(self) -> None:
+        """Give back what engines beyond the least number hold, or wait for, when nothing was asked of them for a while."""
+        while True:
+            await asyncio.sleep(min(_SECONDS_BETWEEN_LOOKS, self._idle_seconds))
+            async with self._changed:
+                long_ago = time.monotonic() - self._idle_seconds
+                rested = [number for number, since in self._idle_since.items() if since < long_ago]
+                if not any(self._load.values()) and not self._num_unplaced and rested:
+                    rested += list(self._waiting)  # nobody needs the node that they wait for
+                for number in sorted(rested, reverse=True):
+                    if len(self._starting) <= self._least or number in self._reserved:
+                        continue
+                    self._starting.pop(number).cancel()
+                    self._load.pop(number, None)
+                    self._idle_since.pop(number, None)
+                    self._waiting.pop(number, None)
+                    self._starts[number] += 1
+                    self._end(self._engines.pop(number))
+                    self._tell(logging.INFO, f"engine {number} had nothing to do and is given back")
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on beside everything else; without a reference, it might be collected."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _tell(self, level: int, text: str) -> None:
         self._events.append((level, text))
 
@@ -191,9 +283,12 @@ class Dispatcher:
             await self._changed.wait_for(lambda: bool(self._load) or self._is_lost())
             self._check()
 
-    async def ask(self, requests: "list[ray.ObjectRef[list[Request]]]", alone: bool) -> "list[Any] | Death":
+    async def ask(
+        self, requests: "list[ray.ObjectRef[list[Request]]]", alone: bool, caller: str
+    ) -> "list[Any] | Death":
         """A reference to the replies, or why the engine died under these requests.
 
+        `caller`: whose the hits in the prefix cache are.
         `alone`: no other batch runs beside this one, so that if the engine dies, this one did it.
 
         Raises:
@@ -204,7 +299,9 @@ class Dispatcher:
         death: Death | None = None
         try:
             done, replies = self._engines[number].generate.options(num_returns=2).remote(requests[0])
-            await done
+            queries, hits = await done
+            before = self._prefix.get(caller, PrefixCounts(0, 0))
+            self._prefix[caller] = PrefixCounts(before.queries + queries, before.hits + hits)
             return [replies]
         except RayTaskError as error:
             cause = plain(error)
@@ -213,7 +310,7 @@ class Dispatcher:
             death = Death(str(cause), is_failure=True)
             return death
         except RayError as error:  # its process, its node, or the memory for it
-            death = Death(gist(error), is_failure=False)
+            death = Death(self._hung.get((number, start)) or gist(error), is_failure=False)
             return death
         finally:
             await self._release(number, start, alone, death)
@@ -221,7 +318,12 @@ class Dispatcher:
     async def _acquire(self, alone: bool) -> int:
         async with self._changed:
             while True:
-                await self._changed.wait_for(lambda: bool(self._free()) or self._is_lost())
+                self._num_unplaced += 1
+                try:
+                    self._grow()
+                    await self._changed.wait_for(lambda: bool(self._free()) or self._is_lost())
+                finally:
+                    self._num_unplaced -= 1
                 self._check()
                 number = min(self._free(), key=lambda each: self._load[each])
                 if not alone:
@@ -232,6 +334,7 @@ class Dispatcher:
                     break
                 self._reserved.discard(number)
             self._load[number] += 1
+            self._idle_since.pop(number, None)
             return number
 
     async def _release(self, number: int, start: int, alone: bool, death: Death | None) -> None:
@@ -246,6 +349,7 @@ class Dispatcher:
                     self._first_death = self._first_death or death
                     self._starts[number] += 1
                     del self._load[number]
+                    self._idle_since.pop(number, None)
                     self._tell(
                         logging.WARNING,
                         f"engine {number} on {self._places[number]} was lost: {death.reason}; it is started again",
@@ -254,6 +358,8 @@ class Dispatcher:
                     self._starting[number] = asyncio.ensure_future(self._start(number))
                 else:
                     self._load[number] -= 1
+                    if not self._load[number]:
+                        self._idle_since[number] = time.monotonic()
             self._changed.notify_all()
 
     async def condemn(self, reason: str) -> None:
@@ -265,9 +371,7 @@ class Dispatcher:
 
     def _end(self, engine: ActorHandle) -> None:
         """End an engine's actor; first the processes that vLLM started, which would outlive it."""
-        ending = asyncio.ensure_future(_ended(engine))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
+        self._keep(_ended(engine))
 
     def _free(self) -> list[int]:
         return [number for number in self._load if number not in self._reserved]
@@ -278,7 +382,7 @@ class Dispatcher:
     def _is_lost(self, number: int | None = None) -> bool:
         if self._verdict or number in self._failures or self._num_deaths >= self._max_deaths:
             return True
-        return len(self._failures) == self._num_engines
+        return self._failures.keys() >= self._starting.keys()
 
     def _check(self) -> None:
         if self._verdict:
@@ -289,11 +393,16 @@ class Dispatcher:
         if self._is_lost():
             raise next(iter(self._failures.values()))
 
+    async def prefix_counts(self, caller: str) -> PrefixCounts:
+        """Of all engines for a caller since the last call, but for what engines that were lost did not tell. Where several ask side by side,
+        an engine's counts go to whose batch is done first."""
+        return self._prefix.pop(caller, PrefixCounts(0, 0))
+
     async def engines(self) -> list[ActorHandle]:
         return [self._engines[number] for number in sorted(self._engines)]
 
     async def close(self) -> None:
-        for task in self._starting.values():
+        for task in [*self._starting.values(), *self._tasks]:
             task.cancel()
         engines = list(self._engines.values())
         if endings := [asyncio.ensure_future(_closed(engine)) for engine in engines]:

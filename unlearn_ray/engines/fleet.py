@@ -7,6 +7,7 @@ engine that waits for a node (autoscaling) joins when it is ready; one that dies
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,16 +18,16 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unlearn_ray.engines.capacity import described, in_words
+from unlearn_ray.engines.chunks import TASK_CPUS
 from unlearn_ray.engines.dispatcher import BATCHES_IN_FLIGHT, SECONDS_TO_CLOSE, Dispatcher, EngineActor, News
 from unlearn_ray.engines.failures import Death, gist, kind_of, plain
 from unlearn_ray.engines.protocols import Reply, Request
-from unlearn_ray.engines.vllm_engine import EngineSpec
+from unlearn_ray.engines.vllm_engine import EngineSpec, PrefixCounts
 from unlearn_ray.errors import ClusterError, EngineError
 from unlearn_ray.rows import Drop
 
 log = logging.getLogger(__name__)
 
-TASK_CPUS = 0.1  # of a task that asks an engine: it mostly waits
 _MAX_DEATHS = 16  # in a row, with no batch answered between: more than it takes to find one bad row among a thousand
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_START_TIMEOUT = 1800.0
@@ -39,6 +40,7 @@ class FleetClient:
     """What a task needs to ask the fleet; small and picklable."""
 
     dispatcher: ActorHandle
+    caller: str = ""  # what is counted is counted for it
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies in order. A batch that keeps killing engines is split until the request that does it stands alone, and is marked.
@@ -91,7 +93,7 @@ class FleetClient:
     def _ask(self, requests: Sequence[Request], alone: bool) -> list[Reply] | Death:
         reference = ray.put(list(requests))
         try:
-            answer = ray.get(self.dispatcher.ask.remote([reference], alone))
+            answer = ray.get(self.dispatcher.ask.remote([reference], alone, self.caller))
             return answer if isinstance(answer, Death) else list(ray.get(answer[0]))
         except ObjectLostError as error:  # a reply that was ready, with its node, before it was fetched
             return Death(gist(error), is_failure=False)
@@ -119,21 +121,27 @@ class Fleet:
         max_deaths: int = _MAX_DEATHS,
         start_timeout_seconds: float = _SECONDS_TO_START_TIMEOUT,
         on_wait: Callable[[str], None] = lambda text: None,
+        *,
+        min_engines: int | None = None,
+        **options: float,
     ) -> None:
         """
         Args:
+            num_engines: at most, where `min_engines` is given: as many as there is work for.
             start_timeout_seconds: that an engine waits for room on a node while no other is there.
             on_wait: told again and again what is waited for, while it is.
+            options: of the dispatcher.
         """
         self.spec, self.num_engines = spec, num_engines
         self._on_wait, self._start_timeout = on_wait, start_timeout_seconds
         # Beside the driver, whose end is the fleet's end anyway: no other node's loss takes all engines with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": here}
+        span = (num_engines if min_engines is None else min_engines, num_engines)
+        place: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": here}
         self._dispatcher = (
             ray.remote(Dispatcher)
-            .options(**options)
-            .remote(spec, num_engines, engine, max_deaths, start_timeout_seconds)
+            .options(**place)
+            .remote(spec, span, engine, max_deaths, start_timeout_seconds, **options)
         )
         self._closed = threading.Event()
         self._listener = threading.Thread(target=self._listen, name="fleet", daemon=True)
@@ -141,12 +149,18 @@ class Fleet:
 
     @property
     def client(self) -> FleetClient:
-        return FleetClient(self._dispatcher)
+        """A client of a caller of its own."""
+        return FleetClient(self._dispatcher, uuid.uuid4().hex)
 
     @property
     def num_slots(self) -> int:
         """Batches worth having in flight."""
         return self.num_engines * BATCHES_IN_FLIGHT
+
+    def prefix_counts(self, client: FleetClient) -> PrefixCounts:
+        """What the engines looked for in their prefix caches for a client since the last call, and found there."""
+        found: PrefixCounts = ray.get(self._dispatcher.prefix_counts.remote(client.caller))
+        return found
 
     def process_ids(self) -> list[int]:
         """Of the engines' actors, for whoever wants to look at them, or to end one."""

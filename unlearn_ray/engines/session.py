@@ -19,6 +19,7 @@ from unlearn_ray.config import ClusterConfig
 from unlearn_ray.engines.capacity import capacity, growth, in_words, places
 from unlearn_ray.engines.nodes import watching_nodes
 from unlearn_ray.engines.room import end_trainings
+from unlearn_ray.engines.settings import check_arguments_without_gpu
 from unlearn_ray.errors import ClusterError, gist
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ def _known(key: str, advice: str) -> None:
 def engine_shape(cluster: ClusterConfig) -> dict[str, float]:
     """What one engine's actor asks for."""
     engines = cluster.engines
-    num_gpus = engines.tensor_parallel_size if device_of(cluster) == "cuda" else 0
+    num_gpus = engines.num_gpus if device_of(cluster) == "cuda" else 0
     return {"CPU": engines.num_cpus, "GPU": float(num_gpus)}
 
 
@@ -202,13 +203,25 @@ def worker_shape(cluster: ClusterConfig) -> dict[str, float]:
     return {"CPU": cluster.workers.num_cpus, "GPU": 1.0 if device_of(cluster) == "cuda" else 0.0}
 
 
+def engine_span(cluster: ClusterConfig) -> tuple[int, int]:
+    """How many engines a fleet has at least and at most.
+
+    Raises:
+        ClusterError: as `num_engines`.
+    """
+    asked = cluster.engines.num_engines
+    return asked if isinstance(asked, tuple) else (num_engines(cluster),) * 2
+
+
 def num_engines(cluster: ClusterConfig) -> int:
-    """How many engines a fleet has: as configured, or as many as the cluster's GPUs hold, and one without GPUs.
+    """How many engines a fleet has at least: as configured, or as many as the cluster's GPUs hold, and one without GPUs.
 
     Raises:
         ClusterError: it can't be told how many GPUs there can be.
     """
     engines = cluster.engines
+    if isinstance(engines.num_engines, tuple):
+        return engines.num_engines[0]
     if engines.num_engines != "auto":
         return engines.num_engines
     if device_of(cluster) == "cpu":
@@ -238,8 +251,18 @@ def require_engines(cluster: ClusterConfig) -> None:
 
     Raises:
         ClusterError: they ask for more than there is or can be.
+        ConfigError: an argument of vLLM's needs a GPU.
     """
-    keys = {"CPU": "cluster.engines.num_cpus", "GPU": "cluster.engines.tensor_parallel_size"}
+    without_gpu = device_of(cluster) == "cpu"
+    if without_gpu:
+        check_arguments_without_gpu(cluster.engines)
+    if without_gpu and cluster.engines.num_gpus > 1:
+        raise ClusterError(
+            "cluster.engines: tensor_parallel_size and pipeline_parallel_size count GPUs, and without any an engine is one process: "
+            "leave both at 1, or add nodes with GPUs"
+        )
+    parallel = "pipeline" if cluster.engines.pipeline_parallel_size > 1 else "tensor"
+    keys = {"CPU": "cluster.engines.num_cpus", "GPU": f"cluster.engines.{parallel}_parallel_size"}
     _require("cluster.engines.num_engines", keys, "engine", num_engines(cluster), engine_shape(cluster), spare=1)
 
 

@@ -14,13 +14,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from unlearn_ray.chat import PLAIN, ChatFormat, spoken
-from unlearn_ray.config import EngineResources, Lora
+from unlearn_ray.config import FleetSettings, Lora
 from unlearn_ray.engines.encoding import Encoder, sampling_values, tokenizer_of
 from unlearn_ray.engines.failures import root_cause
 from unlearn_ray.engines.protocols import Reply, Request
+from unlearn_ray.engines.settings import WITHOUT_GPU
 from unlearn_ray.engines.weights import local_copy
 from unlearn_ray.errors import EngineError, ModelError, gist
 from unlearn_ray.rows import Drop
@@ -39,7 +40,7 @@ class EngineSpec:
     """What an engine is made from; small enough to send to an actor."""
 
     model: str
-    resources: EngineResources
+    resources: FleetSettings
     device: Literal["cpu", "cuda"]
     chat: ChatFormat = PLAIN  # how the model is talked to
     lora: Lora | None = None  # the shape of the adapters that requests will name; its targets by name
@@ -48,7 +49,7 @@ class EngineSpec:
     @property
     def shape(self) -> dict[str, float]:
         """What the engine's actor asks of a node."""
-        num_gpus = self.resources.tensor_parallel_size if self.device == "cuda" else 0
+        num_gpus = self.resources.num_gpus if self.device == "cuda" else 0
         return {"CPU": self.resources.num_cpus, "GPU": float(num_gpus)}
 
 
@@ -82,6 +83,38 @@ def _without_toolkit() -> dict[str, str]:
     itself where there is no nvcc, or fall back.
     """
     return {"VLLM_USE_FLASHINFER_SAMPLER": os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "0")}
+
+
+class PrefixCounts(NamedTuple):
+    """Prompt tokens that an engine looked for in its prefix cache, once for each sample, and those that were there."""
+
+    queries: int
+    hits: int
+
+
+class _CacheCounter:
+    """Stands where vLLM has its own loggers of statistics, and counts what the prefix cache did. Used by the stepping thread, but for `take`."""
+
+    def __init__(self) -> None:
+        self._queries = self._hits = 0
+        self._lock = threading.Lock()
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None) -> None:
+        found = scheduler_stats.prefix_cache_stats
+        if found.queries:
+            with self._lock:
+                self._queries += found.queries
+                self._hits += found.hits
+
+    def log(self) -> None:
+        """Nothing: stages tell it."""
+
+    def take(self) -> PrefixCounts:
+        """What was counted since the last call."""
+        with self._lock:
+            found = PrefixCounts(self._queries, self._hits)
+            self._queries = self._hits = 0
+        return found
 
 
 @dataclass(slots=True)
@@ -120,6 +153,8 @@ class VllmEngine:
         self._ids = count()
         self._adapters: dict[str, Any] = {}
         self._lock = threading.Lock()  # the tokenizer and the table of adapters are not thread-safe
+        self._num_steps = 0
+        self._counter = _CacheCounter()
         started: Future[None] = Future()
         # The engine is built and stepped by one thread: CUDA and OpenMP keep state per thread.
         threading.Thread(target=self._run, args=(started,), name="vllm-engine", daemon=True).start()
@@ -128,6 +163,15 @@ class VllmEngine:
     @property
     def max_model_len(self) -> int:
         return self._max_model_len
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the engine made; grows as long as it makes tokens."""
+        return self._num_steps
+
+    def take_prefix_counts(self) -> PrefixCounts:
+        """What the prefix cache did since the last call."""
+        return self._counter.take()
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies in the order of the requests; one that can't be answered has its `error` set.
@@ -237,6 +281,7 @@ class VllmEngine:
             path = str(local_copy(self.spec.model)) if "://" in self.spec.model else self.spec.model
             self._encoder = Encoder(tokenizer_of(path), self.spec.chat)
             self._engine = _start(self.spec, path)
+            _count_cache_hits_alone(self._engine, self._counter)
             self._max_model_len = int(self._engine.model_config.max_model_len)
             started.set_result(None)
         except BaseException as error:
@@ -246,7 +291,9 @@ class VllmEngine:
         try:
             while True:
                 self._admit(pending)
-                for output in self._engine.step():
+                outputs = self._engine.step()
+                self._num_steps += 1
+                for output in outputs:
                     if output.finished and (place := pending.pop(output.request_id, None)):
                         batch, index = place
                         batch.put(index, output)
@@ -269,11 +316,8 @@ class VllmEngine:
                     batch.put(index, error)
 
 
-def _start(spec: EngineSpec, path: str) -> Any:
-    from vllm import EngineArgs
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.llm_engine import LLMEngine
-
+def engine_arguments(spec: EngineSpec, path: str) -> dict[str, Any]:
+    """What an engine is made with, as fields of vLLM's EngineArgs."""
     resources = spec.resources
     arguments: dict[str, Any] = {
         "model": path,
@@ -281,11 +325,13 @@ def _start(spec: EngineSpec, path: str) -> Any:
         "max_model_len": resources.max_model_len,
         "max_num_seqs": resources.max_num_seqs,
         "tensor_parallel_size": resources.tensor_parallel_size,
+        "pipeline_parallel_size": resources.pipeline_parallel_size,
         "enable_prefix_caching": True,
-        "disable_log_stats": True,
+        "disable_log_stats": False,  # `_count_cache_hits_alone`
         "generation_config": "vllm",  # sampling comes from the request and the spec, and nobody else adds to it
         "seed": 0,
         **AS_TRANSFORMERS,
+        **resources.args,  # `settings.check_arguments` left none of those that must be as they are
     }
     if spec.lora is not None:
         arguments |= {"enable_lora": True, "max_loras": spec.max_loras, "max_lora_rank": room_for(spec.lora.rank)}
@@ -293,14 +339,35 @@ def _start(spec: EngineSpec, path: str) -> Any:
         arguments["lora_target_modules"] = [name.rpartition(".")[2] for name in spec.lora.target_modules]
     if spec.device == "cpu":
         # A seeded request kills vLLM's CPU engine when prompts are prefilled in chunks.
-        arguments |= {"enforce_eager": True, "distributed_executor_backend": "uni", "enable_chunked_prefill": False}
+        arguments |= WITHOUT_GPU
     else:
         arguments |= {"gpu_memory_utilization": resources.gpu_memory_utilization}
+    return arguments
+
+
+def _start(spec: EngineSpec, path: str) -> Any:
+    from vllm import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.llm_engine import LLMEngine
+
     try:
         # Of the context that `vllm.LLM` has: it decides how many tokens a step may hold, and the default is the least.
-        return LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
+        return LLMEngine.from_engine_args(
+            EngineArgs(**engine_arguments(spec, path)), usage_context=UsageContext.LLM_CLASS
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise EngineError(f"vLLM can't start on {spec.model}: {root_cause(error)}") from error
+
+
+def _count_cache_hits_alone(engine: Any, counter: _CacheCounter) -> None:
+    """Take the statistics of each request away again, and vLLM's loggers of them: they cost the small models that are run on CPUs several per
+    cent of their time, and the scheduler, which alone knows the prefix cache, keeps its own only where they were asked for
+    (vllm-project/vllm#16460).
+
+    Can go when vLLM counts the hits of its prefix cache without them.
+    """
+    engine.log_stats = engine.output_processor.log_stats = False
+    engine.logger_manager = counter
 
 
 async def load_adapter(models: Any, name: str, path: str) -> str:
@@ -327,7 +394,9 @@ __all__ = [
     "AS_TRANSFORMERS",
     "EngineSpec",
     "LoraRank",
+    "PrefixCounts",
     "VllmEngine",
+    "engine_arguments",
     "environment",
     "load_adapter",
     "room_for",

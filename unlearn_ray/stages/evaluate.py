@@ -144,7 +144,12 @@ def evaluate(
             label=STAGE if path is None else f"{STAGE} {call}",
             model=path,
         )
-        num_tokens.update(prompt=counts.num_prompt_tokens, output=counts.num_output_tokens)
+        num_tokens.update(
+            prompt_tokens=counts.num_prompt_tokens,
+            output_tokens=counts.num_output_tokens,
+            prefix_queries=counts.num_prefix_queries,
+            prefix_hits=counts.num_prefix_hits,
+        )
     answered = (row for call in calls for row in (out / "parts" / call).read_rows())
     num_answers = (out / "answers").write_rows(answered, Answered.schema())
 
@@ -179,7 +184,7 @@ def evaluate(
             Counter(selection.num_excluded())
             + Counter({reason: sum(d[reason] for d in drops.values()) for reason in _reasons(drops)})
         ),
-        {"headline": _headline(report), **_known(report), "num_tokens": dict(num_tokens), "sampling": sampling},
+        {"headline": _headline(report), **_known(report), "tokens": dict(num_tokens), "sampling": sampling},
     )
 
 
