@@ -30,7 +30,14 @@ class Engines(Protocol):
         ...
 
     @property
-    def generator(self) -> Generator: ...
+    def generator(self) -> Generator:
+        """What data are asked of."""
+        ...
+
+    @property
+    def evaluator(self) -> Generator:
+        """What models are compared on: it takes adapters, and answers for all of them alike."""
+        ...
 
     @property
     def trainer(self) -> Trainer: ...
@@ -73,7 +80,7 @@ def run(
             chat=engines.chat, seed=seed,
         ),
         "evaluate": lambda: evaluate.evaluate(
-            config.evaluate, topics, at["dataset"], at["answers"], at["finetune"], at["evaluate"], engines.generator,
+            config.evaluate, topics, at["dataset"], at["answers"], at["finetune"], at["evaluate"], engines.evaluator,
             model=model, model_path=path, guardrail=guardrails, seed=seed,
             notes=[found.note for found in shortfalls_of(config)],
         ),

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearn_ray.chat import ChatFormat
-from unlearn_ray.config import RunConfig
-from unlearn_ray.engines.protocols import Trainer
+from unlearn_ray.config import EndpointSettings, RunConfig
+from unlearn_ray.engines.protocols import Generator, Trainer
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets
 
 if TYPE_CHECKING:
+    from unlearn_ray.engines.endpoint import Served
+    from unlearn_ray.engines.endpoint_generation import EndpointGenerator
     from unlearn_ray.engines.generation import RayDataGenerator
 
 
@@ -34,7 +36,9 @@ class RunEngines:
         """
         self._config, self._on_progress, self._stack = config, on_progress, stack
         self._on_wait, self._logs = on_wait, logs
-        self._generator: RayDataGenerator | None = None
+        self._fleet: RayDataGenerator | None = None
+        self._endpoint: EndpointGenerator | None = None
+        self._served: Served | None = None
 
     @cached_property
     def model(self) -> Inspected:
@@ -49,16 +53,39 @@ class RunEngines:
         """Join the cluster, or start one, and refuse what it can never hold.
 
         Raises:
-            ClusterError: it can't be reached, or has less than the config asks for.
+            ClusterError: it, or the endpoint, can't be reached, or it has less than the config asks for.
+            ConfigError: the endpoint does not serve the model.
         """
         from unlearn_ray.engines.session import connect, require
 
+        if isinstance(settings := self._config.cluster.engines, EndpointSettings):
+            from unlearn_ray.engines.endpoint import find_served
+
+            self._served = find_served(settings, self._config.model)
         self._stack.enter_context(connect(self._config.cluster, logs=self._logs))
         require(self._config.cluster)
 
     @property
-    def generator(self) -> "RayDataGenerator":
-        if self._generator is None:
+    def generator(self) -> Generator:
+        """What data are asked of."""
+        return self._at_endpoint or self.evaluator
+
+    @property
+    def _at_endpoint(self) -> "EndpointGenerator | None":
+        settings = self._config.cluster.engines
+        if isinstance(settings, EndpointSettings) and self._endpoint is None:
+            from unlearn_ray.engines.endpoint_generation import EndpointGenerator
+
+            assert self._served is not None  # `connect` found it
+            self._endpoint = EndpointGenerator(
+                self._config.model_path, self._served, settings, self.evaluator, self._on_progress
+            )
+        return self._endpoint
+
+    @property
+    def evaluator(self) -> "RayDataGenerator":
+        """What models are compared on: engines of the run's own, which take its adapters; they start when they are first asked."""
+        if self._fleet is None:
             from unlearn_ray.engines.generation import RayDataGenerator
 
             weights = self._config.finetune.weights
@@ -66,7 +93,7 @@ class RunEngines:
             if weights.kind == "lora":
                 targets = lora_targets(weights.target_modules, self.model, self._config.model)
                 lora = weights.model_copy(update={"target_modules": targets})
-            self._generator = RayDataGenerator(
+            self._fleet = RayDataGenerator(
                 self._config.model_path,
                 self._config.cluster,
                 chat=self.chat,
@@ -74,13 +101,13 @@ class RunEngines:
                 on_progress=self._on_progress,
                 on_wait=self._on_wait,
             )
-            self._stack.callback(self._generator.close)
-        return self._generator
+            self._stack.callback(self._fleet.close)
+        return self._fleet
 
     @property
     def trainer(self) -> Trainer:
         from unlearn_ray.engines.training import RayDeepSpeedTrainer
 
-        if self._generator is not None:
-            self._generator.make_room()
+        if self._fleet is not None:
+            self._fleet.make_room()
         return RayDeepSpeedTrainer(self._config.cluster, on_progress=self._on_progress, on_wait=self._on_wait)

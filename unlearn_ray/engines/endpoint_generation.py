@@ -1,0 +1,77 @@
+"""The generator over an endpoint: rows stream to a model that is served already, and what it can't do goes to engines of the run's own."""
+
+import threading
+
+import pyarrow as pa
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import EndpointSettings
+from unlearn_ray.engines.chunks import Client, OnProgress, RowMap
+from unlearn_ray.engines.endpoint import EndpointClient, NeedsScores, Served, key_of
+from unlearn_ray.engines.generation import RayDataGenerator
+from unlearn_ray.engines.protocols import MapCounts, Parse, Render
+
+_SLOTS = 4  # tasks that ask: while one waits for its last answer, others keep the endpoint busy
+
+
+class EndpointGenerator:
+    """Implements `protocols.Generator`. Threads that ask it side by side take turns: the endpoint never has more requests than it is to have.
+
+    Args:
+        path: the model's folder or hub name, for the tokenizer.
+        served: the same model, as the endpoint has it.
+        local: engines of the run's own: for another model than the endpoint's, and for scores with `scoring: local`.
+    """
+
+    def __init__(
+        self, path: str, served: Served, settings: EndpointSettings, local: RayDataGenerator, on_progress: OnProgress
+    ) -> None:
+        self._path, self._served, self._settings, self._local = path, served, settings, local
+        self._on_progress, self.chat = on_progress, local.chat
+        self._turn = threading.Lock()
+
+    def map(
+        self,
+        source: Folder,
+        out: Folder,
+        render: Render,
+        parse: Parse,
+        schema: pa.Schema,
+        *,
+        label: str,
+        model: str | None = None,
+    ) -> MapCounts:
+        """See `protocols.Generator.map`."""
+        if model is not None and model != self._path:
+            return self._local.map(source, out, render, parse, schema, label=label, model=model)
+        rows = RowMap(
+            source,
+            out,
+            render,
+            parse,
+            schema,
+            label=label,
+            batch_size=self._settings.batch_size,
+            on_progress=self._on_progress,
+        )
+        if rows.num_chunks:
+            num_slots = min(_SLOTS, rows.num_chunks, self._settings.concurrency)
+            with self._turn:
+                try:
+                    rows.run(self._client(num_slots), num_slots)
+                except (
+                    NeedsScores
+                ):  # engines start when answers are first to be scored; what was done is not asked again
+                    with self._local.asking() as fleet:
+                        rows.run(self._client(num_slots, fleet.client), num_slots)
+        return rows.finish()
+
+    def _client(self, num_slots: int, scorer: Client | None = None) -> EndpointClient:
+        concurrency = self._settings.concurrency // num_slots
+        return EndpointClient(
+            self._settings, self._served, self._path, self.chat, concurrency, key_of(self._settings), scorer
+        )
+
+    def close(self) -> None:
+        """The endpoint is not ours to end; the engines are."""
+        self._local.close()
