@@ -306,7 +306,7 @@ def test_rows_that_a_lost_endpoint_left_are_asked_when_it_is_back_and_no_others(
     with scripted(say) as server:
         options = {"api": "chat", "scoring": "local", "concurrency": 8, "batch_size": 16, "max_retries": 0}
         settings = EndpointSettings(base_url=server.url, **options)
-        endpoint = EndpointGenerator(MODEL, Served("m"), settings, generator, lambda *progress: None)
+        endpoint = EndpointGenerator("pocket", MODEL, settings, generator, lambda *progress: None)
         with pytest.raises(EngineError, match="does not answer after 1 try: 502 bad gateway"):
             endpoint.map(source, out, ask_by_name, by_name, OUT, label="lost")
         finished = out.count_rows()

@@ -19,7 +19,8 @@ from pytest import LogCaptureFixture
 from ray import cloudpickle
 
 from unlearn_ray.config import ClusterConfig, EngineResources
-from unlearn_ray.engines.fleet import EngineActor, Fleet
+from unlearn_ray.engines.engine_actor import EngineActor
+from unlearn_ray.engines.fleet import Fleet
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.vllm_engine import EngineSpec, PrefixCounts
 from unlearn_ray.errors import ClusterError, EngineError, ModelError

@@ -7,7 +7,7 @@ import pyarrow as pa
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EndpointSettings
 from unlearn_ray.engines.chunks import Client, OnProgress, RowMap
-from unlearn_ray.engines.endpoint import EndpointClient, NeedsScores, Served, key_of
+from unlearn_ray.engines.endpoint import EndpointClient, NeedsScores, Served, find_served, key_of
 from unlearn_ray.engines.generation import RayDataGenerator
 from unlearn_ray.engines.protocols import MapCounts, Parse, Render
 
@@ -18,15 +18,16 @@ class EndpointGenerator:
     """Implements `protocols.Generator`. Threads that ask it side by side take turns: the endpoint never has more requests than it is to have.
 
     Args:
-        path: the model's folder or hub name, for the tokenizer.
-        served: the same model, as the endpoint has it.
+        model: the run's, as its config names it; the endpoint may know it by the same name.
+        path: its folder or hub name, for the tokenizer.
         local: engines of the run's own: for another model than the endpoint's, and for scores with `scoring: local`.
     """
 
     def __init__(
-        self, path: str, served: Served, settings: EndpointSettings, local: RayDataGenerator, on_progress: OnProgress
+        self, model: str, path: str, settings: EndpointSettings, local: RayDataGenerator, on_progress: OnProgress
     ) -> None:
-        self._path, self._served, self._settings, self._local = path, served, settings, local
+        self._model, self._path, self._settings, self._local = model, path, settings, local
+        self._served: Served | None = None
         self._on_progress, self.chat = on_progress, local.chat
         self._turn = threading.Lock()
 
@@ -66,10 +67,24 @@ class EndpointGenerator:
                         rows.run(self._client(num_slots, fleet.client), num_slots)
         return rows.finish()
 
+    def check(self) -> None:
+        """Find the model at the endpoint, once.
+
+        Raises:
+            ClusterError: nobody answers there.
+            ConfigError: the key is refused, or there is no such model.
+        """
+        self._found()
+
+    def _found(self) -> Served:
+        if self._served is None:
+            self._served = find_served(self._settings, self._model)
+        return self._served
+
     def _client(self, num_slots: int, scorer: Client | None = None) -> EndpointClient:
         concurrency = self._settings.concurrency // num_slots
         return EndpointClient(
-            self._settings, self._served, self._path, self.chat, concurrency, key_of(self._settings), scorer
+            self._settings, self._found(), self._path, self.chat, concurrency, key_of(self._settings), scorer
         )
 
     def close(self) -> None:

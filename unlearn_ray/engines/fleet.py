@@ -19,7 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unlearn_ray.engines.capacity import described, in_words
 from unlearn_ray.engines.chunks import TASK_CPUS
-from unlearn_ray.engines.dispatcher import BATCHES_IN_FLIGHT, SECONDS_TO_CLOSE, Dispatcher, EngineActor, News
+from unlearn_ray.engines.dispatcher import BATCHES_IN_FLIGHT, SECONDS_TO_CLOSE, Dispatcher, News
+from unlearn_ray.engines.engine_actor import EngineActor
 from unlearn_ray.engines.failures import Death, gist, kind_of, plain
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.vllm_engine import EngineSpec, PrefixCounts

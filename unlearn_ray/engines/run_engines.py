@@ -12,7 +12,6 @@ from unlearn_ray.engines.protocols import Generator, Trainer
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets
 
 if TYPE_CHECKING:
-    from unlearn_ray.engines.endpoint import Served
     from unlearn_ray.engines.endpoint_generation import EndpointGenerator
     from unlearn_ray.engines.generation import RayDataGenerator
 
@@ -38,7 +37,6 @@ class RunEngines:
         self._on_wait, self._logs = on_wait, logs
         self._fleet: RayDataGenerator | None = None
         self._endpoint: EndpointGenerator | None = None
-        self._served: Served | None = None
 
     @cached_property
     def model(self) -> Inspected:
@@ -58,12 +56,15 @@ class RunEngines:
         """
         from unlearn_ray.engines.session import connect, require
 
-        if isinstance(settings := self._config.cluster.engines, EndpointSettings):
-            from unlearn_ray.engines.endpoint import find_served
-
-            self._served = find_served(settings, self._config.model)
+        if (endpoint := self._at_endpoint) is not None:
+            endpoint.check()
         self._stack.enter_context(connect(self._config.cluster, logs=self._logs))
+        self._stack.callback(self._end)  # before the cluster is left, whenever the first engine was thought of
         require(self._config.cluster)
+
+    def _end(self) -> None:
+        if self._fleet is not None:
+            self._fleet.close()
 
     @property
     def generator(self) -> Generator:
@@ -76,9 +77,8 @@ class RunEngines:
         if isinstance(settings, EndpointSettings) and self._endpoint is None:
             from unlearn_ray.engines.endpoint_generation import EndpointGenerator
 
-            assert self._served is not None  # `connect` found it
             self._endpoint = EndpointGenerator(
-                self._config.model_path, self._served, settings, self.evaluator, self._on_progress
+                self._config.model, self._config.model_path, settings, self.evaluator, self._on_progress
             )
         return self._endpoint
 
@@ -101,7 +101,6 @@ class RunEngines:
                 on_progress=self._on_progress,
                 on_wait=self._on_wait,
             )
-            self._stack.callback(self._fleet.close)
         return self._fleet
 
     @property

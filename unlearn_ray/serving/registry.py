@@ -219,7 +219,8 @@ def _claim(folder: Folder) -> int:
     fails to see the other; so at most one keeps the number. Holds on disks and on object stores that list what was written.
 
     Raises:
-        ArtifactError: others were always quicker, or the folder can't be written.
+        ArtifactError: others were always quicker.
+        StorageError: the folder can't be written.
     """
     folder.make()
     for _ in range(_MAX_CLAIMS):
