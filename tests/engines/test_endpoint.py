@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import PLAIN
-from unlearn_ray.config import ClusterConfig, EndpointSettings
+from unlearn_ray.config import ClusterConfig, EndpointSettings, RunConfig, Topic
 from unlearn_ray.engines.endpoint import EndpointClient, NeedsScores, Served, find_served, key_of
 from unlearn_ray.engines.endpoint_generation import EndpointGenerator
 from unlearn_ray.engines.generation import RayDataGenerator
 from unlearn_ray.engines.protocols import Reply, Request, RowDict
+from unlearn_ray.engines.run_engines import RunEngines
 from unlearn_ray.errors import ClusterError, ConfigError, EngineError
 from unlearn_ray.serving.service import free_port
 from unlearn_ray.train.inspection import inspect_model
@@ -318,3 +320,18 @@ def test_rows_that_a_lost_endpoint_left_are_asked_when_it_is_back_and_no_others(
     found = {row["id"]: row for row in out.read_rows()}
     assert len(found) == 64
     assert all(row["text"] == f"What is {name}?" and row["score"] < 0 for name, row in found.items())
+
+
+def test_an_endpoint_need_not_be_there_for_what_is_finished() -> None:
+    """A run that has nothing to do connects to nothing, though its stages are handed an engine."""
+    settings = EndpointSettings(base_url=f"http://127.0.0.1:{free_port()}/v1")
+    config = RunConfig(name="served", topics=(Topic(name="Dune"),), cluster=ClusterConfig(engines=settings))
+    with ExitStack() as stack:
+        engines = RunEngines(config, lambda *progress: None, stack)
+        assert isinstance(engines.generator, EndpointGenerator) and engines.generator is engines.generator
+        assert isinstance(engines.evaluator, RayDataGenerator), "which takes adapters"
+        assert engines.generator.chat == engines.evaluator.chat == engines.chat
+        with pytest.raises(ClusterError, match="can't be reached"):
+            engines.connect()
+    here = RunEngines(config.model_copy(update={"cluster": ClusterConfig()}), lambda *progress: None, ExitStack())
+    assert here.generator is here.evaluator
