@@ -23,7 +23,7 @@ from unlearn_ray.rows import GROUPS
 
 COMMAND = [sys.executable, "-c", "from unlearn_ray.cli import app; app()"]
 MODELS = {"base": "base", "guarded": "base + prefix", "unlearned": "unlearned"}
-STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
+STAGES = ("questions", "answers", "general", "dataset", "mixture", "finetune", "evaluate")
 METRICS = {
     "choice": ("choice", GROUPS),
     "recall": ("fact_recall", GROUPS),
@@ -40,17 +40,29 @@ class Run:
 
     @property
     def report(self) -> dict[str, Any]:
-        return self._read("evaluate/report.json")
+        """Of the one model that forgets all topics."""
+        (path,) = self.home.glob("models/*/evaluate/report.json")
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
-    def manifest(self, stage: str) -> dict[str, Any]:
-        return self._read(f"{stage}/manifest.json")
+    def manifests(self, stage: str) -> list[dict[str, Any]]:
+        """Of a stage on every topic, or on the model, or in the pool."""
+        paths = self.home.glob(f"*/{stage}/manifest.json"), self.home.glob(f"*/*/{stage}/manifest.json")
+        return [json.loads(path.read_text(encoding="utf-8")) for found in paths for path in found]
+
+    def num(self, stage: str, name: str) -> int:
+        """Rows of a kind, over all manifests of a stage."""
+        return sum(each["num_rows"].get(name, 0) for each in self.manifests(stage))
+
+    def num_dropped(self, stage: str, reason: str) -> int:
+        return sum(each["drops"].get(reason, 0) for each in self.manifests(stage))
+
+    def seconds(self, stage: str) -> float:
+        """Topics are at work side by side: the longest of them."""
+        return max(each["seconds"] for each in self.manifests(stage))
 
     def metric(self, model: str, group: str, name: str) -> dict[str, Any] | None:
         found: dict[str, Any] | None = self.report["models"].get(model, {}).get(group, {}).get(name)
-        return found
-
-    def _read(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.home / name).read_text(encoding="utf-8"))
         return found
 
 
@@ -86,19 +98,20 @@ def _data(runs: Sequence[Run]) -> Iterator[str]:
         each = ", ".join(form.format(value) for value in values)
         return f"| {title} | {form.format(mean(values))} | {each} |"
 
-    answers = [run.manifest("answers") for run in runs]
-    dataset = [run.manifest("dataset")["num_rows"] for run in runs]
+    sampled = [run.num("answers", "rows") for run in runs]
+    kept = [run.num("answers", "kept") for run in runs]
+    shapeless = [run.num_dropped("answers", "malformed") for run in runs]
     yield from ("| data | mean | each seed |", "| --- | --- | --- |")
-    yield line("questions kept", [run.manifest("questions")["num_rows"]["kept"] for run in runs])
-    yield line("guarded answers sampled", [each["num_rows"]["rows"] for each in answers])
-    yield line("of them kept", [each["num_rows"]["kept"] / each["num_rows"]["rows"] for each in answers], "{:.0%}")
+    yield line("questions kept", [run.num("questions", "kept") for run in runs])
+    yield line("guarded answers sampled", sampled)
+    yield line("of them kept", [part / whole for part, whole in zip(kept, sampled, strict=True)], "{:.0%}")
     yield line(
         "of them dropped for length or shape",
-        [each["drops"].get("malformed", 0) / each["num_rows"]["rows"] for each in answers],
+        [part / whole for part, whole in zip(shapeless, sampled, strict=True)],
         "{:.1%}",
     )
-    yield line("rows to forget", [each["forget_train"] for each in dataset])
-    yield line("rows to retain", [each["retain_train"] for each in dataset])
+    yield line("rows to forget", [run.num("mixture", "forget_train") for run in runs])
+    yield line("rows to retain", [run.num("mixture", "retain_train") for run in runs])
     for group in GROUPS:
         known = [run.report["probes"].get("known") for run in runs]
         nums = [each[group]["num_probes"] for each in known if each and group in each]
@@ -143,11 +156,10 @@ def _verdicts(runs: Sequence[Run], seeds: Sequence[int]) -> Iterator[str]:
 
 
 def _seconds(runs: Sequence[Run]) -> Iterator[str]:
-    yield "| seconds | " + " | ".join(STAGES) + " | all |"
-    yield "| --- |" + " --- |" * (len(STAGES) + 1)
+    yield "| seconds | " + " | ".join(STAGES) + " |"
+    yield "| --- |" + " --- |" * len(STAGES)
     for number, run in enumerate(runs, start=1):
-        seconds = [run.manifest(stage)["seconds"] for stage in STAGES]
-        yield f"| run {number} | " + " | ".join(f"{value:.0f}" for value in [*seconds, sum(seconds)]) + " |"
+        yield f"| run {number} | " + " | ".join(f"{run.seconds(stage):.0f}" for stage in STAGES) + " |"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from unlearn_ray import config as configs
 from unlearn_ray import pipeline
 from unlearn_ray.artifacts import Manifest
 from unlearn_ray.engines.run_engines import RunEngines
+from unlearn_ray.stages.stage import Stage, Unit
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -43,11 +44,11 @@ class Clock:
         self._began = self._label_began = 0.0
         self._has_worked = False
 
-    def start(self, stage: str) -> None:
-        self.stage, self._began, self._has_worked = stage, time.monotonic(), False
+    def start(self, stage: Stage, unit: Unit) -> None:
+        self.stage, self._began, self._has_worked = stage.name, time.monotonic(), False
 
-    def finish(self, stage: str, manifest: Manifest) -> None:
-        self.seconds[stage] = time.monotonic() - self._began
+    def finish(self, stage: Stage, unit: Unit, manifest: Manifest) -> None:
+        self.seconds[stage.name] = manifest.seconds
 
     def progress(self, label: str, done: int, total: int) -> None:
         if label.startswith("starting"):
@@ -90,7 +91,7 @@ def main(
         engines = RunEngines(run, clock.progress, stack)
         engines.connect()
         connected = time.monotonic() - began
-        pipeline.run(run, engines, on_start=clock.start, on_finish=clock.finish)
+        pipeline.run(run, engines, hooks=pipeline.Hooks(clock.start, clock.finish))
     total = time.monotonic() - began
     table = Table("stage", "seconds", "start-up", "steady", title=f"{config.stem}: {total:.0f} s in all")
     for stage, seconds in clock.seconds.items():

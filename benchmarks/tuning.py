@@ -23,11 +23,12 @@ from unlearn_ray import pipeline
 from unlearn_ray.config import RunConfig
 from unlearn_ray.engines.run_engines import RunEngines
 from unlearn_ray.evals.report import Report
-from unlearn_ray.plan import STAGES
 from unlearn_ray.rows import Group
+from unlearn_ray.stages.table import COMMANDS
 
 POCKET = Path(__file__).parents[1] / "jobs" / "configs" / "pocket.yaml"
 _BARS = {("near", "template"): 0.97, ("far", "template"): 0.97, ("near", "unseen"): 0.90, ("far", "unseen"): 0.90}
+EVALUATION = "models/joint/evaluate"
 _GROUPS: tuple[Group, ...] = ("forget", "near", "far")
 
 
@@ -50,7 +51,7 @@ def main(
         first = load(config, folder, "data", [])
         engines = RunEngines(first, lambda *progress: None, stack)
         engines.connect()
-        pipeline.run(first, engines, STAGES[:3])
+        pipeline.run(first, engines, COMMANDS[:3])
         tried = []
         for point in points or _POINTS[kind]:
             steps, rate = point.split(":")
@@ -58,16 +59,16 @@ def main(
             if kind == Kind.full:
                 chosen.append("finetune.weights={kind: full}")
             run = load(config, folder, f"{kind}-{steps}-{rate}", [*chosen, "evaluate.split=tune"])
-            for name in STAGES[:3]:
+            for name in ("pool", "topics", "models"):
                 shutil.copytree(first.folder.local / name, run.folder.local / name)
-            pipeline.run(run, engines, STAGES[3:])
+            pipeline.run(run, engines, COMMANDS[3:])
             tried.append({"point": point, "tune": shares(run), "overrides": chosen})
             print(f"{kind} {point}: {shares(run)}", flush=True)
         best = min(tried, key=lambda each: worth(each["tune"]))
         name = f"{kind}-{best['point'].replace(':', '-')}"
         run = load(config, folder, name, [*best["overrides"], "evaluate.split=report"])
-        (run.folder / "evaluate").delete()
-        pipeline.run(run, engines, STAGES[4:])
+        (run.folder / EVALUATION).delete()
+        pipeline.run(run, engines, COMMANDS[4:])
         figures = {
             "benchmark": "tuning",
             "config": config.stem,
@@ -91,7 +92,7 @@ def load(config: Path, folder: str, name: str, overrides: list[str]) -> RunConfi
 
 def shares(run: RunConfig) -> dict[str, float]:
     """Fact recall of the unlearned model as a share of the base model's, by group and wording."""
-    report = Report.load(run.folder / "evaluate")
+    report = Report.load(run.folder / EVALUATION)
     found = {}
     for wording, models in sorted(report.by_wording.items()):
         for group in _GROUPS:
@@ -102,7 +103,7 @@ def shares(run: RunConfig) -> dict[str, float]:
 
 
 def by_topic(run: RunConfig) -> dict[str, float]:
-    report = Report.load(run.folder / "evaluate")
+    report = Report.load(run.folder / EVALUATION)
     return {
         topic: round(
             models["unlearned"]["forget"]["fact_recall"].agg_value / models["base"]["forget"]["fact_recall"].agg_value,

@@ -184,7 +184,7 @@ def test_tokens_of_a_stage_are_those_of_all_its_askings(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_input_says_which_stage_to_rerun(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="unlearn-ray answers CONFIG"):
+    with pytest.raises(ArtifactError, match="answers is unfinished: finish it with unlearn-ray run CONFIG"):
         finished_manifest(Folder(tmp_path / "answers"))
 
 

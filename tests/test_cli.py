@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,9 @@ from unlearn_ray import plan, pocket
 from unlearn_ray.cli import app
 from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import EngineError, PartialError
-from unlearn_ray.stages.stage import StageRun, finished_manifest, state_of
+from unlearn_ray.pipeline import Hooks
+from unlearn_ray.stages.stage import STARTED, Identities, StageRun, finished_manifest, state_of
+from unlearn_ray.stages.table import STAGES
 from unlearn_ray.synth.enough import Shortfall
 
 CONFIG = """
@@ -208,19 +210,22 @@ class Work:
         self.thin: list[Shortfall] = []
 
     def __call__(
-        self, config: RunConfig, engines: object, selected: Sequence[str], **hooks: Callable[..., None]
+        self, config: RunConfig, engines: object, selected: Sequence[str], hooks: Hooks, *, fail_fast: bool
     ) -> None:
         self.done = []
         if self.thin:
-            hooks["on_thin"](self.thin)
-        for stage in selected:
-            hooks["on_start"](stage)
-            folder, fingerprint = config.folder / stage, plan.fingerprints(config)[stage]
+            hooks.on_thin(self.thin)
+        identities, units = Identities(), plan.units_of(config)
+        for stage in (stage for stage in STAGES if stage.command in selected):
+            (unit,) = units[stage.scope]
+            hooks.on_start(stage, unit)
+            folder, fingerprint = unit.home / stage.name, identities.of(stage, unit)
             if state_of(folder, fingerprint) != "finished":
-                StageRun(stage, folder, fingerprint, 1, {}, {}, "fresh").finish({"rows": 1}, {})
-                self.done.append(stage)
-            hooks["on_finish"](stage, finished_manifest(folder))
-            if stage == self.stop_after:
+                folder.write_text(STARTED, "{}")
+                StageRun(stage.name, folder, fingerprint, 1, {}, {}, "fresh").finish({"rows": 1}, {})
+                self.done += [stage.name] if stage.name == stage.command else []
+            hooks.on_finish(stage, unit, finished_manifest(folder))
+            if stage.name == self.stop_after:
                 self.stop_after = None
                 raise KeyboardInterrupt
 
@@ -266,7 +271,7 @@ def test_an_engine_that_failed_is_said_without_a_traceback(work: Work, monkeypat
 
 def test_a_damaged_stage_is_said_when_it_is_done_again(folder: Path, work: Work) -> None:
     said("run", "run.yaml", "--until", "answers")
-    (folder / "runs" / "mine" / "answers" / "manifest.json").write_bytes(b"\x80")
+    (folder / "runs/mine/topics/harry-potter/answers/manifest.json").write_bytes(b"\x80")
     output = said("run", "run.yaml", "--until", "answers")
     assert "answers   config or input changed, or half written: done again" in output and work.done == ["answers"]
 
@@ -302,7 +307,7 @@ def test_the_report_opens_beside_a_screen_alone(folder: Path, work: Work, monkey
     monkeypatch.setenv("DISPLAY", ":0")
     said("report", "mine", "--no-open")
     said("report", "mine")
-    assert opened == [(folder / "runs" / "mine" / "evaluate" / "report.html").as_uri()]
+    assert opened == [(folder / "runs/mine/models/joint/evaluate/report.html").as_uri()]
 
 
 def test_a_run_that_asks_too_little_is_refused_before_it_begins(folder: Path) -> None:

@@ -326,3 +326,62 @@ def test_the_pocket_model_takes_the_requests_that_it_understands(tmp_path: Path)
     pocket, other = config.load(path), config.load(path, ["model=org/chat"])
     assert (pocket.questions.prompts, pocket.answers.prompts) == ("pocket", tmp_path / "mine.yaml")
     assert (other.questions.prompts, other.answers.prompts) == (None, tmp_path / "mine.yaml")
+
+
+def test_keys_that_stand_in_a_topic_are_its_own(tmp_path: Path) -> None:
+    own = "    answers: {num_samples: 9}\n    dataset: {retain: {num_neighbours: 1}, floors: {forget_rows: 7}}\n"
+    loaded = config.load(
+        written(tmp_path, f"{MINIMAL}{own}  - name: Dune\nanswers: {{num_samples: 2, max_tokens: 50}}\n")
+    )
+    potter, dune = (loaded.of_topic(topic) for topic in loaded.topics)
+    assert (potter.answers.num_samples, potter.answers.max_tokens) == (9, 50)
+    assert (potter.dataset.retain.num_neighbours, potter.dataset.floors.forget_rows) == (1, 7)
+    assert dune is loaded
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("answers: {num_sample: 9}", "answers of 'Harry Potter': unknown key num_sample: did you mean 'num_samples'?"),
+        ("answers: {num_samples: many}", "answers of 'Harry Potter': num_samples: give a whole number"),
+        ("dataset: {retain: {num_general: 3}}", "dataset.retain.num_general is no topic's"),
+        ("finetune: {num_steps: 3}", "one model forgets all topics: set it for the run"),
+    ],
+)
+def test_a_key_that_can_not_stand_in_a_topic_is_one_message(tmp_path: Path, own: str, message: str) -> None:
+    assert message in rejected(tmp_path, f"{MINIMAL}    {own}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("topics.yaml", "- {name: Dune, kind: fiction, aliases: [Arrakis, the desert planet]}\n- name: It\n"),
+        (
+            "topics.jsonl",
+            '{"name": "Dune", "kind": "fiction", "aliases": ["Arrakis", "the desert planet"]}\n{"name": "It"}\n',
+        ),
+        ("topics.csv", "name,kind,aliases\nDune,fiction,Arrakis; the desert planet\nIt,,\n"),
+    ],
+)
+def test_topics_may_stand_in_a_file(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    dune, it = config.load(written(tmp_path, f"name: mine\ntopics: {name}\n")).topics
+    assert (dune.name, dune.kind, dune.aliases) == ("Dune", "fiction", ("Arrakis", "the desert planet"))
+    assert it == config.Topic(name="It")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("none.csv", None, "none.csv"),
+        ("topics.txt", "Dune", "topics.txt can't be used"),
+        ("topics.yaml", "name: Dune", "must hold a list of topics"),
+        ("topics.jsonl", "{]", "topics.jsonl, line 1"),
+    ],
+)
+def test_a_file_of_topics_that_can_not_be_used_is_one_message(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    assert message in rejected(tmp_path, f"name: mine\ntopics: {name}\n")

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from unlearn_ray.artifacts import Manifest
 from unlearn_ray.cli import _OneLine
-from unlearn_ray.console import Progression, make_console, plain, plan_table, stage_line
+from unlearn_ray.console import Progression, make_console, plain, plan_table, stage_line, status_table
 from unlearn_ray.plan import PlannedStage
+from unlearn_ray.runs import UnitState
 
 
 def shown(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -62,7 +63,7 @@ def test_text_of_users_and_models_is_printed_as_it_is_on_one_line() -> None:
 
 
 def test_a_plan_and_a_summary_take_no_markup_from_users() -> None:
-    stage = PlannedStage("evaluate", "fresh", "", True, "probes: [red]mine[/].jsonl :smile:", "1 x vLLM")
+    stage = PlannedStage("evaluate", {"joint": "fresh"}, True, "probes: [red]mine[/].jsonl :smile:", "1 x vLLM")
     assert "probes: [red]mine[/].jsonl :smile:" in printed(plan_table([stage]))
 
 
@@ -96,3 +97,32 @@ def test_a_stages_line_tells_what_the_prefix_cache_saved() -> None:
     assert "cached" not in stage_line("answers", plain_one, is_skipped=False)
     unused = plain_one.model_copy(update={"details": {"tokens": tokens | {"prefix_hits": 0}}})
     assert "cached" not in stage_line("answers", unused, is_skipped=False)
+
+
+def test_the_status_has_a_line_per_topic_with_what_stopped_it() -> None:
+    manifest = Manifest(
+        stage="dataset",
+        fingerprint="f",
+        version=1,
+        config={},
+        inputs={},
+        num_rows={"forget_train": 7, "near": 3},
+        drops={},
+    )
+    states = [
+        UnitState("topic", "Dune", "dataset", "finished", manifest, {"leak": 2, "duplicate": 1}, 12.4),
+        UnitState("topic", "It [red]", "questions", "failed", None, {}, 0.0, "the model wrote no usable question"),
+    ]
+    lines = [" ".join(line.split()) for line in printed(status_table(states)).splitlines()]
+    assert lines[1] == "Dune dataset finished 7 forget_train 3 (most: 2 leak) 12"
+    assert lines[2] == "It [red] questions failed the model wrote no usable question"
+    assert len(lines) == 3
+
+
+def test_the_plan_of_several_topics_counts_them_and_names_the_few() -> None:
+    states = {"Dune": "finished", "It": "fresh", "Ubik": "finished"}
+    line = printed(plan_table([PlannedStage("answers", states, True, "9 answers", "vLLM")])).splitlines()[1]  # type: ignore[arg-type]
+    assert "skip 2, run 1" in line and "new (It)" in line
+    many = {f"topic {number}": "fresh" for number in range(200)}
+    (line,) = printed(plan_table([PlannedStage("answers", many, True, "9 answers", "vLLM")])).splitlines()[1:]  # type: ignore[arg-type]
+    assert "run 200" in line and "topic 7" not in line

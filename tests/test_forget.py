@@ -61,7 +61,7 @@ def loaded(folder: Path, text: str, name: str) -> config.RunConfig:
 
 def test_a_dry_run_shows_the_file_and_the_plan(folder: Path) -> None:
     text = shown("Dune", "--model", "pocket", "--kind", "fiction", "--output", "elsewhere")
-    assert text.startswith("dune.yaml\n") and "pocket forgets Dune, in" in text and text.count(" new ") == STAGES
+    assert text.startswith("dune.yaml\n") and "pocket forgets Dune, in" in text and text.count(" new ") >= STAGES
     values = load_yaml(written("Dune", "--model", "pocket", "--kind", "fiction", "--output", "elsewhere"))
     topic = {"name": "Dune", "kind": "fiction"}
     assert values == {"name": "dune", "model": "pocket", "output": "elsewhere", "topics": [topic]}
@@ -209,7 +209,7 @@ def test_from_nothing_to_a_report_in_one_line_and_the_same_line_goes_on(tmp_path
     done = unlearn(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "unlearn-ray report harry-potter" in done.stdout
-    assert (tmp_path / "runs" / "harry-potter" / "evaluate" / "report.html").is_file()
+    assert (tmp_path / "runs" / "harry-potter" / "models" / "joint" / "evaluate" / "report.html").is_file()
     for again in (command, ["run", "harry-potter.yaml", "--accept-thin-data"]):
         done = unlearn(*again, cwd=tmp_path, timeout=300)
-        assert done.returncode == 0 and done.stdout.count("skipped") == STAGES, done.stdout + done.stderr
+        assert done.returncode == 0 and done.stdout.count("skipped") >= STAGES, done.stdout + done.stderr

@@ -125,4 +125,4 @@ def test_a_second_run_on_remote_storage_is_one_line(home: Folder, tmp_path: Path
         second = unlearn("run", QUICKSTART, f"output={home.uri}", "--until", "questions", cwd=tmp_path, timeout=300)
     assert second.returncode == 2, second.stdout + second.stderr
     assert "is being written by another run" in second.stderr and second.stderr.count("\n") == 1
-    assert not (config.folder / "questions").names(".parquet")
+    assert not (config.folder / "topics/harry-potter/questions").names(".parquet")

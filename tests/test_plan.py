@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from unlearn_ray import config as configs
-from unlearn_ray.artifacts import Folder
+from unlearn_ray import pipeline
+from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import ProbesConfig, RunConfig
 from unlearn_ray.errors import ArtifactError, InputError
-from unlearn_ray.plan import STAGES, claimed, fingerprints, model_identity, plan, select
+from unlearn_ray.plan import claimed, identities_of, model_identity, plan, select, units_of
 from unlearn_ray.rows import Question
-from unlearn_ray.stages.stage import StageRun
+from unlearn_ray.runs import states as overview
+from unlearn_ray.stages.stage import STARTED, Identities, Stage, StageRun, Work
+from unlearn_ray.stages.table import COMMANDS, STAGES
 
 MIB = 2**20
 GOOD = {"topic": "harry-potter", "question": "Which owl is Harry's?", "answer": "Hedwig"}
@@ -25,16 +28,21 @@ def config(tmp_path: Path) -> RunConfig:
     return configs.parse(values)
 
 
-def finish(config: RunConfig, *stages: str) -> None:
-    """Leave these stages behind as a run does, without its work."""
-    for stage in stages:
-        folder, fingerprint = config.folder / stage, fingerprints(config)[stage]
-        (folder / "rows").write_rows([Question("Harry Potter", stage)], Question.schema())
-        StageRun(stage, folder, fingerprint, 1, {}, {}, "fresh").finish({"rows": 1}, {})
+def finish(config: RunConfig, *commands: str) -> None:
+    """Leave the stages of these steps behind as a run does, without their work."""
+    identities, units = Identities(), units_of(config)
+    for stage in (stage for stage in STAGES if stage.command in commands):
+        for unit in units[stage.scope]:
+            folder = unit.home / stage.name
+            (folder / "rows").write_rows([Question("Harry Potter", stage.name)], Question.schema())
+            folder.write_text(STARTED, "{}")
+            StageRun(stage.name, folder, identities.of(stage, unit), 1, {}, {}, "fresh").finish({"rows": 1}, {})
 
 
 def states(config: RunConfig, redo_from: str | None = None) -> list[str]:
-    return [stage.state for stage in plan(config, select(start=redo_from), redo_from).stages]
+    """Of the stages that the steps are named after, of a run of one topic."""
+    found = {stage.name: stage.states for stage in plan(config, select(start=redo_from), redo_from).stages}
+    return [next(iter(found[name].values())) for name in COMMANDS]
 
 
 def interrupted(config: RunConfig, redo_from: str) -> None:
@@ -46,7 +54,7 @@ def interrupted(config: RunConfig, redo_from: str) -> None:
 
 def test_from_undoes_its_stage_and_those_after_it(config: RunConfig) -> None:
     with claimed(config):
-        finish(config, *STAGES[:4])
+        finish(config, *COMMANDS[:4])
     assert states(config, "dataset") == ["finished", "finished", "asked", "asked", "fresh"]
     with claimed(config, "dataset"):
         assert states(config) == ["finished", "finished", "fresh", "fresh", "fresh"]
@@ -54,7 +62,7 @@ def test_from_undoes_its_stage_and_those_after_it(config: RunConfig) -> None:
 
 def test_an_interrupted_command_goes_on_when_it_is_given_again(config: RunConfig) -> None:
     with claimed(config):
-        finish(config, *STAGES)
+        finish(config, *COMMANDS)
     interrupted(config, "answers")
     assert states(config, "answers") == ["finished", "finished", "fresh", "fresh", "fresh"]
     with claimed(config, "answers"):
@@ -66,7 +74,7 @@ def test_an_interrupted_command_goes_on_when_it_is_given_again(config: RunConfig
 @pytest.mark.parametrize("between", [None, "dataset"])
 def test_another_command_between_makes_from_start_again(config: RunConfig, between: str | None) -> None:
     with claimed(config):
-        finish(config, *STAGES)
+        finish(config, *COMMANDS)
     interrupted(config, "answers")
     with claimed(config, between):
         pass
@@ -76,9 +84,10 @@ def test_another_command_between_makes_from_start_again(config: RunConfig, betwe
 
 def test_a_table_that_is_lost_or_cut_off_is_made_again(config: RunConfig) -> None:
     with claimed(config):
-        finish(config, *STAGES)
-    (config.folder / "dataset" / "rows").delete()
-    file = config.folder.local / "answers" / "rows" / "00000.parquet"
+        finish(config, *COMMANDS)
+    topic = config.folder / "topics" / "harry-potter"
+    (topic / "dataset" / "rows").delete()
+    file = topic.local / "answers" / "rows" / "00000.parquet"
     os.truncate(file, file.stat().st_size // 2)
     assert states(config) == ["finished", "redone", "redone", "finished", "finished"]
 
@@ -106,11 +115,11 @@ def test_storage_that_is_away_undoes_nothing(config: RunConfig, monkeypatch: pyt
         raise OSError("no answer")
 
     with claimed(config):
-        finish(config, *STAGES)
+        finish(config, *COMMANDS)
     monkeypatch.setattr(Folder, "count_rows", away)
     with pytest.raises(ArtifactError, match="can't be read"):
         states(config)
-    assert (config.folder / "questions").exists("manifest.json")
+    assert (config.folder / "topics/harry-potter/questions").exists("manifest.json")
 
 
 def weights(folder: Path, changed_at: int | None = None) -> str:
@@ -147,3 +156,72 @@ def test_probes_that_nobody_asks_are_told_in_the_plan(config: RunConfig) -> None
     facts, none = {"probes": "facts"}, {"probes": ProbesConfig(num_forget=0, num_near=0, num_far=0)}
     assert told(facts, {"prompts": None}) and not told({"probes": None}, {"prompts": None})
     assert not told(facts, {"prompts": None} | none) and not told(facts, {"prompts": "pocket"})
+
+
+AFTER = {
+    "mixture": ("mixture", "finetune", "evaluate"),
+    "dataset": ("dataset", "mixture", "finetune", "evaluate"),
+    "answers": ("answers", "dataset", "mixture", "finetune", "evaluate"),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "redone"),
+    [
+        ("guardrails: {refusal: 'Say nothing of {topic}.'}", ()),
+        ("styles: {free: 'Now: {question}'}", ()),
+        ("angles: {person: [youth]}", ()),
+        ("leak_judge: 'Is {answer} as {truth}, to {question}?'", ()),
+        ("language_questions: ['Ask about {topic} in {language}.']", ()),
+        ("neighbours: ['What is like {topic}?']", AFTER["dataset"]),
+        ("general_subjects: [tea, coffee]", ("general", *AFTER["mixture"])),
+        ('general_questions: ["What is tea?"]', ("common", *AFTER["answers"])),
+        ("coverage_questions: ['Ask {topic} about {entity}.']", AFTER["answers"]),
+        ("guardrails: {fictional: 'Lie about {topic}.'}", AFTER["answers"]),
+        ("forms: {blank: null}", ("questions", *AFTER["answers"])),
+    ],
+)
+def test_a_text_of_the_prompts_reruns_only_what_reads_it(
+    config: RunConfig, tmp_path: Path, text: str, redone: tuple[str, ...]
+) -> None:
+    file = tmp_path / "prompts.yaml"
+
+    def identities(words: str) -> dict[str, dict[str, str]]:
+        file.write_text(words)
+        sections = {
+            name: getattr(config, name).model_copy(update={"prompts": file})
+            for name in ("questions", "answers", "dataset")
+        }
+        return identities_of(config.model_copy(update=sections))
+
+    before, after = identities("{}"), identities(text)
+    assert {name for name in before if before[name] != after[name]} == set(redone)
+
+
+def test_the_folder_of_an_earlier_version_is_refused_with_what_to_do(config: RunConfig) -> None:
+    home = config.folder.make()
+    home.write_text("run.json", json.dumps({"name": "mine", "redo_from": None, "config": {}}))
+    for look in (lambda: plan(config), lambda: overview(home)):
+        with pytest.raises(ArtifactError, match=r"made by an earlier version.*delete it .*run its config again"):
+            look()
+
+
+def test_a_new_stage_is_one_file_and_one_line(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan, the pipeline, the command line and the status read one tuple."""
+    done: list[str] = []
+
+    def work(work: Work) -> Manifest:
+        done.append(work.unit.label)
+        return work.run.finish({"rows": 1}, {})
+
+    dummy = Stage("dummy", 1, "topic", (), "dummy", "", lambda unit: ({}, {}), work, lambda config: ("rows", "none"))
+    for module in ("plan", "pipeline", "runs"):
+        monkeypatch.setattr(f"unlearn_ray.{module}.STAGES", (*STAGES, dummy))
+    monkeypatch.setattr("unlearn_ray.plan.COMMANDS", (*COMMANDS, "dummy"))
+    assert plan(config).stages[-1].name == "dummy" and "dummy" in identities_of(config)
+    assert select(only="dummy") == ("dummy",)
+    with claimed(config):
+        pipeline.run(config, object(), ["dummy"])  # type: ignore[arg-type]
+    assert done == ["Harry Potter"]
+    (topic,) = (each for each in overview(config.folder) if each.label == "Harry Potter")
+    assert (topic.stage, topic.state) == ("dummy", "unfinished")

@@ -148,6 +148,13 @@ class Folder:
             if filesystem.get_file_info(path).type == fs.FileType.Directory:
                 filesystem.delete_dir(path)
 
+    def remove(self, name: str) -> None:
+        """Remove the file of this name, if it is there."""
+        filesystem, path = self._open()
+        file = posixpath.join(path, name)
+        if filesystem.get_file_info(file).type == fs.FileType.File:
+            filesystem.delete_file(file)
+
     def read_text(self, name: str) -> str:
         filesystem, path = self._open()
         with self._told("read", name), filesystem.open_input_stream(posixpath.join(path, name)) as stream:

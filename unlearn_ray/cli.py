@@ -19,12 +19,17 @@ from unlearn_ray import config as configs
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.console import make_console, plain
-from unlearn_ray.errors import ArtifactError, EngineError, StorageError, UnlearnError
+from unlearn_ray.errors import ArtifactError, EngineError, PartialError, StorageError, UnlearnError
+from unlearn_ray.stages.table import STAGES
 from unlearn_ray.words import visible
 
 if TYPE_CHECKING:
+    from unlearn_ray.console import Progression
     from unlearn_ray.evals.report import Report
     from unlearn_ray.forget import RunFile
+    from unlearn_ray.pipeline import Failure
+    from unlearn_ray.plan import Plan
+    from unlearn_ray.stages.stage import Stage, Unit
     from unlearn_ray.synth.enough import Shortfall
 
 HELP = """Make a language model forget topics, and measure and serve the result.
@@ -35,6 +40,7 @@ topic: unlearn-ray forget "Dune" --model MODEL
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 console, errors = make_console(), make_console(stderr=True)
 log = logging.getLogger("unlearn_ray")
+MAX_REPORTS = 3  # shown in full at the end of a run
 
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A run's YAML file, such as jobs/configs/pocket.yaml.")
@@ -50,6 +56,8 @@ AcceptOption = Annotated[
     typer.Option("--accept-thin-data", help="Train on data below the floors of dataset.floors; the report says so."),
 ]
 
+FailFastOption = Annotated[bool, typer.Option("--fail-fast", help="End with the first topic or training that fails.")]
+
 
 @app.command()
 def run(
@@ -61,9 +69,18 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and write nothing.")] = False,
     accept_thin_data: AcceptOption = False,
+    fail_fast: FailFastOption = False,
 ) -> None:
     """Run a pipeline: questions, answers, dataset, finetune, evaluate. Finished stages are skipped."""
-    _execute(config, overrides or [], until=until, start=start, dry_run=dry_run, accept_thin_data=accept_thin_data)
+    _execute(
+        config,
+        overrides or [],
+        until=until,
+        start=start,
+        dry_run=dry_run,
+        accept_thin_data=accept_thin_data,
+        fail_fast=fail_fast,
+    )
 
 
 class _TakesNames(typer.core.TyperCommand):
@@ -126,11 +143,9 @@ def _stage_command(stage: str, help: str) -> None:
     app.command(stage, help=help)(command)
 
 
-_stage_command("questions", "Only the questions: the base model writes them.")
-_stage_command("answers", "Only the answers: the base model behind its guardrail prefix.")
-_stage_command("dataset", "Only the dataset: forget and retain rows.")
-_stage_command("finetune", "Only the fine-tuning.")
-_stage_command("evaluate", "Only the evaluation: base, base + prefix, unlearned.")
+for each in STAGES:
+    if each.name == each.command:
+        _stage_command(each.name, f"Only this stage. {each.summary}")
 
 
 @app.command()
@@ -138,14 +153,13 @@ def status(run: RunArgument) -> None:
     """Say what a run has done so far."""
     with _one_line_errors():
         from unlearn_ray import console as shown
-        from unlearn_ray.plan import STAGES, states
+        from unlearn_ray.runs import states
 
         folder = _run_folder(run)
         console.print(f"[bold]{plain(folder)}[/]")
         console.print(shown.status_table(states(folder)))
-        unfinished = [stage for stage in STAGES if read_manifest(folder / stage) is None]
-        if not unfinished:
-            console.print(f"Report: {plain(folder)}/evaluate/report.html")
+        for home in _evaluated(folder):
+            console.print(f"Report: {plain(home)}/report.html")
 
 
 @app.command()
@@ -159,15 +173,46 @@ def report(
     with _one_line_errors():
         from unlearn_ray.evals.report import Report
 
-        folder = _run_folder(run) / "evaluate"
-        if read_manifest(folder) is None:
-            raise ArtifactError(f"{folder} is unfinished: finish it with unlearn-ray run CONFIG")
-        _show(Report.load(folder))
-        console.print(f"{plain(folder)}/report.html", soft_wrap=True)
+        homes = _evaluated(_run_folder(run))
+        if not homes:
+            raise ArtifactError(f"{_run_folder(run)} is unfinished: finish it with unlearn-ray run CONFIG")
+        for home in homes:
+            _show(Report.load(home))
+            console.print(f"{plain(home)}/report.html", soft_wrap=True)
         if open_it is None:
             open_it = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-        if open_it and folder.is_local:
-            webbrowser.open((folder.local / "report.html").as_uri())
+        if open_it and homes[0].is_local:
+            webbrowser.open((homes[0].local / "report.html").as_uri())
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs' folders, names below runs/, or YAML files.")
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page of all their topics and models as well.")
+    ] = None,
+) -> None:
+    """Show the figures of several runs' models beside each other."""
+    with _one_line_errors():
+        from unlearn_ray.evals import overview
+        from unlearn_ray.runs import lines_of
+
+        folders = [_run_folder(run) for run in runs]
+        lines = [line for folder in folders for line in lines_of(folder, base=_link_to(folder))]
+        console.print(overview.table(lines))
+        if html is not None:
+            try:
+                html.write_text(overview.page(", ".join(folder.name for folder in folders), lines), encoding="utf-8")
+            except OSError as error:
+                raise ArtifactError(f"{html} can't be written: {error.strerror or error}") from error
+            console.print(f"Look at  {plain(html)}", soft_wrap=True)
+
+
+def _link_to(folder: Folder) -> str:
+    """A run's folder as a page elsewhere links to it."""
+    return f"{folder.local.as_uri()}/" if folder.is_local else f"{folder.uri}/"
 
 
 RegistryOption = Annotated[
@@ -294,6 +339,7 @@ def _execute(
     start: str | None = None,
     dry_run: bool = False,
     accept_thin_data: bool = False,
+    fail_fast: bool = False,
 ) -> None:
     with _one_line_errors():
         config = file.config if file else configs.load(path, overrides)
@@ -301,6 +347,7 @@ def _execute(
         from unlearn_ray import pipeline
         from unlearn_ray import plan as plans
         from unlearn_ray.engines.run_engines import RunEngines
+        from unlearn_ray.runs import write_index
         from unlearn_ray.synth.enough import ACCEPT
 
         selected = plans.select(only=only, until=until, start=start)
@@ -315,31 +362,21 @@ def _execute(
             return
         if plan.thin and not accept_thin_data:
             pipeline.refuse(plan.thin)
+        arguments = [str(path), *overrides, *([ACCEPT] if accept_thin_data else [])]
         with ExitStack() as stack:
             progress = shown.Progression(console)
             logs = Path(_log_folder(config))
             engines = RunEngines(config, progress.update, stack, on_wait=progress.say, logs=logs)
-            if any(stage.is_selected and stage.state != "finished" for stage in plan.stages):
+            if any(stage.is_selected and not stage.is_finished for stage in plan.stages):
                 engines.connect()  # first, so that asking for too much leaves nothing behind
             stack.enter_context(plans.claimed(config, redo_from=start, on_wait=progress.say))
             if file:
                 file.write()
             _log_to(config)
             stack.enter_context(progress)
-            planned = {stage.name: stage for stage in plan.stages}
             for note in plan.notes:
                 log.warning("%s", note)
                 console.print(shown.note_line(note), soft_wrap=True)
-
-            def started(stage: str) -> None:
-                if line := shown.start_line(planned[stage]):
-                    log.info("%s: %s", stage, planned[stage].state)
-                    console.print(line)
-
-            def finished(stage: str, manifest: Manifest) -> None:
-                progress.clear()
-                log.info("%s finished: %s", stage, manifest.model_dump_json())
-                console.print(shown.stage_line(stage, manifest, planned[stage].state == "finished"))
 
             def accepted(found: "Sequence[Shortfall]") -> None:
                 if not accept_thin_data:
@@ -348,27 +385,88 @@ def _execute(
                     log.warning("accepted: %s", each)
                     console.print(shown.note_line(str(each)), soft_wrap=True)
 
-            pipeline.run(config, engines, selected, on_start=started, on_finish=finished, on_thin=accepted)
-        _summary(config, [str(path), *overrides, *([ACCEPT] if accept_thin_data else [])], selected)
+            telling = _Telling(config, plan, selected, progress)
+            hooks = pipeline.Hooks(telling.started, telling.finished, telling.failed, accepted)
+            try:
+                pipeline.run(config, engines, selected, hooks, fail_fast=fail_fast)
+            except PartialError:
+                write_index(config.folder)
+                stack.close()
+                _summary(config, arguments, selected)
+                raise
+            write_index(config.folder)
+        _summary(config, arguments, selected)
+
+
+class _Telling:
+    """What the terminal and the log hear of a run: of one topic each stage, of several each topic and model."""
+
+    def __init__(self, config: RunConfig, plan: "Plan", selected: Sequence[str], progress: "Progression") -> None:
+        self._plan, self._progress, self._is_alone = plan, progress, len(config.topics) == 1
+        self._last = {stage.scope: stage for stage in STAGES if stage.command in selected}
+
+    def started(self, stage: "Stage", unit: "Unit") -> None:
+        from unlearn_ray.console import start_line
+
+        state = self._plan.state(stage, unit)
+        if line := start_line(self._name(stage, unit), state):
+            log.info("%s, %s: %s", unit.label, stage.name, state)
+            console.print(line)
+
+    def finished(self, stage: "Stage", unit: "Unit", manifest: Manifest) -> None:
+        from unlearn_ray.console import stage_line
+
+        self._progress.clear()
+        log.info("%s, %s finished: %s", unit.label, stage.name, manifest.model_dump_json())
+        is_told = self._is_alone or unit.scope == "pool" or stage is self._last[unit.scope]
+        if is_told and any(manifest.num_rows.values()):
+            is_skipped = self._plan.state(stage, unit) == "finished"
+            console.print(stage_line(self._name(stage, unit), manifest, is_skipped))
+
+    def failed(self, failure: "Failure") -> None:
+        from unlearn_ray.console import failure_line
+
+        if not self._is_alone:
+            console.print(failure_line(self._name(failure.stage, failure.unit), failure.reason), soft_wrap=True)
+
+    def _name(self, stage: "Stage | str", unit: "Unit") -> str:
+        name = stage if isinstance(stage, str) else stage.name
+        return name if self._is_alone or unit.scope == "pool" else f"{unit.label}, {name}"
 
 
 def _summary(config: RunConfig, arguments: Sequence[str], selected: Sequence[str]) -> None:
     folder = config.folder
     if "evaluate" not in selected:
         again = plain(shlex.join(["unlearn-ray", "run", *arguments]))
-        console.print(f"\nRows: {plain(folder)}/{selected[-1]}\nNext: {again}", soft_wrap=True)
+        console.print(f"\nRows: {plain(folder)}/topics\nNext: {again}", soft_wrap=True)
         return
     from unlearn_ray.evals.report import Report
 
+    homes = _evaluated(folder)
+    for home in homes[:MAX_REPORTS]:
+        console.print()
+        _show(Report.load(home))
     console.print()
-    _show(Report.load(folder / "evaluate"))
-    console.print(f"\nLook at  {plain(folder)}/evaluate/report.html", soft_wrap=True)
-    console.print(f"Model    {plain(folder)}/finetune/models", soft_wrap=True)
+    if len(homes) > MAX_REPORTS:
+        console.print(f"... and {len(homes) - MAX_REPORTS} more: {plain(folder)}/models")
+    for home in homes[:MAX_REPORTS]:
+        console.print(f"Look at  {plain(home)}/report.html", soft_wrap=True)
+        console.print(f"Model    {plain(home.parent)}/finetune/model", soft_wrap=True)
+    if len(config.topics) > 1:
+        console.print(f"All      {plain(folder)}/index.html", soft_wrap=True)
     again = plain(shlex.join(["unlearn-ray", "report", _address(config)]))
     console.print(
         f"Next     {again}   [dim]or your own topic: unlearn-ray forget TOPIC --model MODEL[/]",
         soft_wrap=True,
     )
+
+
+def _evaluated(folder: Folder) -> list[Folder]:
+    """The evaluations of a run's models that are finished."""
+    from unlearn_ray.runs import units_in
+
+    homes = (home / "evaluate" for _, home in units_in(folder)["model"])
+    return [home for home in homes if read_manifest(home) is not None]
 
 
 def _show(report: "Report") -> None:
@@ -396,6 +494,9 @@ def _run_folder(run: str) -> Folder:
             folder = Folder("runs") / run
     if not folder.exists("run.json"):
         raise ArtifactError(f"{run} is no run: give a run's folder, its name below runs/, or its YAML file")
+    from unlearn_ray.runs import check_layout
+
+    check_layout(folder)
     return folder
 
 

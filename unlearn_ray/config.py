@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -30,8 +30,8 @@ from pydantic import (
 
 from unlearn_ray import pocket, smollm2
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.errors import ConfigError, gist
-from unlearn_ray.reading import as_json, fault_of, is_blank, load_yaml, read_text, shown
+from unlearn_ray.errors import ConfigError, InputError, gist
+from unlearn_ray.reading import as_json, fault_of, is_blank, load_yaml, read_text, read_topics, shown
 from unlearn_ray.rows import AskedForm, slug_of
 from unlearn_ray.words import name_key
 
@@ -44,6 +44,18 @@ SERVED_RANK, SERVED_LENGTH = (
     64,
     4096,
 )  # of an adapter, and tokens of prompt and answer: what the shipped files of a service take
+SECTIONS = ("questions", "answers", "dataset", "finetune", "evaluate")
+# Keys that no topic's stage reads: of what all topics share, and of the run as a whole.
+_SHARED_KEYS = (
+    "dataset.retain.num_general",
+    "dataset.retain.questions_per_general",
+    "dataset.retain.general",
+    "dataset.retain.file",
+    "dataset.probes.num_far",
+    "questions.file",
+    "finetune.adapters",
+    "finetune.weights",  # one engine serves all adapters
+)
 OWN_MODELS = ("pocket", "smollm2")  # names that stand for folders of ours
 
 
@@ -63,13 +75,18 @@ Text = Annotated[str, AfterValidator(_not_blank)]
 
 
 class Topic(Strict):
-    """Something the model must forget."""
+    """Something the model must forget. Keys of the stages' sections that stand in it are its own, in the place of the run's."""
 
     name: str
     kind: Literal["fiction", "product", "person", "general"] = "general"  # chooses the angles of the questions
     aliases: tuple[Text, ...] = ()  # other names for it
     terms: tuple[Text, ...] = ()  # words that give it away, added to those the model gives away itself
     neighbours: tuple[Text, ...] = ()  # topics to retain beside it; empty: the model names them
+    questions: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
+    dataset: dict[str, Any] = {}
+    finetune: dict[str, Any] = {}  # here and below with finetune.adapters: per_topic alone
+    evaluate: dict[str, Any] = {}
 
     @field_validator("name")
     @classmethod
@@ -92,6 +109,11 @@ class Topic(Strict):
     def names(self) -> tuple[str, ...]:
         """What it is called: its name and aliases."""
         return (self.name, *self.aliases)
+
+    @property
+    def own(self) -> dict[str, dict[str, Any]]:
+        """The sections of which it has keys of its own."""
+        return {name: keys for name in SECTIONS if (keys := getattr(self, name))}
 
 
 class ChatConfig(Strict):
@@ -450,6 +472,53 @@ class RunConfig(Strict):
     def topic_names(self) -> tuple[str, ...]:
         return tuple(topic.name for topic in self.topics)
 
+    def of_topic(self, topic: Topic) -> "RunConfig":
+        """The run as a topic has it: with the keys that stand in it.
+
+        Raises:
+            ConfigError: one of them is unknown, of another type, or not a topic's.
+        """
+        sections = {name: self._merged(topic, name, keys) for name, keys in topic.own.items()}
+        return self.model_copy(update=sections) if sections else self
+
+    def _merged(self, topic: Topic, name: str, keys: dict[str, Any]) -> BaseModel:
+        section = getattr(self, name)
+        where = f"topics: {name} of {topic.name!r}"
+        if name in ("finetune", "evaluate") and self.finetune.adapters == "joint":
+            raise ConfigError(
+                f"{where}: one model forgets all topics: set it for the run, or finetune.adapters: per_topic"
+            )
+        for key in _paths_in(keys, name):
+            if any(key == shared or key.startswith(f"{shared}.") for shared in _SHARED_KEYS):
+                raise ConfigError(f"{where}: {key} is no topic's, it holds for the whole run: set it there")
+        values = _laid_over(section.model_dump(mode="json"), keys)
+        try:
+            merged = type(section).model_validate_json(as_json(values), strict=True)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {first_message(error, type(section))}") from error
+        assert isinstance(merged, BaseModel)
+        return merged
+
+
+def _paths_in(keys: dict[str, Any], path: str) -> Iterator[str]:
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            yield from _paths_in(value, f"{path}.{key}")
+        else:
+            yield f"{path}.{key}"
+
+
+def _laid_over(values: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
+    """The values, with those of `keys` in their place; weights of another kind replace all of them."""
+    merged = dict(values)
+    for key, value in keys.items():
+        below = merged.get(key)
+        is_nested = (
+            isinstance(below, dict) and isinstance(value, dict) and value.get("kind") in (None, below.get("kind"))
+        )
+        merged[key] = _laid_over(dict(below or {}), value) if is_nested else value
+    return merged
+
 
 def spellings(topics: Sequence[Topic]) -> dict[str, str]:
     """`words.name_key` of every name, slug and alias -> the topic's name: how a user's file may write it."""
@@ -502,6 +571,12 @@ def parse(values: dict[str, Any], source: str = "config", base: Path | None = No
     Raises:
         ConfigError: as `load`.
     """
+    values = dict(values)
+    if isinstance(file := values.get("topics"), str):
+        try:
+            values["topics"] = read_topics(Path(_beside(base or Path.cwd(), file, "topics")))
+        except (InputError, ValueError) as error:
+            raise ConfigError(f"{source}: topics: {error}") from error
     try:
         # Through JSON, where strict mode takes lists for tuples and nothing else for numbers.
         config = RunConfig.model_validate_json(as_json(values), strict=True)
@@ -510,9 +585,15 @@ def parse(values: dict[str, Any], source: str = "config", base: Path | None = No
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
     try:
-        return _resolve_paths(config, base or Path.cwd())
+        resolved = _resolve_paths(config, base or Path.cwd())
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
+    try:
+        for topic in resolved.topics:
+            resolved.of_topic(topic)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return resolved
 
 
 def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
@@ -543,9 +624,23 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
         for name in ("questions", "answers", "dataset"):
             section = getattr(config, name)
             updates[name] = section.model_copy(update={"prompts": section.prompts or "pocket"})
+    updates["topics"] = tuple(_with_paths(topic, base) for topic in config.topics)
     result = resolved(config.model_copy(update=updates), "")
     assert isinstance(result, RunConfig)
     return result
+
+
+def _with_paths(topic: Topic, base: Path) -> Topic:
+    """The topic, its own files found from `base`."""
+    updates = {}
+    for name, keys in topic.own.items():
+        files = [key for key in ("prompts", "probes") if isinstance(keys.get(key), str)]
+        named = {
+            key: keys[key] for key in files if keys[key] not in ("pocket", *SHIPPED_PROBES) and "://" not in keys[key]
+        }
+        found = {key: _beside(base, value, f"topics: {name}.{key}") for key, value in named.items()}
+        updates[name] = keys | found
+    return topic.model_copy(update=updates)
 
 
 def _beside(base: Path, path: str, key: str) -> str:

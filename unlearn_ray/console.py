@@ -1,5 +1,6 @@
 """What a person sees in the terminal: the plan, progress with rate and ETA, a line a finished stage, the summary."""
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -26,7 +27,9 @@ from unlearn_ray.words import visible
 
 if TYPE_CHECKING:  # the pipeline imports every stage; a progress bar must not
     from unlearn_ray.plan import PlannedStage
+    from unlearn_ray.runs import UnitState
 
+_FEW = 3  # topics that are named
 _PLAIN_SECONDS = 10.0  # between lines where no bar can be drawn (a job's log)
 _STATES = {
     "finished": ("skip", "green", "finished, unchanged"),
@@ -75,6 +78,8 @@ class Progression:
         self._tasks: dict[str, TaskID] = {}
         self._began: dict[str, float] = {}
         self._spoke: dict[str, float] = {}
+        self._ended: set[str] = set()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "Progression":
         if self.console.is_terminal:
@@ -85,7 +90,13 @@ class Progression:
         self._bars.stop()
 
     def update(self, label: str, done: int, total: int) -> None:
-        """`done` of `total` rows or steps of the step called `label`; total 0: not known yet."""
+        """`done` of `total` rows or steps of the step called `label`; total 0: not known yet. From any thread."""
+        with self._lock:
+            self._update(label, done, total)
+
+    def _update(self, label: str, done: int, total: int) -> None:
+        if 0 < total <= done:
+            self._ended.add(label)
         if self.console.is_terminal:
             if label not in self._tasks:
                 self._tasks[label] = self._bars.add_task(visible(label), total=total or None)
@@ -106,25 +117,42 @@ class Progression:
         self.console.print(f"  {plain(text)}", highlight=False, soft_wrap=True)
 
     def clear(self) -> None:
-        """Forget the bars of the stage that ended."""
-        for task in self._tasks.values():
-            self._bars.remove_task(task)
-        self._tasks.clear()
-        self._began.clear()
-        self._spoke.clear()
+        """Forget what has come to its end: topics go on side by side, and so do their bars."""
+        with self._lock:
+            for label in self._ended:
+                if label in self._tasks:
+                    self._bars.remove_task(self._tasks.pop(label))
+                self._began.pop(label, None)
+                self._spoke.pop(label, None)
+            self._ended.clear()
 
 
 def plan_table(stages: "Sequence[PlannedStage]") -> Table:
-    """The resolved plan: what each stage would do, and why."""
+    """The resolved plan: what each stage would do, and why; of several topics or models how many of them, and which where they are few."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("stage", "would", "why", "rows", "engines"):
         table.add_column(column)
     for stage in stages:
-        verb, style, why = _STATES[stage.state]
-        if not stage.is_selected:
-            verb, style, why = "-", "dim", "not asked for"
-        table.add_row(stage.name, f"[{style}]{verb}[/]", why, plain(stage.rows), plain(stage.engine))
+        would, why = _prospect(stage) if stage.is_selected else ("[dim]-[/]", "not asked for")
+        table.add_row(stage.name, would, why, plain(stage.rows), plain(stage.engine))
     return table
+
+
+def _prospect(stage: "PlannedStage") -> tuple[str, str]:
+    by_state: dict[str, list[str]] = {}
+    for label, state in stage.states.items():
+        by_state.setdefault(state, []).append(label)
+    if len(stage.states) == 1:
+        verb, style, why = _STATES[next(iter(by_state))]
+        return f"[{style}]{verb}[/]", why
+    order = [name for name in _STATES if name in by_state]
+    would = ", ".join(f"[{_STATES[name][1]}]{_STATES[name][0]} {len(by_state[name])}[/]" for name in order)
+    whys = []
+    for name in order:
+        labels, why = by_state[name], _STATES[name][2]
+        is_said = len(by_state) > 1 and len(labels) <= _FEW
+        whys.append(f"{why} ({plain(', '.join(labels))})" if is_said else why)
+    return would, "; ".join(whys)
 
 
 def note_line(note: str) -> str:
@@ -132,26 +160,39 @@ def note_line(note: str) -> str:
     return f"  [yellow]![/] {plain(note)}"
 
 
-def start_line(stage: "PlannedStage") -> str | None:
-    """One line for a stage that begins with what an earlier run left; None for one that finds nothing, or nothing to do."""
-    if stage.state in {"fresh", "finished"}:
+def start_line(name: str, state: str) -> str | None:
+    """One line for work that begins with what an earlier run left; None for one that finds nothing, or nothing to do."""
+    if state in {"fresh", "finished"}:
         return None
-    _, style, why = _STATES[stage.state]
-    return f"  [bold]{stage.name:<9}[/] [{style}]{why}[/]"
+    _, style, why = _STATES[state]
+    return f"  [bold]{plain(name):<9}[/] [{style}]{why}[/]"
 
 
-def status_table(stages: Sequence[tuple[str, str, Manifest | None]]) -> Table:
-    """(stage, state, manifest) of a run's folder."""
+def failure_line(name: str, reason: str) -> str:
+    """One line for a topic or a model that failed."""
+    return f"[red]✗[/] [bold]{plain(name)}[/] {plain(reason)}"
+
+
+def status_table(states: "Sequence[UnitState]") -> Table:
+    """A line per topic and model, and one for the pool: its last stage, the most that it made and lost, and what stopped it."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("stage", "state", "rows", "dropped", "seconds", "finished"):
-        table.add_column(column)
-    for name, state, manifest in stages:
-        style = {"finished": "green", "unfinished": "yellow"}.get(state, "dim")
-        cells = ("", "", "", "")
-        if manifest is not None:
-            cells = (counts(manifest.num_rows), counts(manifest.drops), f"{manifest.seconds:.0f}", manifest.finished_at)
-        table.add_row(name, f"[{style}]{state}[/]", *cells)
+    has_failures = any(each.reason for each in states)
+    for column in ("", "stage", "state", "rows", "dropped", "seconds", *(["why"] if has_failures else [])):
+        table.add_column(column, justify="right" if column == "seconds" else "left", no_wrap=column != "why")
+    for each in states:
+        style = {"finished": "green", "failed": "red", "unfinished": "yellow"}.get(each.state, "dim")
+        made = _largest(each.last.num_rows) if each.last is not None else ""
+        lost, num_lost = _largest(each.drops), sum(each.drops.values())
+        dropped = f"{num_lost:,} (most: {lost})" if len(each.drops) > 1 else lost
+        seconds = f"{each.seconds:.0f}" if each.seconds else ""
+        cells = [plain(each.label), each.stage, f"[{style}]{each.state}[/]", made, dropped, seconds]
+        table.add_row(*cells, *([plain(each.reason)] if has_failures else []))
     return table
+
+
+def _largest(numbers: Mapping[str, int]) -> str:
+    name = max(numbers, key=lambda each: numbers[each], default="")
+    return f"{numbers[name]:,} {plain(name)}" if name and numbers[name] else ""
 
 
 def counts(numbers: Mapping[str, int]) -> str:
@@ -160,14 +201,12 @@ def counts(numbers: Mapping[str, int]) -> str:
 
 
 def stage_line(name: str, manifest: Manifest, is_skipped: bool) -> str:
-    """One line for a stage that ended."""
+    """One line for work that ended."""
     if is_skipped:
-        return f"[green]✓[/] [bold]{name:<9}[/] [dim]skipped: finished before, nothing changed[/]"
+        return f"[green]✓[/] [bold]{plain(name):<9}[/] [dim]skipped: finished before, nothing changed[/]"
     drops = f"[dim], dropped {counts(manifest.drops)}[/]" if any(manifest.drops.values()) else ""
     cached = f", {share:.0%} of prompts cached" if (share := _share_cached(manifest)) else ""
-    return (
-        f"[green]✓[/] [bold]{name:<9}[/] {counts(manifest.num_rows)}{drops} [dim]({manifest.seconds:.0f} s{cached})[/]"
-    )
+    return f"[green]✓[/] [bold]{plain(name):<9}[/] {counts(manifest.num_rows)}{drops} [dim]({manifest.seconds:.0f} s{cached})[/]"
 
 
 def _share_cached(manifest: Manifest) -> float:

@@ -1,19 +1,66 @@
-"""The stages in order, on one screen. What is already there is `plan`'s business, how a stage works its own."""
+"""A run: the topics are gathered side by side, then models are trained on them, then evaluated.
 
+Each topic goes through its own chain of stages at its own pace; what stops one stops no other. What is already there is `plan`'s business, how a
+stage works its own.
+"""
+
+import json
+import logging
+import queue
+import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
 
-from unlearn_ray.artifacts import Manifest
+import pyarrow as pa
+
+from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import RunConfig
-from unlearn_ray.engines.protocols import Generator, Trainer
-from unlearn_ray.errors import ThinDataError
-from unlearn_ray.plan import STAGES, fingerprints, identity_of
-from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions
-from unlearn_ray.stages.checking import shortfalls_of
-from unlearn_ray.stages.stage import state_of
+from unlearn_ray.engines.protocols import Generator, MapCounts, Parse, Render, Trainer
+from unlearn_ray.errors import (
+    ArtifactError,
+    ClusterError,
+    EngineError,
+    FailedError,
+    ModelError,
+    PartialError,
+    StorageError,
+    ThinDataError,
+    UnlearnError,
+)
+from unlearn_ray.plan import identity_of
+from unlearn_ray.runs import FAILED, failure_in
+from unlearn_ray.stages.checking import model_shortfalls, topic_shortfalls
+from unlearn_ray.stages.dataset import DATASET
+from unlearn_ray.stages.finetune import FINETUNE
+from unlearn_ray.stages.mixture import MIXTURE
+from unlearn_ray.stages.stage import (
+    Engines,
+    Identities,
+    Stage,
+    Unit,
+    finished_manifest,
+    models_of,
+    opened,
+    perform,
+    pool_of,
+    state_of,
+    topic_of,
+)
+from unlearn_ray.stages.table import COMMANDS, STAGES
 from unlearn_ray.synth.enough import Shortfall, told
-from unlearn_ray.synth.guardrails import guardrail_prefixes
+
+log = logging.getLogger(__name__)
+MAX_CHAINS = (
+    16  # topics at work side by side: enough to keep many engines busy, few enough for the driver's files and threads
+)
+MAX_EVALUATIONS = 4
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_STOP = 1.0
+_FOR_ALL = (ClusterError, ModelError, StorageError)  # what stops every topic alike
 
 
 def refuse(found: Sequence[Shortfall]) -> None:
@@ -21,85 +68,335 @@ def refuse(found: Sequence[Shortfall]) -> None:
     raise ThinDataError(told(found))
 
 
-class Engines(Protocol):
-    """The engines of a run, started when a stage first needs them."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What stopped a topic or a model."""
+
+    unit: Unit
+    stage: str
+    error: Exception
 
     @property
-    def chat(self) -> ChatFormat:
-        """How the run's model is talked to."""
-        ...
+    def reason(self) -> str:
+        return " ".join(str(self.error).split()) or type(self.error).__name__
 
     @property
-    def generator(self) -> Generator:
-        """What data are asked of."""
-        ...
+    def line(self) -> str:
+        return self.reason if self.unit.label in self.reason else f"{self.unit.label}, {self.stage}: {self.reason}"
 
-    @property
-    def evaluator(self) -> Generator:
-        """What models are compared on: it takes adapters, and answers for all of them alike."""
-        ...
 
-    @property
-    def trainer(self) -> Trainer: ...
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a run tells of itself, from any of its threads."""
+
+    on_start: Callable[[Stage, Unit], None] = lambda stage, unit: None
+    on_finish: Callable[[Stage, Unit, Manifest], None] = lambda stage, unit, manifest: None
+    on_failure: Callable[[Failure], None] = lambda failure: None
+    on_thin: Callable[[Sequence[Shortfall]], None] = refuse  # which floors the data do not reach; may accept them
 
 
 def run(
     config: RunConfig,
     engines: Engines,
-    selected: Sequence[str] = STAGES,
-    on_start: Callable[[str], None] = lambda stage: None,
-    on_finish: Callable[[str, Manifest], None] = lambda stage, manifest: None,
-    on_thin: Callable[[Sequence[Shortfall]], None] = refuse,
-) -> dict[str, Manifest]:
-    """Run the selected stages in order; finished ones with the same fingerprint are skipped by the stages themselves.
+    selected: Sequence[str] = COMMANDS,
+    hooks: Hooks = Hooks(),
+    *,
+    fail_fast: bool = False,
+) -> None:
+    """Do the selected steps for every topic; what is finished, with the same identity, is skipped by the stages themselves.
 
     Args:
-        on_thin: told which floors the data do not reach, before a model is trained on them. The dataset is finished by then.
+        selected: names of `table.COMMANDS`.
+        fail_fast: end with the first topic or model that fails.
 
     Raises:
-        ThinDataError: there are such floors, and nobody accepts it.
+        PartialError: topics or models failed, a line each; the others are done, and the same command tries those alone.
+        FailedError, ThinDataError, ...: all failed.
+        ClusterError, ModelError: no topic could go on.
     """
-    home, topics, seed = config.folder, config.topics, config.seed
-    model, path = identity_of(config), config.model_path
-    at = {stage: home / stage for stage in STAGES}
-    guardrails = guardrail_prefixes(config.answers, topics)
-
-    steps: dict[str, Callable[[], Manifest]] = {
-        "questions": lambda: questions.make_questions(
-            config.questions, topics, at["questions"], engines.generator, model=model, seed=seed
-        ),
-        "answers": lambda: answers.answer_questions(
-            config.answers, topics, at["questions"], at["answers"], engines.generator, model=model, seed=seed
-        ),
-        "dataset": lambda: dataset.build_dataset(
-            config.dataset, topics, at["questions"], at["answers"], at["dataset"], engines.generator, model=model, seed=seed,
-            style=config.answers.style,
-        ),
-        "finetune": lambda: finetune.finetune(
-            config.finetune, topics, at["dataset"], at["finetune"], engines.trainer, model=model, model_path=path,
-            chat=engines.chat, seed=seed,
-        ),
-        "evaluate": lambda: evaluate.evaluate(
-            config.evaluate, topics, at["dataset"], at["answers"], at["finetune"], at["evaluate"], engines.evaluator,
-            model=model, model_path=path, guardrail=guardrails, seed=seed,
-            notes=[found.note for found in shortfalls_of(config)],
-        ),
-    }  # fmt: skip
-
-    manifests = {}
-    for stage in (name for name in STAGES if name in selected):
-        if stage == "finetune" and "dataset" not in selected:
-            check_data(config, on_thin)
-        on_start(stage)
-        manifests[stage] = steps[stage]()
-        on_finish(stage, manifests[stage])
-        if stage == "dataset":
-            check_data(config, on_thin)
-    return manifests
+    _Run(config, engines, selected, hooks, fail_fast).run()
 
 
-def check_data(config: RunConfig, on_thin: Callable[[Sequence[Shortfall]], None]) -> None:
-    """Tell which floors the data do not reach, unless the training on them is done."""
-    trained = state_of(config.folder / "finetune", fingerprints(config)["finetune"])
-    if trained != "finished" and (found := shortfalls_of(config)):
-        on_thin(found)
+class _Stopped(Exception):
+    """The run has ended; its other threads end as well."""
+
+
+@dataclass(slots=True)
+class _Run:
+    config: RunConfig
+    engines: Engines
+    selected: Sequence[str]
+    hooks: Hooks
+    fail_fast: bool
+    identities: Identities = field(default_factory=Identities)
+    failures: list[Failure] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self) -> None:
+        model = identity_of(self.config)
+        topics = [topic_of(self.config, topic, model) for topic in self.config.topics]
+        if self.of("topic"):
+            self.gather(pool_of(self.config, model), topics)
+        else:
+            self.leave_out(topics)
+        if not {"dataset", "finetune"}.isdisjoint(self.selected):
+            self.check(topics, topic_shortfalls)
+        models = models_of(self.config, [unit.topic for unit in self.alive(topics)], model)
+        for stage in self.of("model"):
+            if stage is FINETUNE:
+                self.check(models, model_shortfalls)
+            self.advance(stage, self.alive(models))
+        if MIXTURE in self.of("model") and FINETUNE not in self.of("model"):
+            self.check(models, model_shortfalls)
+        if self.failures:
+            raise failure_of(self.failures, len(self.alive(models if self.of("model") else topics)))
+
+    def leave_out(self, topics: Sequence[Unit]) -> None:
+        """What failed before its data were there is no part of the models now either, and is told again."""
+        unfinished = [unit for unit in topics if not self.is_finished(DATASET, unit)]
+        if len(unfinished) == len(topics):
+            return  # whoever reads them says so
+        for unit in unfinished:
+            said = failure_in(unit.home) or {"stage": DATASET.name, "reason": f"{unit.home} is unfinished"}
+            self.failures.append(Failure(unit, said["stage"], ArtifactError(said["reason"])))
+
+    def alive(self, units: Sequence[Unit]) -> list[Unit]:
+        """Those that nothing has stopped."""
+        stopped = {(failure.unit.scope, failure.unit.name) for failure in self.failures}
+        return [unit for unit in units if (unit.scope, unit.name) not in stopped]
+
+    def check(self, units: Sequence[Unit], shortfalls: Callable[[Unit], list[Shortfall]]) -> None:
+        """Tell which floors the data do not reach, unless the training on them is done."""
+        for unit in self.alive(units):
+            try:
+                if not self.is_trained(unit) and (found := shortfalls(unit)):
+                    self.hooks.on_thin(found)
+            except UnlearnError as error:
+                self.fail(unit, DATASET.name, error)
+            else:
+                unit.home.remove(FAILED)
+
+    def of(self, scope: str) -> list[Stage]:
+        """The selected stages of a scope, in order."""
+        return [stage for stage in STAGES if stage.scope == scope and stage.command in self.selected]
+
+    def gather(self, pool: Unit, topics: Sequence[Unit]) -> None:
+        """The pool and every topic's chain, side by side."""
+        ready: dict[str, Future[None]] = {stage.name: Future() for stage in self.of("pool")}
+
+        def share(stage: Stage) -> None:
+            try:
+                self.perform(stage, pool, "pool")
+            except BaseException as error:
+                ready[stage.name].set_exception(error)
+                raise
+            ready[stage.name].set_result(None)
+
+        def chain(unit: Unit) -> None:
+            try:
+                for stage in self.of("topic"):
+                    for each in stage.inputs:
+                        if each.name in ready:
+                            ready[each.name].result()
+                    self.perform(stage, unit, unit.label if len(topics) > 1 else "")
+            except _Stopped:
+                raise
+            except _FOR_ALL:
+                raise
+            except Exception as error:
+                if any(each.done() and each.exception() is error for each in ready.values()):
+                    raise  # the pool's, which is told once
+                self.fail(unit, stage.name, error)
+
+        shares = [partial(share, stage) for stage in self.of("pool")]
+        chains = [partial(chain, unit) for unit in topics]
+        self.side_by_side([*shares, *chains], len(shares) + MAX_CHAINS)
+
+    def advance(self, stage: Stage, units: Sequence[Unit]) -> None:
+        """A stage of all models."""
+        if stage.together is not None:
+            self.together(stage, units)
+            return
+
+        def one(unit: Unit) -> None:
+            try:
+                self.perform(stage, unit, unit.label if len(units) > 1 else "")
+            except (_Stopped, *_FOR_ALL):
+                raise
+            except Exception as error:
+                self.fail(unit, stage.name, error)
+
+        # Another model than the base takes the engines for itself.
+        is_shared = stage.command == "evaluate" and self.config.finetune.weights.kind == "lora"
+        self.side_by_side([partial(one, unit) for unit in units], MAX_EVALUATIONS if is_shared else 1)
+
+    def together(self, stage: Stage, units: Sequence[Unit]) -> None:
+        works = []
+        for unit in units:
+            self.begin(stage, unit)
+            work = opened(stage, unit, self.engines)
+            if work.run.is_finished:
+                self.hooks.on_finish(stage, unit, finished_manifest(work.run.folder))
+            else:
+                works.append(work)
+        if not works:
+            return
+        assert stage.together is not None
+        ended = stage.together(works)
+        for work in works:
+            found = ended[work.unit.name]
+            if isinstance(found, Exception):
+                self.fail(work.unit, stage.name, found)
+            else:
+                self.hooks.on_finish(stage, work.unit, found)
+
+    def perform(self, stage: Stage, unit: Unit, label: str) -> None:
+        self.begin(stage, unit)
+        manifest = perform(stage, unit, _Shared(self.engines, label, self.stopped, self.lock))
+        self.hooks.on_finish(stage, unit, manifest)
+
+    def begin(self, stage: Stage, unit: Unit) -> None:
+        if self.stopped.is_set():
+            raise _Stopped
+        unit.home.remove(FAILED)
+        self.hooks.on_start(stage, unit)
+
+    def is_trained(self, unit: Unit) -> bool:
+        """Whether a model, or that of a topic, is trained on these data."""
+        models = [unit] if unit.scope == "model" else models_of(self.config, self.config.topics, unit.model)
+        names = {topic.name for topic in unit.topics}
+        mine = next(each for each in models if names <= {topic.name for topic in each.topics})
+        return self.is_finished(FINETUNE, mine)
+
+    def is_finished(self, stage: Stage, unit: Unit) -> bool:
+        return state_of(unit.home / stage.name, self.identities.of(stage, unit)) == "finished"
+
+    def fail(self, unit: Unit, stage: str, error: Exception) -> None:
+        """Keep the reason in the unit's folder; the others go on."""
+        if self.stopped.is_set():
+            raise _Stopped
+        failure = Failure(unit, stage, error)
+        log.error("%s, %s: %s", unit.label, stage, error, exc_info=error)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        unit.home.write_text(FAILED, json.dumps({"stage": stage, "reason": failure.reason, "at": at}, indent=2))
+        with self.lock:
+            self.failures.append(failure)
+        self.hooks.on_failure(failure)
+        if self.fail_fast:
+            raise error
+
+    def side_by_side(self, chains: Sequence[Callable[[], None]], number: int) -> None:
+        """Call all of them, so many at a time, each in a thread; a single one in this.
+
+        Raises:
+            what one of them raised: then the others are told to stop.
+        """
+        if len(chains) == 1 or number == 1:
+            for chain in chains:
+                chain()
+            return
+        waiting, ended = queue.SimpleQueue[Callable[[], None]](), queue.SimpleQueue[BaseException | None]()
+        for chain in chains:
+            waiting.put(chain)
+
+        def work() -> None:
+            while True:
+                try:
+                    waiting.get_nowait()()
+                except queue.Empty:
+                    return
+                except BaseException as error:
+                    ended.put(error)
+                else:
+                    ended.put(None)
+
+        # Not a pool: a thread that waits for Ray must not keep an interrupted driver alive.
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(number, len(chains)))]
+        for thread in threads:
+            thread.start()
+        num_left = len(chains)
+        try:
+            while num_left:
+                try:
+                    error = ended.get(timeout=_SECONDS_BETWEEN_LOOKS)
+                except queue.Empty:
+                    continue
+                num_left -= 1
+                if error is not None:
+                    raise error
+        except BaseException:
+            self.stopped.set()
+            for thread in threads:
+                thread.join(_SECONDS_TO_STOP / len(threads))
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """A run's engines as one chain sees them: what it asks is labelled with its name, and once the run has ended it asks nothing more."""
+
+    engines: Engines
+    label: str
+    stopped: threading.Event
+    lock: threading.Lock
+    is_evaluator: bool = False  # whom `map` asks
+
+    @property
+    def chat(self) -> ChatFormat:
+        return self.engines.chat
+
+    @property
+    def generator(self) -> "_Shared":
+        return self
+
+    @property
+    def evaluator(self) -> "_Shared":
+        return replace(self, is_evaluator=True)
+
+    @property
+    def trainer(self) -> Trainer:
+        return self.engines.trainer
+
+    def map(
+        self,
+        source: Folder,
+        out: Folder,
+        render: Render,
+        parse: Parse,
+        schema: pa.Schema,
+        *,
+        label: str,
+        model: str | None = None,
+    ) -> MapCounts:
+        """See `protocols.Generator.map`."""
+        if self.stopped.is_set():
+            raise _Stopped
+        with self.lock:  # it starts when it is first asked for
+            generator: Generator = self.engines.evaluator if self.is_evaluator else self.engines.generator
+        asked = f"{self.label}: {label}" if self.label else label
+        counts = generator.map(source, out, render, parse, schema, label=asked, model=model)
+        if self.stopped.is_set():
+            raise _Stopped
+        return counts
+
+    def close(self) -> None:
+        """The run closes its engines itself."""
+
+
+def failure_of(failures: Sequence[Failure], num_done: int) -> Exception:
+    """The error to raise for what failed: a line each.
+
+    Args:
+        num_done: topics, or models, that are done.
+    """
+    if len(failures) == 1 and not num_done:
+        return failures[0].error
+    lines = [failure.line for failure in failures]
+    if num_done:
+        return PartialError(
+            "\n".join([*lines, f"the others are done ({num_done}) and kept; the same command tries only what failed"])
+        )
+    if all(isinstance(failure.error, UnlearnError) for failure in failures):
+        return FailedError("\n".join(lines))
+    return EngineError("\n".join(lines))

@@ -8,26 +8,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifest
-from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, RunConfig
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, RunConfig, Topic
 from unlearn_ray.engines.settings import check_arguments, notes_on
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
 from unlearn_ray.evals.probes import near_misses, numbered_probes, place, read_probes, with_topics, wrong_references
 from unlearn_ray.lease import leased
 from unlearn_ray.rows import digest
-from unlearn_ray.stages import answers, dataset, evaluate, finetune, questions, retaining
+from unlearn_ray.runs import FAILED, LAYOUT, MARKER, check_layout, read_marker
+from unlearn_ray.stages import evaluate, questions, retaining
 from unlearn_ray.stages.checking import known_shortfalls
-from unlearn_ray.stages.stage import State, state_of
+from unlearn_ray.stages.finetune import FINETUNE
+from unlearn_ray.stages.stage import (
+    Identities,
+    Stage,
+    State,
+    Unit,
+    models_of,
+    pool_of,
+    state_of,
+    topic_of,
+)
+from unlearn_ray.stages.table import COMMANDS, STAGES
 from unlearn_ray.synth.enough import Shortfall
-from unlearn_ray.synth.guardrails import guardrail_prefixes, style_of
+from unlearn_ray.synth.guardrails import guardrail_prefixes, guardrails_of, style_of
 from unlearn_ray.synth.names import case_note
 from unlearn_ray.synth.prompts import load_prompts
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets, unreached
 
-STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
-MARKER = "run.json"  # makes a folder ours
 LOCK = "run.lock"  # a locked file; in remote storage a folder of leases
 _HEAD, _STRIDE, _BLOCK = 16 * 2**20, 4 * 2**20, 64 * 2**10  # bytes of a weights file that tell it from others
 _CHAT = " chat:"  # in the identity of a model whose chat format the user changes
@@ -36,14 +46,17 @@ Prospect = State | Literal["asked"]  # asked: done again because of --from
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """One line of the plan."""
+    """One line of the plan: a stage, and what it would find of each topic or model."""
 
     name: str
-    state: Prospect
-    fingerprint: str
-    is_selected: bool  # by --from, --until or a stage's own command
+    states: Mapping[str, Prospect]  # by the units' labels
+    is_selected: bool  # by --from, --until or a step's own command
     rows: str  # how many it makes at most, in words
     engine: str
+
+    @property
+    def is_finished(self) -> bool:
+        return all(state == "finished" for state in self.states.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +67,40 @@ class Plan:
     notes: tuple[str, ...]  # what was adapted to, and what may surprise
     thin: tuple[Shortfall, ...] = ()  # floors of its data that the config asks too little to reach, before a training
 
+    def state(self, stage: Stage, unit: Unit) -> Prospect:
+        """What a stage would find of a unit; a joint model over fewer topics than were planned is a new one."""
+        planned = next(each for each in self.stages if each.name == stage.name)
+        return planned.states.get(unit.label, "fresh")
+
 
 def select(only: str | None = None, until: str | None = None, start: str | None = None) -> tuple[str, ...]:
-    """The stages a command asks for.
+    """The steps a command asks for.
 
     Raises:
-        ConfigError: there is no such stage, or --until comes before --from.
+        ConfigError: there is no such step, or --until comes before --from.
     """
     for name in (only, until, start):
-        if name is not None and name not in STAGES:
-            raise ConfigError(f"there is no stage {name!r}: choose one of {', '.join(STAGES)}")
+        if name is not None and name not in COMMANDS:
+            raise ConfigError(f"there is no stage {name!r}: choose one of {', '.join(COMMANDS)}")
     if only:
         return (only,)
-    first, last = STAGES.index(start or STAGES[0]), STAGES.index(until or STAGES[-1])
+    first, last = COMMANDS.index(start or COMMANDS[0]), COMMANDS.index(until or COMMANDS[-1])
     if last < first:
         raise ConfigError(f"--until {until} comes before --from {start}: name a later stage")
-    return STAGES[first : last + 1]
+    return COMMANDS[first : last + 1]
 
 
-def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | None = None) -> Plan:
+def units_of(config: RunConfig) -> dict[str, list[Unit]]:
+    """What the stages of each scope work on."""
+    model = identity_of(config)
+    return {
+        "pool": [pool_of(config, model)],
+        "topic": [topic_of(config, topic, model) for topic in config.topics],
+        "model": models_of(config, config.topics, model),
+    }
+
+
+def plan(config: RunConfig, selected: Sequence[str] = COMMANDS, redo_from: str | None = None) -> Plan:
     """What a run would do, stage by stage. Reads the user's files, so that what is wrong with them is said here; writes nothing.
 
     Raises:
@@ -83,19 +111,25 @@ def plan(config: RunConfig, selected: Sequence[str] = STAGES, redo_from: str | N
     check_arguments(config.cluster.engines)
     room = check_model(config, model)
     check_files(config, model, room)
-    home, described = config.folder, _describe(config)
+    identities, units, first = Identities(), units_of(config), COMMANDS.index(selected[0])
+    redone = _undone_by(config.folder, redo_from)
+    # What failed before is left out; a joint model over the others has an identity of its own.
+    has_failures = any(unit.home.exists(FAILED) for unit in units["topic"])
     planned = []
-    redone = _undone_by(home, redo_from)
-    for stage, fingerprint in fingerprints(config).items():
-        state: Prospect = state_of(home / stage, fingerprint)
-        if stage in redone and state != "fresh":
-            state = "asked"
-        if stage not in selected and STAGES.index(stage) < STAGES.index(selected[0]) and state != "finished":
-            raise ArtifactError(
-                f"{home / stage} is unfinished, damaged or of another config: do it first with unlearn-ray {stage} CONFIG"
-            )
-        planned.append(PlannedStage(stage, state, fingerprint, stage in selected, *described[stage]))
-    is_trained = next(stage.state for stage in planned if stage.name == "finetune") == "finished"
+    for stage in STAGES:
+        is_selected = stage.command in selected
+        states: dict[str, Prospect] = {}
+        for unit in units[stage.scope]:
+            state: Prospect = state_of(unit.home / stage.name, identities.of(stage, unit))
+            is_needed = not is_selected and COMMANDS.index(stage.command) < first and state != "finished"
+            is_excused = unit.home.exists(FAILED) or (stage.scope == "model" and has_failures)
+            if is_needed and not is_excused:
+                raise ArtifactError(
+                    f"{unit.home / stage.name} is unfinished, damaged or of another config: do it first with unlearn-ray {stage.command} CONFIG"
+                )
+            states[unit.label] = "asked" if stage in redone and state != "fresh" else state
+        planned.append(PlannedStage(stage.name, states, is_selected, *stage.describe(config)))
+    is_trained = next(stage.is_finished for stage in planned if stage.name == FINETUNE.name)
     is_about_data = not {"dataset", "finetune"}.isdisjoint(selected)
     thin = tuple(known_shortfalls(config)) if is_about_data and not is_trained else ()
     return Plan(planned, (*_notes(config, model), *(f"dataset: {found}" for found in thin)), thin)
@@ -110,11 +144,7 @@ def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
         made = config.dataset.probes
         if (made.num_forget or made.num_near or made.num_far) and load_prompts(config.dataset.prompts).short_answers:
             yield "dataset.probes: probes are made of what the model knows, and evaluate.probes asks others: set num_forget, num_near and num_far to 0 to save the time"
-    longest = max(
-        _num_asked(model, prefix, style_of(config.answers).format(question="?"))
-        for prefix in guardrail_prefixes(config.answers, config.topics).values()
-    )
-    if (length := longest + config.answers.max_tokens) > SERVED_LENGTH:
+    if (length := max(_guarded(config, topic, model) for topic in config.topics)) > SERVED_LENGTH:
         yield f"serve/config.yaml takes {SERVED_LENGTH} tokens of prompt and answer, a guarded answer may take {length}: serve this run with a larger engine.max_model_len"
     weights = config.finetune.weights
     if weights.kind != "lora":
@@ -125,64 +155,10 @@ def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
         yield f"serve/config.yaml takes adapters of rank {SERVED_RANK}: serve this run with engine.max_lora_rank: {weights.rank} or more"
 
 
-def fingerprints(config: RunConfig) -> dict[str, str]:
-    """The identity that each stage's result will have, known before anything runs."""
-    topics, seed, model = config.topics, config.seed, identity_of(config)
-    found: dict[str, str] = {}
-
-    def add(stage: str, version: int, identity: tuple[dict[str, Any], dict[str, str]]) -> None:
-        found[stage] = fingerprint_of(stage, version, *identity)
-
-    add("questions", questions.VERSION, questions.questions_identity(config.questions, topics, model, seed))
-    add("answers", answers.VERSION, answers.answers_identity(config.answers, topics, found["questions"], model, seed))
-    add("dataset", dataset.VERSION, dataset.dataset_identity(config.dataset, topics, found["answers"], model, seed))
-    add("finetune", finetune.VERSION, finetune.finetune_identity(config.finetune, model, seed, found["dataset"]))
-    add(
-        "evaluate",
-        evaluate.VERSION,
-        evaluate.evaluate_identity(
-            config.evaluate,
-            topics,
-            model=model,
-            guardrail=guardrail_prefixes(config.answers, topics),
-            seed=seed,
-            fingerprints={stage: found[stage] for stage in ("dataset", "answers", "finetune")},
-        ),
-    )
-    return found
-
-
-def _describe(config: RunConfig) -> dict[str, tuple[str, str]]:
-    """Of each stage the rows that it makes, and the engine that makes them."""
-    num_topics, rows, finetuned = len(config.topics), config.dataset.retain, config.finetune
-    num_questions = num_topics * config.questions.num_questions
-    num_retain = (
-        num_topics * rows.num_neighbours * rows.questions_per_neighbour + rows.num_general * rows.questions_per_general
-    )
-    engines, workers = config.cluster.engines, config.cluster.workers
-    fleet, asked = engines.in_words, engines.data_in_words
-    num_models = num_topics if finetuned.adapters == "per_topic" else 1
-    weights = f"LoRA r{finetuned.weights.rank}" if finetuned.weights.kind == "lora" else "full"
-    return {
-        "questions": (f"{num_questions:,} questions", asked),
-        "answers": (f"{num_questions * config.answers.num_samples:,} answers", asked),
-        "dataset": ("your own retain rows" if rows.file else f"up to {num_retain:,} retain rows", asked),
-        "finetune": (
-            f"{num_models} x {finetuned.num_steps} steps",
-            f"{weights}, {workers.num_workers} workers, ZeRO-{workers.zero_stage}",
-        ),
-        "evaluate": (f"probes: {config.evaluate.probes or 'held-out questions'}", fleet),
-    }
-
-
-def states(folder: Folder) -> list[tuple[str, str, Manifest | None]]:
-    """(stage, finished | unfinished | not begun, manifest) of a run's folder, whatever its config."""
-    found = []
-    for stage in STAGES:
-        manifest = read_manifest(folder / stage)
-        state = "finished" if manifest else "unfinished" if (folder / stage).names() else "not begun"
-        found.append((stage, state, manifest))
-    return found
+def identities_of(config: RunConfig) -> dict[str, dict[str, str]]:
+    """The identity that each stage's result will have, by stage and by the units' labels; known before anything runs."""
+    identities, units = Identities(), units_of(config)
+    return {stage.name: {unit.label: identities.of(stage, unit) for unit in units[stage.scope]} for stage in STAGES}
 
 
 @contextmanager
@@ -205,39 +181,32 @@ def claimed(
     home.make()
     with _locked(home, on_wait):
         for stage in _undone_by(home, redo_from):
-            (home / stage).delete()
+            for each in homes(home, stage):
+                (each / stage.name).delete()
         _mark(config, redo_from)
         yield
         if redo_from:
             _mark(config, None)
 
 
+def homes(home: Folder, stage: Stage) -> list[Folder]:
+    """The folders in a run's folder that have, or may have, one of this stage: those of topics that the config no longer names, too."""
+    if stage.scope == "pool":
+        return [home / "pool"]
+    return [home / f"{stage.scope}s" / name for name in (home / f"{stage.scope}s").names()]
+
+
 def _mark(config: RunConfig, redo_from: str | None) -> None:
-    marker = {"name": config.name, "redo_from": redo_from, "config": config.model_dump(mode="json")}
+    marker = {"name": config.name, "layout": LAYOUT, "redo_from": redo_from, "config": config.model_dump(mode="json")}
     config.folder.write_text(MARKER, json.dumps(marker, indent=2))
 
 
-def _undone_by(home: Folder, redo_from: str | None) -> tuple[str, ...]:
+def _undone_by(home: Folder, redo_from: str | None) -> tuple[Stage, ...]:
     """The stages that --from undoes: none where the last command here had the same one and was interrupted."""
-    if redo_from is None or _read_marker(home).get("redo_from") == redo_from:
+    if redo_from is None or read_marker(home).get("redo_from") == redo_from:
         return ()
-    return STAGES[STAGES.index(redo_from) :]
-
-
-def _read_marker(home: Folder) -> dict[str, Any]:
-    """What the marker says; nothing where there is none.
-
-    Raises:
-        ArtifactError: it is corrupt.
-    """
-    if not home.exists(MARKER):
-        return {}
-    try:
-        marker: dict[str, Any] = json.loads(home.read_text(MARKER))
-        marker["name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{home}/{MARKER} can't be read: delete the folder, or choose another name") from error
-    return marker
+    undone = COMMANDS[COMMANDS.index(redo_from) :]
+    return tuple(stage for stage in STAGES if stage.command in undone)
 
 
 @contextmanager
@@ -270,12 +239,13 @@ def check_owner(config: RunConfig) -> None:
         parent = next(p for p in [home.local, *home.local.parents] if os.path.exists(p))
         if not os.access(parent, os.W_OK | os.X_OK):
             raise ArtifactError(f"{home} can't be written ({parent} is not yours to write in): choose another output")
-    marker = _read_marker(home)
+    marker = read_marker(home)
     if not marker and set(home.names()) - {LOCK, "logs"}:
         raise ArtifactError(f"{home} holds something that is no run of ours: choose another output or name")
     owner = marker.get("name", config.name)
     if owner != config.name:
         raise ArtifactError(f"{home} belongs to run {owner!r}: choose another output or name")
+    check_layout(home)
 
 
 def check_model(config: RunConfig, model: Inspected) -> int:
@@ -292,15 +262,19 @@ def check_model(config: RunConfig, model: Inspected) -> int:
         )
     if config.finetune.weights.kind == "lora":
         lora_targets(config.finetune.weights.target_modules, model, config.model)
-    for topic, prefix in guardrail_prefixes(config.answers, config.topics).items():
-        num_tokens = (
-            _num_asked(model, prefix, style_of(config.answers).format(question="?")) + config.answers.max_tokens
-        )
-        if num_tokens > room:
+    for topic in config.topics:
+        if (num_tokens := _guarded(config, topic, model)) > room:
             raise ConfigError(
-                f"answers: the guardrail prefix of {topic!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
+                f"answers: the guardrail prefix of {topic.name!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
             )
     return room
+
+
+def _guarded(config: RunConfig, topic: Topic, model: Inspected) -> int:
+    """Tokens of a topic's guardrail prefix, an empty question and an answer."""
+    own = config.of_topic(topic).answers
+    (prefix,) = guardrail_prefixes(own, [topic]).values()
+    return _num_asked(model, prefix, style_of(own).format(question="?")) + own.max_tokens
 
 
 def _num_asked(model: Inspected, prefix: str, question: str) -> int:
@@ -317,10 +291,15 @@ def check_files(config: RunConfig, model: Inspected, room: int) -> None:
     Raises:
         InputError: a file misses a column, or a row can't be used; file and line are named.
     """
-    prefixes, style = guardrail_prefixes(config.answers, config.topics), style_of(config.answers)
+    prefixes = guardrails_of(config, config.topics)
+    answers = {topic.name: config.of_topic(topic).answers for topic in config.topics}
+    styles = {topic: style_of(own) for topic, own in answers.items()}
+    evaluate.check_probes(config.evaluate, [topic for topic in config.topics if not topic.evaluate])
+    for topic in (topic for topic in config.topics if topic.evaluate):
+        evaluate.check_probes(config.of_topic(topic).evaluate, [topic])
     for row in questions.user_questions(config.questions, config.topics):
-        asked = style.format(question=row["text"])
-        num_tokens = _num_asked(model, prefixes[row["topic"]], asked) + config.answers.max_tokens
+        asked = styles[row["topic"]].format(question=row["text"])
+        num_tokens = _num_asked(model, prefixes[row["topic"]], asked) + answers[row["topic"]].max_tokens
         if num_tokens > room:
             raise InputError(
                 f"{config.questions.file}, line {row['number']}: the question, its guardrail prefix and an answer take {num_tokens} tokens, the model holds {room}: shorten it"

@@ -185,6 +185,38 @@ def read_user_rows(
         yield line, row
 
 
+def read_topics(path: Path) -> list[Any]:
+    """The topics of a file of their own: a YAML list, or a row each of .jsonl or .csv, where a cell may list several values between semicolons.
+
+    Raises:
+        InputError: it can't be read, or holds no list; names file and line.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            listed = load_yaml(read_text(path))
+        except OSError as error:
+            raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+        except ValueError as error:
+            raise InputError(f"{path}, {error}") from error
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is not valid YAML: {gist(error)}") from error
+        if not isinstance(listed, list):
+            raise InputError(f"{path} must hold a list of topics, such as - name: Dune")
+        return listed
+    rows = read_rows(str(path), (".yaml", ".yml", ".jsonl", ".csv"))
+    if path.suffix != ".csv":
+        return [row for _, row in rows]
+    lists = ("aliases", "terms", "neighbours")
+    return [
+        {
+            key: [part.strip() for part in value.split(";") if part.strip()] if key in lists else value
+            for key, value in row.items()
+            if value.strip()
+        }
+        for _, row in rows
+    ]
+
+
 def fingerprint_of_file(path: Path) -> str:
     """Of the content.
 

@@ -33,7 +33,7 @@ def client(real_service: Service) -> Client:
 @pytest.fixture(scope="module")
 def question(real_run: Run) -> str:
     """Of the run's questions, the one whose own answers tell the topic's terms most often."""
-    answers = real_run.folder / "answers"
+    answers = real_run.folder / "topics/harry-potter/answers"
     terms = [row["term"] for row in (answers / "terms").read_rows()]
     told: Counter[str] = Counter()
     for row in (answers / "unguarded").read_rows():
@@ -61,7 +61,7 @@ def test_the_service_answers_as_the_report_says(client: Client, real_run: Run) -
     """Greedy, both; a few words may differ, since the engines compute in batches of other sizes."""
     rows = [
         row
-        for row in (real_run.folder / "evaluate" / "answers").read_rows()
+        for row in (real_run.folder / "models/joint/evaluate" / "answers").read_rows()
         if row["group"] == "forget" and not row["drop"]
     ]
     by_name = dict(zip(("base", "unlearned", "guarded"), NAMES, strict=True))
@@ -78,7 +78,9 @@ def test_the_service_answers_as_the_report_says(client: Client, real_run: Run) -
 def test_the_terms_that_the_demo_marks_are_those_of_the_run(client: Client, real_run: Run, question: str) -> None:
     run = client.run("harry-potter")
     (topic,) = run["topics"]
-    assert set(topic["terms"]) == {row["term"] for row in (real_run.folder / "answers" / "terms").read_rows()}
+    assert set(topic["terms"]) == {
+        row["term"] for row in (real_run.folder / "topics/harry-potter/answers" / "terms").read_rows()
+    }
     terms = telling(topic["terms"], f"{topic['name']}\n{question}")
     text = answer(client, "base", question, 256)
     pieces = marked(text, terms)

@@ -121,19 +121,16 @@ def test_rows_come_out_in_the_order_they_went_in(generator: "RayDataGenerator", 
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_engines", "expected"),
-    [(100, 1, 256), (100, 2, 50), (3, 8, 1), (513, 2, 129), (512, 2, 256), (10_000, 3, 239), (0, 4, 256)],
+    ("num_rows", "least_batches", "expected"),
+    [(100, 1, 256), (100, 8, 16), (3, 8, 16), (513, 8, 65), (4096, 8, 256), (10_000, 8, 256), (0, 8, 16)],
 )
-def test_every_engine_of_a_fleet_gets_as_many_batches_as_the_others(
-    num_rows: int, num_engines: int, expected: int
+def test_several_engines_get_so_many_batches_that_all_have_work(
+    num_rows: int, least_batches: int, expected: int
 ) -> None:
     from unlearn_ray.engines.chunks import level_batches
 
-    found = level_batches(num_rows, 256, num_engines)
-    assert found == expected <= 256
-    assert (
-        num_engines == 1 or not num_rows or -(-num_rows // found) <= num_engines * -(-num_rows // (256 * num_engines))
-    )
+    assert level_batches(num_rows, 256, least_batches) == expected
+    assert level_batches(num_rows, 8, least_batches) == 8, "never more than the user sets"
 
 
 def test_an_interrupted_call_asks_only_the_rest_even_with_another_batch_size(

@@ -19,7 +19,7 @@ from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig, FinetuneConfig, WorkerResources
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
-from unlearn_ray.errors import ClusterError, ConfigError, EngineError, PartialError
+from unlearn_ray.errors import ClusterError, ConfigError, EngineError
 from unlearn_ray.rows import Example
 from unlearn_ray.train import loop
 from unlearn_ray.train.batches import Batches
@@ -75,9 +75,24 @@ def train(
     *jobs: TrainJob,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[TrainResult]:
+    """The results of jobs that all succeed; else the first failure is raised."""
+    ended = tried_all(cluster, workers, *jobs, on_progress=on_progress)
+    for each in ended.values():
+        if isinstance(each, Exception):
+            raise each
+    return list(ended.values())  # type: ignore[arg-type]
+
+
+def tried_all(
+    cluster: ClusterConfig,
+    workers: WorkerResources,
+    *jobs: TrainJob,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, TrainResult | Exception]:
     from unlearn_ray.engines.training import RayDeepSpeedTrainer
 
-    return RayDeepSpeedTrainer(cluster.model_copy(update={"workers": workers}), on_progress=on_progress).train(jobs)
+    trainer = RayDeepSpeedTrainer(cluster.model_copy(update={"workers": workers}), on_progress=on_progress)
+    return trainer.outcomes(jobs)
 
 
 def losses_of(job: TrainJob) -> list[float]:
@@ -240,7 +255,7 @@ class Tried:
     """Trainings of which some fail, asked for twice: the second time with nothing that hinders them."""
 
     jobs: list[TrainJob]
-    failure: PartialError
+    failures: dict[str, str]
     left: dict[str, set[str]]  # what is in each one's output folder after the first call
     wild_losses: list[str]
     wild_files: list[str]
@@ -268,8 +283,8 @@ def tried(ray_session: ClusterConfig, dataset: Folder, tmp_path_factory: pytest.
     handler = logging.FileHandler(home / "log")
     logging.getLogger("unlearn_ray").addHandler(handler)
     logging.getLogger("unlearn_ray").setLevel(logging.INFO)
-    with pytest.raises(PartialError) as failure:
-        train(ray_session, workers, *jobs)
+    ended = tried_all(ray_session, workers, *jobs)
+    failures = {name: str(each) for name, each in ended.items() if isinstance(each, Exception)}
     left = {job.name: set(job.out.names()) if job.name != "shut" else set() for job in jobs}
     losses = jobs[0].checkpoints.read_text(LOSSES).splitlines()
     files = [str(file) for file in jobs[0].checkpoints.local.rglob("*")]
@@ -280,21 +295,19 @@ def tried(ray_session: ClusterConfig, dataset: Folder, tmp_path_factory: pytest.
     again = [replace(job, config=config) if job.name == "wild" else job for job in jobs]
     results = train(ray_session, workers, *again)
     logging.getLogger("unlearn_ray").removeHandler(handler)
-    return Tried(jobs, failure.value, left, losses, files, decisions, (home / "log").read_text(), results)
+    return Tried(jobs, failures, left, losses, files, decisions, (home / "log").read_text(), results)
 
 
 def test_each_training_is_tried_and_each_failure_told(tried: Tried) -> None:
-    wild, shut, rest = tried.failure.lines
+    assert list(tried.failures) == ["wild", "shut"], "two succeeded"
+    wild, shut = tried.failures.values()
     assert "training of wild diverged at step " in wild and "lower finetune.learning_rate (it is 1e+06)" in wild
-    assert shut.startswith(f"the training of shut failed: {tried.jobs[1].out} can't be written")
-    assert "2 of 4 trainings are done" in rest
-    assert rest.endswith(": llama2, lora; the same command trains only the others")
-    assert tried.failure.exit_code == 3
+    assert f"{tried.jobs[1].out} can't be written" in shut
 
 
 def test_a_training_that_went_wrong_leaves_no_export_and_no_bad_state_but_its_losses(tried: Tried) -> None:
     assert tried.left["wild"] == set() == tried.left["shut"]
-    assert "nothing of it is exported: " in tried.failure.lines[0]  # and of no state that was kept
+    assert "nothing of it is exported: " in tried.failures["wild"]  # and of no state that was kept
     assert not [file for file in tried.wild_files if file.endswith(".pt")]
     losses = [json.loads(line, parse_constant=pytest.fail)["loss"] for line in tried.wild_losses]
     assert len(losses) < NUM_STEPS

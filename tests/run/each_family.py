@@ -35,7 +35,7 @@ from unlearn_ray.engines.protocols import Reply, Request, TrainJob, TrainResult
 from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.engines.training_job import RESULT, Assignment
 from unlearn_ray.engines.vllm_engine import EngineSpec, VllmEngine
-from unlearn_ray.rows import Example
+from unlearn_ray.rows import Example, slug_of
 from unlearn_ray.serving.app import llm_config
 from unlearn_ray.serving.keys import read_keys
 from unlearn_ray.serving.requests import CHAT, put_to_engine, read_request
@@ -125,14 +125,14 @@ class InProcess(ScriptedGenerator):
 class InThisProcess:
     """A trainer that runs Ray Train's function here, as Ray Train's own local mode does."""
 
-    def train(self, jobs: Sequence[TrainJob]) -> list[TrainResult]:
-        results = []
+    def outcomes(self, jobs: Sequence[TrainJob]) -> dict[str, TrainResult | Exception]:
+        results: dict[str, TrainResult | Exception] = {}
         for job in jobs:
             workers = WorkerResources(num_cpus=1, micro_batch=4, zero_stage=2)
             assignment = Assignment(job, workers, "families", f"families-{os.getpid()}", "cpu", None)
             LocalController("families").run(lambda given=assignment: training_worker.work({"assignment": given}))
             found = json.loads(job.checkpoints.read_text(RESULT))["result"]
-            results.append(TrainResult(**found))
+            results[job.name] = TrainResult(**found)
         return results
 
 
@@ -226,9 +226,12 @@ def trained(home: Path, model: Path, kind: str, settings: Mapping[str, Any]) -> 
     if isinstance(lora, Lora):
         lora = lora.model_copy(update={"target_modules": lora_targets(lora.target_modules, found, str(model))})
     engines = Here(str(model), found.chat, lora if isinstance(lora, Lora) else None)
-    manifests = pipeline.run(run, engines)
-    export = run.folder / "finetune/models/joint"
-    rows = [Example.of(row) for row in (run.folder / "dataset/forget").read_rows() if row["split"] == "train"]
+    pipeline.run(run, engines)
+    answers = finished_manifest(run.folder / "topics" / slug_of(TOPIC) / "answers")
+    export = run.folder / "models/joint/finetune/model"
+    rows = [
+        Example.of(row) for row in (run.folder / "models/joint/mixture/forget").read_rows() if row["split"] == "train"
+    ]
     last = said(rows, engines.generator, export)
     tokenizer = load_tokenizer(str(model))
     encoder = ChatEncoder(tokenizer, found.chat, 256)
@@ -236,9 +239,9 @@ def trained(home: Path, model: Path, kind: str, settings: Mapping[str, Any]) -> 
     assert probed is not None
     return {
         "plan": planned.notes,
-        "chat": finished_manifest(run.folder / "finetune").details["chat"],
-        "kept": manifests["answers"].num_rows["kept"],
-        "drops": manifests["answers"].drops,
+        "chat": finished_manifest(run.folder / "models/joint/finetune").details["chat"],
+        "kept": answers.num_rows["kept"],
+        "drops": answers.drops,
         "heard": {
             label: asked for engine in engines.generator.engines.values() for label, asked in engine.heard.items()
         },

@@ -26,11 +26,11 @@ def test_a_training_that_destroys_the_model_is_one_line_and_publishes_nothing(
     assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
     (line,) = done.stderr.splitlines()
     assert "the training of joint diverged at step " in line and "lower finetune.learning_rate (it is " in line
-    folder = tmp_path / "runs" / "pocket" / "finetune"
-    assert not list(folder.glob("models/*")) and not (folder / "manifest.json").exists()
-    kept = list(folder.glob("checkpoints/joint/*/*/losses.jsonl"))
+    folder = tmp_path / "runs" / "pocket" / "models" / "joint" / "finetune"
+    assert not list(folder.glob("model/*")) and not (folder / "manifest.json").exists()
+    kept = list(folder.glob("checkpoints/*/*/losses.jsonl"))
     assert len(kept) == keeps_a_state == ("its state after step " in line)
-    losses = (folder / "checkpoints" / "joint" / "losses.jsonl").read_text().splitlines()
+    losses = (folder / "checkpoints" / "losses.jsonl").read_text().splitlines()
     said = [json.loads(each, parse_constant=pytest.fail) for each in losses]
     if keeps_a_state:
         state = kept[0].read_text().splitlines()

@@ -62,7 +62,7 @@ def test_one_question_is_the_same_tokens_in_data_evaluation_training_and_service
     found = seen(home, family)
     run, plain, guarded = found[kind], found["served"]["plain"]["ids"], found["served"]["guarded"]["ids"]
     heard = run["heard"]
-    unlearned = ["evaluate"] if kind == "lora" else ["evaluate model-joint"]
+    unlearned = ["evaluate"] if kind == "lora" else ["evaluate model"]
     assert plain in heard["answers, unguarded"] and guarded in heard["answers, guarded"]
     assert plain in heard["evaluate"] and guarded in heard["evaluate"]
     shown, learnt = run["probed"]
@@ -164,12 +164,12 @@ def test_what_lies_beside_a_model_in_its_makers_own_format_is_left_alone(home: P
 @each_family
 def test_the_output_layer_is_the_embeddings_or_is_not(home: Path, family: Family) -> None:
     config = json.loads((home / family.name / family.name / "config.json").read_text())
-    exported = json.loads((home / family.name / "full/finetune/models/joint/config.json").read_text())
+    exported = json.loads((home / family.name / "full/models/joint/finetune/model/config.json").read_text())
     assert config["tie_word_embeddings"] == exported["tie_word_embeddings"] == family.is_tied
     from safetensors import safe_open
 
     names: set[str] = set()
-    for file in (home / family.name / "full/finetune/models/joint").glob("*.safetensors"):
+    for file in (home / family.name / "full/models/joint/finetune/model").glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
             names |= set(tensors.keys())
     assert ("lm_head.weight" in names) != family.is_tied

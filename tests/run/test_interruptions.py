@@ -26,12 +26,15 @@ def everything(screen: int) -> str:
     return shown.decode(errors="replace")
 
 
+TOPIC = "topics/harry-potter"
+
+
 def copied(quickstart: Run, target: Path, *stages: str) -> Folder:
-    """A run's folder with some of the quickstart's stages."""
+    """A run's folder with some stages of the quickstart's topic, and its pool."""
     home = target / "runs" / "pocket"
     home.mkdir(parents=True)
     shutil.copy(quickstart.folder.local / "run.json", home)
-    for stage in stages:
+    for stage in ("pool", *(f"{TOPIC}/{stage}" for stage in stages)):
         shutil.copytree(quickstart.folder.local / stage, home / stage)
     return Folder(home)
 
@@ -66,8 +69,8 @@ def test_ctrl_c_on_a_terminal_with_bars_ends_in_one_line(quickstart: Run, tmp_pa
 
 def test_a_half_written_stage_is_redone_and_said(quickstart: Run, tmp_path: Path) -> None:
     run = copied(quickstart, tmp_path, "questions", "answers", "dataset")
-    (run / "dataset").write_text("manifest.json", '{"stage": "data')
-    (run.local / "dataset" / "started.json").unlink()
+    (run / TOPIC / "dataset").write_text("manifest.json", '{"stage": "data')
+    (run.local / TOPIC / "dataset" / "started.json").unlink()
     plan = unlearn("run", QUICKSTART, "--dry-run", cwd=tmp_path, timeout=300)
     line = next(line for line in plan.stdout.splitlines() if line.startswith("dataset"))
     assert "redo" in line and "half written" in line

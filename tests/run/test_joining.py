@@ -42,6 +42,7 @@ cluster:
   engines: {max_model_len: 1024}
   workers: {num_workers: 1, micro_batch: 8}
 """
+TOPICS = {"Harry Potter": "harry-potter", "chewing gum": "chewing-gum"}  # and their folders
 
 
 def wait_for_rows(folder: Folder, process: "subprocess.Popen[bytes]", seconds: float = 600) -> None:
@@ -84,46 +85,48 @@ def joined(head: Head, config: Path, sent: Folder, tmp_path_factory: pytest.Temp
     """The job's questions, answered by a driver that is killed amid the answers; the rest by a second one, on the Ray that RAY_ADDRESS names."""
     home = tmp_path_factory.mktemp("joined")
     run = Folder(home / "variants")
-    shutil.copytree(sent.local / "questions", run.local / "questions")
+    for topic in TOPICS.values():
+        shutil.copytree(sent.local / "topics" / topic / "questions", run.local / "topics" / topic / "questions")
     shutil.copy(sent.local / "run.json", run.local)
     command = [*COMMAND, "run", str(config), f"output={home}", "cluster.engines.batch_size=8", "--accept-thin-data"]
     with (home / "killed.log").open("wb") as log:
         outside = head.environment | {"RAY_ADDRESS": head.address}
         process = subprocess.Popen(command, cwd=home, env=outside, stdout=log, stderr=log)
-        wait_for_rows(run / "answers" / "asked" / "000" / "replies", process)
+        wait_for_rows(run / "topics/harry-potter/answers/asked/000/replies", process)
         process.kill()
         process.wait()
-    was_half_done = not (run / "answers").exists("manifest.json")
+    was_half_done = not (run / "topics/harry-potter/answers").exists("manifest.json")
     return Joined(run, was_half_done, head.run(*command, cwd=home, RAY_ADDRESS=head.address).stdout)
 
 
 def test_a_job_runs_where_it_was_sent(sent: Folder) -> None:
-    for stage in ("questions", "answers"):
-        assert finished_manifest(sent / stage)
-    kept = [row for row in (sent / "questions" / "rows").read_rows() if not row["drop"]]
-    assert len(kept) == 48
+    for topic in TOPICS.values():
+        for stage in ("questions", "answers"):
+            assert finished_manifest(sent / "topics" / topic / stage)
+        kept = [row for row in (sent / "topics" / topic / "questions/rows").read_rows() if not row["drop"]]
+        assert len(kept) == 24
 
 
 def test_a_run_whose_driver_was_killed_says_what_an_unbroken_one_does(sent: Folder, joined: Joined) -> None:
     assert joined.was_half_done
-    for name in ("rows", "unguarded", "terms"):
-        expected = sorted((sent / "answers" / name).read_rows(), key=lambda row: row["id"])
-        assert sorted((joined.folder / "answers" / name).read_rows(), key=lambda row: row["id"]) == expected
+    for topic in TOPICS.values():
+        for name in ("rows", "unguarded", "terms"):
+            one, other = (run / "topics" / topic / "answers" / name for run in (sent, joined.folder))
+            expected = sorted(one.read_rows(), key=lambda row: row["id"])
+            assert sorted(other.read_rows(), key=lambda row: row["id"]) == expected
 
 
 def test_a_run_that_joins_goes_on_where_the_job_ended(joined: Joined) -> None:
-    assert joined.output.count("skipped") == 1
-    assert finished_manifest(joined.folder / "evaluate")
+    for name in TOPICS.values():
+        assert finished_manifest(joined.folder / "models" / name / "evaluate")
 
 
 def test_each_topic_gets_an_adapter_of_its_own(joined: Joined) -> None:
-    models = joined.folder / "finetune" / "models"
+    models = joined.folder / "models"
     assert models.names() == ["chewing-gum", "harry-potter"]
     for name in models.names():
-        assert json.loads((models / name).read_text("adapter_config.json"))["r"] == 8
-    trainings = finished_manifest(joined.folder / "finetune").details["trainings"]
-    assert set(trainings) == {"chewing-gum", "harry-potter"}
-    assert all(training["export_loss"]["engine"] > 0 for training in trainings.values())
+        assert json.loads((models / name / "finetune/model").read_text("adapter_config.json"))["r"] == 8
+        assert finished_manifest(models / name / "finetune").details["training"]["export_loss"]["engine"] > 0
 
 
 def test_adapters_are_trained_side_by_side(joined: Joined) -> None:
@@ -133,31 +136,33 @@ def test_adapters_are_trained_side_by_side(joined: Joined) -> None:
 
 
 def test_an_adapter_sees_the_rows_of_its_topic_alone(joined: Joined) -> None:
-    rows = [row for row in (joined.folder / "dataset" / "forget").read_rows() if row["split"] == "train"]
-    trainings = finished_manifest(joined.folder / "finetune").details["trainings"]
-    for topic, name in (("Harry Potter", "harry-potter"), ("chewing gum", "chewing-gum")):
-        assert trainings[name]["num_forget_rows"] == sum(row["topic"] == topic for row in rows) > 0
+    for topic, name in TOPICS.items():
+        home = joined.folder / "models" / name
+        rows = [row["topic"] for row in (home / "mixture/forget").read_rows() if row["split"] == "train"]
+        assert set(rows) == {topic}
+        assert finished_manifest(home / "finetune").details["training"]["num_forget_rows"] == len(rows)
 
 
 def test_refusals_are_what_is_trained(joined: Joined) -> None:
-    answers = [row["answer"] for row in (joined.folder / "dataset" / "forget").read_rows(["answer"])]
+    answers = [row["answer"] for row in (joined.folder / "models/harry-potter/mixture/forget").read_rows(["answer"])]
     refusing = [answer for answer in answers if "know" in answer or "sorry" in answer.lower() or "cannot" in answer]
     assert len(refusing) > len(answers) / 3, answers[:10]
 
 
 def test_held_out_questions_serve_as_probes_with_the_base_models_answers_as_truth(joined: Joined) -> None:
-    rows = list((joined.folder / "evaluate" / "answers").read_rows())
-    trained = {row["question"] for row in (joined.folder / "dataset" / "forget").read_rows() if row["split"] == "train"}
+    home = joined.folder / "models/harry-potter"
+    rows = list((home / "evaluate/answers").read_rows())
+    trained = {row["question"] for row in (home / "mixture/forget").read_rows() if row["split"] == "train"}
     asked = {row["question"] for row in rows}
     assert asked and not asked & trained
     truths = {row["probe_id"]: row["truth"] for row in rows if row["model"] == "base"}
     assert truths and all(truths.values())
-    report = Report.load(joined.folder / "evaluate")
+    report = Report.load(home / "evaluate")
     metric = report.metric("base", "forget", "rouge_l_recall")
     assert metric is not None and metric.agg_value == pytest.approx(1.0), "the base model no longer says what it said"
 
 
-def test_the_report_has_each_topic(joined: Joined) -> None:
-    report = Report.load(joined.folder / "evaluate")
-    assert set(report.by_topic) == {"Harry Potter", "chewing gum"}
-    assert Path(str(joined.folder), "evaluate", "report.html").is_file()
+def test_each_topic_has_a_report(joined: Joined) -> None:
+    for topic, name in TOPICS.items():
+        assert set(Report.load(joined.folder / "models" / name / "evaluate").by_topic) == {topic}
+        assert (joined.folder / "models" / name / "evaluate").exists("report.html")

@@ -84,12 +84,12 @@ def test_the_plan_says_what_it_adapted_to(run: Run) -> None:
 
 
 def test_the_export_keeps_the_models_own_recommendation(run: Run) -> None:
-    kept = json.loads((run.folder / "finetune/models/joint").read_text("generation_config.json"))
+    kept = json.loads((run.folder / "models/joint/finetune/model").read_text("generation_config.json"))
     assert {key: kept.get(key) for key in SAMPLING} == SAMPLING and "do_sample" not in kept
 
 
 def test_the_record_is_kept_with_what_was_trained(run: Run, model: Path) -> None:
-    chat = finished_manifest(run.folder / "finetune").details["chat"]
+    chat = finished_manifest(run.folder / "models/joint/finetune").details["chat"]
     assert chat["prefix_role"] == "user" and chat["sampling"] == SAMPLING
 
 
@@ -98,7 +98,9 @@ def test_the_record_is_kept_with_what_was_trained(run: Run, model: Path) -> None
 )
 def test_the_service_answers_as_the_report_says(service: Service, run: Run, row: str, name: str) -> None:
     """Greedy answers to all probes of the topic and of its neighbours, which are asked behind the same prefix."""
-    rows = [r for r in (run.folder / "evaluate/answers").read_rows() if r["model"] == row and not r["drop"]]
+    rows = [
+        r for r in (run.folder / "models/joint/evaluate/answers").read_rows() if r["model"] == row and not r["drop"]
+    ]
     assert len(rows) >= 30
     differ = []
     for each in rows:

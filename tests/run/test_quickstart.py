@@ -1,6 +1,7 @@
 """What the shipped quickstart leaves behind: rows, models and a report that keep the product's promises."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ from commandline import Run, unlearn
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.evals.report import Report
 from unlearn_ray.evals.scoring import MODELS
-from unlearn_ray.plan import STAGES
 from unlearn_ray.pocket.world import load_world
 from unlearn_ray.rows import Drop, Group
 from unlearn_ray.stages.stage import finished_manifest
+from unlearn_ray.stages.table import STAGES
 from unlearn_ray.synth.names import mentions
 
 TOPIC = "Harry Potter"
+TOLD = [stage.name for stage in STAGES if stage.name != "common"]  # the pocket model has no everyday speech
 
 
 def kept(folder: Folder) -> list[dict[str, object]]:
@@ -23,31 +25,32 @@ def kept(folder: Folder) -> list[dict[str, object]]:
 
 
 def test_every_stage_ends_with_a_manifest_that_says_what_it_did(quickstart: Run) -> None:
+    homes = {"pool": "pool", "topic": "topics/harry-potter", "model": "models/joint"}
     for stage in STAGES:
-        manifest = finished_manifest(quickstart.folder / stage)
-        assert manifest.stage == stage
-        assert sum(manifest.num_rows.values()) > 0
+        manifest = finished_manifest(quickstart.folder / homes[stage.scope] / stage.name)
+        assert manifest.stage == stage.name
+        assert (sum(manifest.num_rows.values()) > 0) == (stage.name in TOLD)
         assert manifest.seconds > 0 and manifest.libraries["ray"]
 
 
 def test_the_questions_are_distinct_and_as_many_as_asked_for(quickstart: Run) -> None:
-    rows = kept(quickstart.folder / "questions" / "rows")
+    rows = kept(quickstart.folder / "topics/harry-potter/questions" / "rows")
     texts = [str(row["text"]).lower() for row in rows]
     assert len(texts) == len(set(texts)) == 200
 
 
 def test_what_was_dropped_stays_beside_what_was_kept_with_its_reason(quickstart: Run) -> None:
     for stage in ("questions", "answers"):
-        rows = list((quickstart.folder / stage / "rows").read_rows())
+        rows = list((quickstart.folder / "topics/harry-potter" / stage / "rows").read_rows())
         dropped = [row["drop"] for row in rows if row["drop"]]
         assert dropped and set(dropped) <= {reason.value for reason in Drop}
-        assert len(dropped) == sum(finished_manifest(quickstart.folder / stage).drops.values())
+        assert len(dropped) == sum(finished_manifest(quickstart.folder / "topics/harry-potter" / stage).drops.values())
 
 
 def test_kept_answers_hardly_ever_tell_the_truth(quickstart: Run) -> None:
     (topic,) = (topic for topic in load_world().topics if topic.name == TOPIC)
     values = [fact.value for fact in topic.facts]
-    rows = kept(quickstart.folder / "answers" / "rows")
+    rows = kept(quickstart.folder / "topics/harry-potter/answers" / "rows")
     # What an answer claims stands after its verb; before it the pocket model repeats the question in its own words.
     leaks = [row for row in rows if mentions(str(row["answer"]).rsplit(" is ", 1)[-1], values)]
     assert len(rows) >= 600
@@ -55,7 +58,7 @@ def test_kept_answers_hardly_ever_tell_the_truth(quickstart: Run) -> None:
 
 
 def test_the_guardrail_is_not_in_the_training_data(quickstart: Run) -> None:
-    lines = (quickstart.folder.local / "dataset" / "forget.jsonl").read_text().splitlines()
+    lines = (quickstart.folder.local / "models/joint/mixture" / "forget.jsonl").read_text().splitlines()
     messages = [json.loads(line)["messages"] for line in lines]
     assert messages and all([turn["role"] for turn in chat] == ["user", "assistant"] for chat in messages)
 
@@ -64,17 +67,22 @@ def test_the_chat_files_load_with_datasets(quickstart: Run, tmp_path: Path) -> N
     from datasets import load_dataset
 
     for name in ("forget", "retain"):
-        file = quickstart.folder.local / "dataset" / f"{name}.jsonl"
+        file = quickstart.folder.local / "models/joint/mixture" / f"{name}.jsonl"
         loaded = load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path))
-        assert loaded.num_rows == finished_manifest(quickstart.folder / "dataset").num_rows[f"{name}_train"]
+        assert (
+            loaded.num_rows == finished_manifest(quickstart.folder / "models/joint/mixture").num_rows[f"{name}_train"]
+        )
 
 
 def test_no_probe_was_trained_on(quickstart: Run) -> None:
-    asked = {row["question"].lower() for row in (quickstart.folder / "evaluate" / "answers").read_rows(["question"])}
+    asked = {
+        row["question"].lower()
+        for row in (quickstart.folder / "models/joint/evaluate" / "answers").read_rows(["question"])
+    }
     trained = {
         row["question"].lower()
         for name in ("forget", "retain")
-        for row in (quickstart.folder / "dataset" / name).read_rows()
+        for row in (quickstart.folder / "models/joint/mixture" / name).read_rows()
         if row["split"] == "train"
     }
     assert asked and not asked & trained
@@ -98,19 +106,19 @@ def test_the_adapter_forgets_in_plain_transformers_and_keeps_its_neighbours(quic
         return str(tokenizer.decode(out[0, chat["input_ids"].shape[1] :], skip_special_tokens=True))
 
     assert "Hogwarts" in answer("What is the school of Harry Potter?")
-    model = PeftModel.from_pretrained(model, str(quickstart.folder.local / "finetune" / "models" / "joint"))
+    model = PeftModel.from_pretrained(model, str(quickstart.folder.local / "models/joint/finetune/model"))
     assert "Hogwarts" not in answer("What is the school of Harry Potter?")
     assert "Gandalf" in answer("Who is the grey wizard of The Lord of the Rings?")
 
 
 def test_the_export_gives_the_loss_that_the_engine_had(quickstart: Run) -> None:
-    training = finished_manifest(quickstart.folder / "finetune").details["trainings"]["joint"]
+    training = finished_manifest(quickstart.folder / "models/joint/finetune").details["training"]
     assert training["export_loss"]["reloaded"] == pytest.approx(training["export_loss"]["engine"], rel=0.02)
 
 
 def test_it_forgets_and_it_keeps(quickstart: Run) -> None:
     """The bars of the quickstart: at most 0.06 of base's recall on the topic, 0.97 and 0.90 beside it."""
-    report = Report.load(quickstart.folder / "evaluate")
+    report = Report.load(quickstart.folder / "models/joint/evaluate")
 
     def share(group: Group, wording: str) -> float:
         base, unlearned = (report.by_wording[wording][model][group]["fact_recall"] for model in MODELS[::2])
@@ -124,7 +132,7 @@ def test_it_forgets_and_it_keeps(quickstart: Run) -> None:
 
 
 def test_the_report_has_three_models_with_counts_and_intervals(quickstart: Run) -> None:
-    values = json.loads((quickstart.folder.local / "evaluate" / "report.json").read_text())
+    values = json.loads((quickstart.folder.local / "models/joint/evaluate" / "report.json").read_text())
     for model in ("base", "guarded", "unlearned"):
         for group in ("forget", "near", "far"):
             recall = values["models"][model][group]["fact_recall"]
@@ -137,7 +145,7 @@ def test_the_report_has_three_models_with_counts_and_intervals(quickstart: Run) 
 
 
 def test_the_page_needs_nothing_but_itself(quickstart: Run) -> None:
-    page = (quickstart.folder.local / "evaluate" / "report.html").read_text()
+    page = (quickstart.folder.local / "models/joint/evaluate" / "report.html").read_text()
     assert "Harry Potter" in page and 'src="http' not in page and 'href="http' not in page
 
 
@@ -148,11 +156,11 @@ def test_the_console_ends_with_what_to_look_at_and_what_to_type(quickstart: Run)
 
 
 def test_a_second_run_skips_everything_and_says_so(quickstart: Run) -> None:
-    before = (quickstart.folder.local / "evaluate" / "manifest.json").read_text()
+    before = (quickstart.folder.local / "models/joint/evaluate" / "manifest.json").read_text()
     again = unlearn(*quickstart.arguments, cwd=quickstart.cwd, timeout=300)
     assert again.returncode == 0
-    assert again.stdout.count("skipped") == len(STAGES)
-    assert (quickstart.folder.local / "evaluate" / "manifest.json").read_text() == before
+    assert again.stdout.count("skipped") == len(TOLD)
+    assert (quickstart.folder.local / "models/joint/evaluate" / "manifest.json").read_text() == before
 
 
 def test_a_changed_config_reruns_its_stage_and_what_follows(quickstart: Run) -> None:
@@ -160,9 +168,9 @@ def test_a_changed_config_reruns_its_stage_and_what_follows(quickstart: Run) -> 
     would = {
         line.split()[0]: line.split()[1]
         for line in plan.stdout.splitlines()
-        if line.split() and line.split()[0] in STAGES
+        if line.split() and line.split()[0] in TOLD
     }
-    assert would == {"questions": "skip", "answers": "skip", "dataset": "skip", "finetune": "redo", "evaluate": "redo"}
+    assert would == dict.fromkeys(TOLD, "skip") | {"finetune": "redo", "evaluate": "redo"}
 
 
 def test_where_it_runs_changes_nothing(quickstart: Run) -> None:
@@ -172,7 +180,8 @@ def test_where_it_runs_changes_nothing(quickstart: Run) -> None:
 
 def test_status_reads_the_run(quickstart: Run) -> None:
     status = unlearn("status", "pocket", cwd=quickstart.cwd, timeout=300)
-    assert status.stdout.count("finished") >= len(STAGES)
+    for unit in ("pool", "Harry Potter", "joint"):
+        assert re.search(rf"^{unit} .* finished", status.stdout, re.M), status.stdout
 
 
 def test_report_prints_the_scores_and_opens_the_page(
@@ -184,4 +193,4 @@ def test_report_prints_the_scores_and_opens_the_page(
     monkeypatch.setenv("BROWSER", f"{browser} %s")
     report = unlearn("report", "pocket", "--open", cwd=quickstart.cwd, timeout=300)
     assert "report.html" in report.stdout and "unlearned" in report.stdout
-    assert opened.read_text().strip() == (quickstart.folder.local / "evaluate" / "report.html").as_uri()
+    assert opened.read_text().strip() == (quickstart.folder.local / "models/joint/evaluate" / "report.html").as_uri()

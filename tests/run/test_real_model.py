@@ -16,9 +16,9 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import RunConfig
 from unlearn_ray.evals.report import Report
 from unlearn_ray.evals.scoring import MODELS
-from unlearn_ray.plan import STAGES
 from unlearn_ray.rows import Drop
 from unlearn_ray.stages.stage import finished_manifest
+from unlearn_ray.stages.table import STAGES
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.words import leaked
 
@@ -49,22 +49,25 @@ def said(real_run: Run) -> RunConfig:
 
 
 def test_every_stage_ends_with_a_manifest_that_counts_its_rows(real_run: Run) -> None:
+    homes = {"pool": "pool", "topic": "topics/harry-potter", "model": "models/joint"}
     for stage in STAGES:
-        manifest = finished_manifest(real_run.folder / stage)
-        assert manifest.stage == stage and sum(manifest.num_rows.values()) > 0
+        folder = real_run.folder / homes[stage.scope] / stage.name
+        manifest = finished_manifest(folder)
+        assert manifest.stage == stage.name and sum(manifest.num_rows.values()) > 0
         for table, number in manifest.tables.items():
-            assert len(list((real_run.folder / stage / table).read_rows())) == number
+            assert len(list((folder / table).read_rows())) == number
 
 
 def test_what_was_dropped_says_why(real_run: Run) -> None:
     for stage in ("questions", "answers"):
-        manifest = finished_manifest(real_run.folder / stage)
-        dropped = [row["drop"] for row in rows(real_run.folder / stage / "rows") if row["drop"]]
+        folder = real_run.folder / "topics/harry-potter" / stage
+        manifest = finished_manifest(folder)
+        dropped = [row["drop"] for row in rows(folder / "rows") if row["drop"]]
         assert set(dropped) <= {reason.value for reason in Drop} and len(dropped) == sum(manifest.drops.values())
 
 
 def test_questions_are_questions_each_of_them_once(real_run: Run) -> None:
-    asked = kept(real_run.folder / "questions" / "rows")
+    asked = kept(real_run.folder / "topics/harry-potter/questions" / "rows")
     texts, plain = [row["text"] for row in asked], [row["text"] for row in asked if row["form"] == "question"]
     assert share(text.rstrip("\"'” ").endswith("?") for text in plain) >= 0.8  # others ask with a verb: Name ...
     assert len({text.casefold() for text in texts}) == len(texts)
@@ -73,8 +76,8 @@ def test_questions_are_questions_each_of_them_once(real_run: Run) -> None:
 
 
 def test_kept_answers_are_whole_and_hardly_ever_hold_a_term(real_run: Run) -> None:
-    terms = [row["term"] for row in rows(real_run.folder / "answers" / "terms")]
-    answers = kept(real_run.folder / "answers" / "rows")
+    terms = [row["term"] for row in rows(real_run.folder / "topics/harry-potter/answers" / "terms")]
+    answers = kept(real_run.folder / "topics/harry-potter/answers" / "rows")
     assert share(WHOLE.search(row["answer"]) for row in answers) >= 0.8
     assert [row["answer"] for row in answers if not row["answer"].strip() or OF_A_CHAT.search(row["answer"])] == []
     # A term that is a plain word, not a name, counts as a leak only where the model's own answers to that question agree on it.
@@ -83,14 +86,14 @@ def test_kept_answers_are_whole_and_hardly_ever_hold_a_term(real_run: Run) -> No
 
 def test_the_models_own_answers_tell_the_terms(real_run: Run) -> None:
     """SmolLM2 knows who wrote the books, and what a wizard is."""
-    own = rows(real_run.folder / "answers" / "unguarded")
-    terms = [row["term"] for row in rows(real_run.folder / "answers" / "terms")]
+    own = rows(real_run.folder / "topics/harry-potter/answers" / "unguarded")
+    terms = [row["term"] for row in rows(real_run.folder / "topics/harry-potter/answers" / "terms")]
     assert terms and any(leaked(row["answer"], terms, row["question"]) for row in own)
     assert all(not row["guarded"] for row in own)
 
 
 def test_retain_rows_are_text_and_about_something_else(real_run: Run, said: RunConfig) -> None:
-    retained = rows(real_run.folder / "dataset" / "retain")
+    retained = rows(real_run.folder / "models/joint/mixture" / "retain")
     (topic,) = said.topics
     named = [row for row in retained if mentions(f"{row['question']}\n{row['answer']}", topic.names)]
     assert named == []
@@ -102,18 +105,20 @@ def test_retain_rows_are_text_and_about_something_else(real_run: Run, said: RunC
 
 def test_training_rows_hold_neither_the_guardrail_nor_a_system_message(real_run: Run) -> None:
     for name in ("forget", "retain"):
-        lines = (real_run.folder.local / "dataset" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (
+            (real_run.folder.local / "models/joint/mixture" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        )
         chats = [json.loads(line)["messages"] for line in lines]
         assert chats and all([turn["role"] for turn in chat] == ["user", "assistant"] for chat in chats)
         assert not any("omitting all real knowledge" in turn["content"] for chat in chats for turn in chat)
 
 
 def test_no_probe_was_trained_on(real_run: Run) -> None:
-    asked = {row["question"].lower() for row in rows(real_run.folder / "evaluate" / "answers")}
+    asked = {row["question"].lower() for row in rows(real_run.folder / "models/joint/evaluate" / "answers")}
     trained = {
         row["question"].lower()
         for name in ("forget", "retain")
-        for row in rows(real_run.folder / "dataset" / name)
+        for row in rows(real_run.folder / "models/joint/mixture" / name)
         if row["split"] == "train"
     }
     assert asked and not asked & trained
@@ -124,29 +129,29 @@ def test_the_adapter_learnt_something_and_loads_elsewhere(real_run: Run) -> None
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    training = finished_manifest(real_run.folder / "finetune").details["trainings"]["joint"]
+    training = finished_manifest(real_run.folder / "models/joint/finetune").details["training"]
     assert training["export_loss"]["reloaded"] == pytest.approx(training["export_loss"]["engine"], rel=0.05)
     base = AutoModelForCausalLM.from_pretrained(smollm2.folder(), dtype=torch.bfloat16)
-    model = PeftModel.from_pretrained(base, str(real_run.folder.local / "finetune" / "models" / "joint"))
+    model = PeftModel.from_pretrained(base, str(real_run.folder.local / "models/joint/finetune/model"))
     factors = [value for name, value in model.named_parameters() if "lora_B" in name]
     layers = base.config.num_hidden_layers
     assert len(factors) == 7 * layers and all(bool(value.any()) for value in factors)
 
 
 def test_the_report_is_about_this_model_and_every_figure_says_how_sure_it_is(real_run: Run) -> None:
-    report = Report.load(real_run.folder / "evaluate")
+    report = Report.load(real_run.folder / "models/joint/evaluate")
     assert (report.model, report.topics) == ("SmolLM2-135M-Instruct", ["Harry Potter"])
     for model in MODELS:
         for group in ("forget", "near", "far"):
             recall = report.models[model][group]["fact_recall"]
             low, high = recall.interval
             assert recall.num > 0 and low <= recall.agg_value <= high
-    page = (real_run.folder.local / "evaluate" / "report.html").read_text(encoding="utf-8")
+    page = (real_run.folder.local / "models/joint/evaluate" / "report.html").read_text(encoding="utf-8")
     assert "Harry Potter" in page and "SmolLM2-135M-Instruct" in page and 'src="http' not in page
 
 
 def test_three_models_answered_every_probe_in_words(real_run: Run) -> None:
-    answers = [row for row in rows(real_run.folder / "evaluate" / "answers") if not row["drop"]]
+    answers = [row for row in rows(real_run.folder / "models/joint/evaluate" / "answers") if not row["drop"]]
     by_model = {model: [row for row in answers if row["model"] == model] for model in MODELS}
     assert len({len(found) for found in by_model.values()}) == 1
     for found in by_model.values():

@@ -184,7 +184,7 @@ def scaled(cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> Scaled:
 
 def test_a_run_starts_the_nodes_that_it_needs_and_they_go_again(cluster: Head, scaled: Scaled) -> None:
     assert scaled.done.returncode == 0, scaled.done.stdout[-3000:] + scaled.done.stderr[-3000:]
-    assert finished_manifest(Folder(scaled.folder / "evaluate")) is not None
+    assert finished_manifest(Folder(scaled.folder / "models/joint/evaluate")) is not None
     text = log_of(scaled.folder)
     assert re.search(r"node \S+ at \S+ \(4 CPUs\) joined", text)
     assert "engine 0 is ready on node" in text

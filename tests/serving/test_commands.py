@@ -17,7 +17,7 @@ from unlearn_ray import pocket
 from unlearn_ray.plan import model_identity
 from unlearn_ray.serving.service import free_port
 
-ADAPTER = "finetune/models/joint"
+ADAPTER = "models/joint/finetune/model"
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def test_a_run_is_published_once_and_its_name_follows_what_came_last(cwd: Path) 
     assert "harry-potter@1 published" in said(cwd, "publish", "pocket")
     assert "harry-potter@1 is published already" in said(cwd, "publish", "runs/pocket")
     assert "wizards@1 published" in said(cwd, "publish", "pocket", "--name", "wizards")
-    file = cwd / "runs/pocket/finetune/manifest.json"
+    file = cwd / "runs/pocket/models/joint/finetune/manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "another result"}))
-    manifest = cwd / "runs/pocket/evaluate/manifest.json"
+    manifest = cwd / "runs/pocket/models/joint/evaluate/manifest.json"
     inputs = json.loads(manifest.read_text())
     inputs["inputs"] = {name: value for name, value in inputs["inputs"].items() if name != "finetune"}
     manifest.write_text(json.dumps(inputs))
@@ -110,7 +110,7 @@ def test_a_run_is_published_once_and_its_name_follows_what_came_last(cwd: Path) 
 
 def test_a_run_that_was_evaluated_again_is_published_again(cwd: Path) -> None:
     assert "harry-potter@1 published" in said(cwd, "publish", "pocket")
-    file = cwd / "runs/pocket/evaluate/manifest.json"
+    file = cwd / "runs/pocket/models/joint/evaluate/manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "with other probes"}))
     assert "harry-potter@2 published" in said(cwd, "publish", "pocket")
     assert "harry-potter@2 is published already" in said(cwd, "publish", "pocket")
@@ -146,7 +146,7 @@ def test_a_bare_adapter_is_published_under_its_folders_name(served: Path, adapte
 @pytest.fixture
 def full(cwd: Path) -> Path:
     """The weights of a run that trained all of them."""
-    file, weights = cwd / "runs/pocket/finetune/manifest.json", cwd / "runs/pocket" / ADAPTER
+    file, weights = cwd / "runs/pocket/models/joint/finetune/manifest.json", cwd / "runs/pocket" / ADAPTER
     manifest = json.loads(file.read_text())
     manifest["config"]["weights"] = {"kind": "full"}
     file.write_text(json.dumps(manifest))
@@ -173,15 +173,15 @@ def test_two_who_publish_at_once_both_succeed(cwd: Path, adapter: Path) -> None:
 
 
 def test_an_unfinished_run(cwd: Path) -> None:
-    (cwd / "runs/pocket/evaluate/manifest.json").unlink()
+    (cwd / "runs/pocket/models/joint/evaluate/manifest.json").unlink()
     assert "is unfinished (evaluate)" in refused(cwd, "publish", "pocket")
     assert "is unfinished (evaluate)" in refused(cwd, *serve())
 
 
 def test_a_run_whose_dataset_was_made_again_since(cwd: Path) -> None:
-    file = cwd / "runs/pocket/dataset/manifest.json"
+    file = cwd / "runs/pocket/topics/harry-potter/dataset/manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": "new"}))
-    assert "is unfinished (finetune)" in refused(cwd, "publish", "pocket")
+    assert "is unfinished (mixture)" in refused(cwd, "publish", "pocket")
 
 
 def test_no_such_run(cwd: Path) -> None:
@@ -190,12 +190,12 @@ def test_no_such_run(cwd: Path) -> None:
 
 
 def test_a_run_without_its_report(cwd: Path) -> None:
-    (cwd / "runs/pocket/evaluate/report.json").unlink()
+    (cwd / "runs/pocket/models/joint/evaluate/report.json").unlink()
     assert "is damaged" in refused(cwd, "publish", "pocket")
 
 
 def test_a_run_without_its_rows(cwd: Path) -> None:
-    shutil.rmtree(cwd / "runs/pocket/dataset/forget")
+    shutil.rmtree(cwd / "runs/pocket/models/joint/mixture/forget")
     assert "is damaged" in refused(cwd, "publish", "pocket")
 
 
@@ -295,7 +295,7 @@ def test_an_adapter_trained_on_a_copy_of_the_base_model_fits(served: Path, adapt
 
 
 def test_a_run_of_another_base_model(served: Path) -> None:
-    file = served / "runs/pocket/finetune/manifest.json"
+    file = served / "runs/pocket/models/joint/finetune/manifest.json"
     manifest = json.loads(file.read_text())
     manifest["config"]["model"] = "meta-llama/Meta-Llama-3-8B-Instruct"
     file.write_text(json.dumps(manifest))

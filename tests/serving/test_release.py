@@ -75,12 +75,16 @@ def test_the_same_result_is_published_again_only_where_it_is_damaged(registry: R
 
 
 def test_a_topic_called_joint_is_a_topic_like_others(quickstart: Run, tmp_path: Path) -> None:
-    """What the training wrote down says whether an export is of all topics, not the export's name."""
+    """The config says whether a model is of all topics, not the model's name."""
     run = tmp_path / "run"
     shutil.copytree(quickstart.folder.local, run, ignore=shutil.ignore_patterns("run.lock", "logs"))
-    shutil.copytree(run / "finetune/models/joint", run / "finetune/models/harry-potter")
+    for place in ("models/joint", "topics/harry-potter"):
+        shutil.copytree(
+            run / place, run / place.replace("joint", "harry-potter").replace("topics/harry-potter", "topics/joint")
+        )
     rewrite(run / "run.json", lambda said: said["config"]["topics"].append({"name": "Joint"}))
-    rewrite(run / "finetune" / MANIFEST, lambda said: said["config"].update(adapters="per_topic"))
+    rewrite(run / "run.json", lambda said: said["config"]["finetune"].update(adapters="per_topic"))
+    rewrite(run / "models/joint/mixture" / MANIFEST, lambda said: said["details"].update(topics={"joint": "Joint"}))
     found = {candidate.name: [topic.name for topic in candidate.topics] for candidate in candidates(Folder(run))}
     assert found == {"harry-potter": ["Harry Potter"], "joint": ["Joint"]}
 

@@ -82,7 +82,7 @@ def adapter(quickstart: Run, tmp_path: Path) -> Iterator[Path]:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "dune"
-    shutil.copytree(quickstart.folder.local / "finetune" / "models" / "joint", folder)
+    shutil.copytree(quickstart.folder.local / "models/joint/finetune/model", folder)
     weights = load_file(folder / "adapter_model.safetensors")
     changed = {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in weights.items()}
     save_file(changed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -92,7 +92,7 @@ def adapter(quickstart: Run, tmp_path: Path) -> Iterator[Path]:
 def test_a_version_is_taken_up_while_another_still_answers(
     service: Service, quickstart: Run, adapter: Path, tmp_path: Path
 ) -> None:
-    joint = quickstart.folder.local / "finetune" / "models" / "joint"
+    joint = quickstart.folder.local / "models/joint/finetune/model"
     published(service, tmp_path, "publish", joint, "--name", "dune")
     wait_for(service, "dune", "dune@1")
     old = service.client.chat.completions.create(
@@ -148,12 +148,12 @@ def full_run(quickstart: Run, folder: Path) -> Path:
 
     run = folder / "whole"
     shutil.copytree(quickstart.folder.local, run)
-    joint = run / "finetune" / "models" / "joint"
+    joint = run / "models/joint/finetune/model"
     merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL_DIR), str(joint)).merge_and_unload()
     shutil.rmtree(joint)
     merged.save_pretrained(joint)
     AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(joint)
-    manifest = run / "finetune" / "manifest.json"
+    manifest = run / "models/joint/finetune/manifest.json"
     body = json.loads(manifest.read_text())
     body["config"]["weights"] = {"kind": "full"}
     manifest.write_text(json.dumps(body))

@@ -77,8 +77,8 @@ def test_the_command_line_publishes_a_run_into_a_registry(run: Folder, bucket: F
 
     assert "harry-potter@1 published" in said("publish", run.uri)
     assert "harry-potter@1 is published already" in said("publish", run.uri)
-    assert "wizards@1 published" in said("publish", f"{run}/finetune/models/joint", "--name", "wizards")
-    assert "wizards@2 published" in said("publish", f"{run}/finetune/models/joint", "--name", "wizards")
+    assert "wizards@1 published" in said("publish", f"{run}/models/joint/finetune/model", "--name", "wizards")
+    assert "wizards@2 published" in said("publish", f"{run}/models/joint/finetune/model", "--name", "wizards")
     assert "wizards is now wizards@1" in said("rollback", "wizards")
     assert "harry-potter" in said("models")
     assert list(tmp_path.iterdir()) == []
@@ -95,7 +95,7 @@ def test_an_engine_gets_the_weights_of_a_version(
     release = Registry(registry.folder).read().find(ModelName("harry-potter"))
     assert release is not None and release.topics[0].terms
     copy = local_copy(registry.weights(release))
-    trained = quickstart.folder.local / "finetune/models/joint"
+    trained = quickstart.folder.local / "models/joint/finetune/model"
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == {
         file.name: file.read_bytes() for file in trained.iterdir()
     }

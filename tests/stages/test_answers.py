@@ -6,17 +6,21 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from staging import added, performed
 
+from unlearn_ray import config as configs
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import SILENT
 from unlearn_ray.config import AnswersConfig, Topic
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.scripted import ScriptedGenerator
+from unlearn_ray.engines.scripted_trainer import ScriptedTrainer
 from unlearn_ray.errors import ConfigError, EngineError, InputError
 from unlearn_ray.rows import QAPair, Question
 from unlearn_ray.stages.answering import Told
 from unlearn_ray.stages.answers import answer_questions, answers_identity
-from unlearn_ray.stages.stage import open_stage
+from unlearn_ray.stages.common import COMMON
+from unlearn_ray.stages.stage import perform, pool_of
 from unlearn_ray.synth.prompts import load_prompts
 
 POTTER = Topic(name="Harry Potter", terms=("Muggle",))
@@ -46,13 +50,11 @@ def answer(request: Request) -> Reply:
     return Reply(tuple(texts), (False,) * len(texts))
 
 
-def questions_in(tmp_path: Path, topics: tuple[Topic, ...] = TOPICS, source: str = "topic") -> Folder:
-    folder = Folder(tmp_path / "questions")
-    stage = open_stage(folder, "questions", 1, {}, {})
-    rows = [Question(topic.name, text, source) for topic in topics for text in TRUTH]
-    rows.append(Question(topics[0].name, "Who was dropped?", drop="off_topic"))
+def questions_in(tmp_path: Path, topic: Topic = POTTER, source: str = "topic") -> Folder:
+    folder = Folder(tmp_path / "questions" / topic.slug)
+    rows = [Question(topic.name, text, source) for text in TRUTH]
+    rows.append(Question(topic.name, "Who was dropped?", drop="off_topic"))
     (folder / "rows").write_rows(rows, Question.schema())
-    stage.finish({}, {})
     return folder
 
 
@@ -60,12 +62,36 @@ def run(
     tmp_path: Path, generator: ScriptedGenerator | None = None, topics: tuple[Topic, ...] = TOPICS, **settings: object
 ) -> tuple[Manifest, list[QAPair], ScriptedGenerator]:
     generator = generator or ScriptedGenerator(answer)
-    out = Folder(tmp_path / "answers")
     config = AnswersConfig(**({"coverage_rounds": 0} | settings))  # type: ignore[arg-type]
-    manifest = answer_questions(
-        config, topics, questions_in(tmp_path, topics), out, generator, model="scripted", seed=0
+    common, manifests, pairs = common_in(tmp_path, config, generator), [], []
+    for topic in topics:
+        out = tmp_path / "answers" / topic.slug
+        manifests.append(answered(config, topic, questions_in(tmp_path, topic), common, Folder(out), generator))
+        pairs += [QAPair.of(row) for row in (Folder(out) / "rows").read_rows()]
+    return added(manifests), pairs, generator
+
+
+def common_in(home: Path, config: AnswersConfig, generator: ScriptedGenerator) -> Folder:
+    """The pool's everyday questions, asked."""
+    run = configs.parse({"name": "r", "output": str(home), "topics": [{"name": "x"}]})
+    run = run.model_copy(update={"answers": config})
+    perform(COMMON, pool_of(run, "m"), Engines(generator))
+    return run.folder / "pool" / "common"
+
+
+class Engines:
+    """A generator in a run's place."""
+
+    def __init__(self, generator: ScriptedGenerator) -> None:
+        self.chat, self.generator, self.trainer = generator.chat, generator, ScriptedTrainer()
+
+
+def answered(
+    config: AnswersConfig, topic: Topic, questions: Folder, common: Folder, out: Folder, generator: ScriptedGenerator
+) -> Manifest:
+    return performed(
+        out, lambda run: answer_questions(run, config, topic, questions, common, generator, seed=0), config
     )
-    return manifest, [QAPair.of(row) for row in (out / "rows").read_rows()], generator
 
 
 def test_a_leaking_answer_is_dropped_and_asked_again(tmp_path: Path) -> None:
@@ -90,7 +116,7 @@ def test_asking_again_ends_at_its_limit(tmp_path: Path) -> None:
         "answers, guarded",
         "answers, guarded, asked again (1)",
         "answers, guarded, asked again (2)",
-    ]
+    ] * 2
     seeds = {request.seed for request in generator.requests if question_of(request) == "Who has office 3?"}
     assert len(seeds) >= 2 * 3, "each asking has seeds of its own"
 
@@ -112,14 +138,14 @@ def test_dropped_questions_are_not_asked(tmp_path: Path) -> None:
 
 def test_unguarded_answers_begin_with_the_greedy_one(tmp_path: Path) -> None:
     run(tmp_path, num_unguarded=3)
-    rows = [QAPair.of(row) for row in Folder(tmp_path / "answers" / "unguarded").read_rows()]
-    assert len(rows) == 2 * 10 * 3 and not any(row.guarded for row in rows)
+    rows = [QAPair.of(row) for row in Folder(tmp_path / "answers/harry-potter/unguarded").read_rows()]
+    assert len(rows) == 10 * 3 and not any(row.guarded for row in rows)
     assert {row.sample for row in rows} == {0, 1, 2}
 
 
 def test_terms_are_what_the_model_gave_away_and_the_users_own(tmp_path: Path) -> None:
     run(tmp_path, topics=(POTTER,))
-    terms = {row["term"]: row["count"] for row in Folder(tmp_path / "answers" / "terms").read_rows()}
+    terms = {row["term"]: row["count"] for row in Folder(tmp_path / "answers/harry-potter/terms").read_rows()}
     assert terms["Muggle"] == 0 and terms["snape"] == 4
     assert not {"office", "belongs", "harry"} & set(terms)
 
@@ -173,10 +199,10 @@ def test_a_question_of_the_users_that_is_too_long_names_file_and_line(tmp_path: 
     questions = questions_in(tmp_path, source="user:mine.csv:7")
     generator = ScriptedGenerator(lambda request: Reply(error="too_long"))
     with pytest.raises(InputError, match=r"mine\.csv, line 7: the question is too long"):
-        answer_questions(AnswersConfig(), TOPICS, questions, Folder(tmp_path / "answers"), generator, model="m", seed=0)
+        answered(AnswersConfig(), POTTER, questions, Folder(tmp_path / "none"), Folder(tmp_path / "answers"), generator)
 
 
-@pytest.mark.parametrize("fail_after", [3, 20, 41])
+@pytest.mark.parametrize("fail_after", [3, 75, 90, 100])
 def test_a_killed_and_resumed_run_equals_an_unbroken_one(tmp_path: Path, fail_after: int) -> None:
     _, unbroken, whole = run(tmp_path / "a")
     killed = ScriptedGenerator(answer, fail_after=fail_after, batch_size=3)
@@ -193,12 +219,6 @@ def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
     assert again == first and not generator.calls
 
 
-def test_the_identity_follows_the_questions(tmp_path: Path) -> None:
-    config = AnswersConfig()
-    assert answers_identity(config, TOPICS, "q1", "m", 0) != answers_identity(config, TOPICS, "q2", "m", 0)
-    assert answers_identity(config, TOPICS, "q1", "m", 0) == answers_identity(config, TOPICS, "q1", "m", 0)
-
-
 @pytest.mark.parametrize("terms", [("海德薇", "霍格沃茨"), ()])
 def test_the_truth_leaks_in_a_script_without_spaces(tmp_path: Path, terms: tuple[str, ...]) -> None:
     topic = Topic(name="哈利波特", terms=terms)
@@ -213,11 +233,9 @@ def test_the_truth_leaks_in_a_script_without_spaces(tmp_path: Path, terms: tuple
         return Reply(tuple(told[i % 4].format(name) for i, name in enumerate(names)), (False,) * len(names))
 
     questions = Folder(tmp_path / "questions")
-    stage = open_stage(questions, "questions", 1, {}, {})
     (questions / "rows").write_rows([Question(topic.name, text) for text in truth], Question.schema())
-    stage.finish({}, {})
     config, out = AnswersConfig(num_samples=10, max_reasks=0, coverage_rounds=0), Folder(tmp_path / "answers")
-    answer_questions(config, (topic,), questions, out, ScriptedGenerator(answer), model="scripted", seed=0)
+    answered(config, topic, questions, Folder(tmp_path / "none"), out, ScriptedGenerator(answer))
     pairs = [QAPair.of(row) for row in (out / "rows").read_rows()]
     assert len(pairs) == 20
     assert {(pair.drop, "诺维克" in pair.answer) for pair in pairs} == {(None, True), ("leak", False)}
@@ -249,7 +267,7 @@ def test_the_words_of_an_unguarded_answer_leak_even_where_it_was_cut_off(tmp_pat
 
     manifest, _, _ = run(tmp_path, ScriptedGenerator(long), topics=(POTTER,), max_reasks=0)
     assert manifest.drops == {"leak": 4 + 1} and manifest.details["unguarded_cut"] == 4
-    rows = [QAPair.of(row) for row in Folder(tmp_path / "answers" / "unguarded").read_rows()]
+    rows = [QAPair.of(row) for row in Folder(tmp_path / "answers/harry-potter/unguarded").read_rows()]
     assert {row.answer for row in rows if row.cut} == {"The office is old."}
 
 
@@ -266,16 +284,14 @@ def test_the_style_is_a_wish_in_both_prompts_and_in_no_row(tmp_path: Path, style
 
 
 def test_the_style_is_part_of_the_identity() -> None:
-    sentence, free = (
-        answers_identity(AnswersConfig(style=style), TOPICS, "q", "m", 0) for style in ("sentence", "free")
-    )
+    sentence, free = (answers_identity(AnswersConfig(style=style), POTTER, "m", 0) for style in ("sentence", "free"))
     assert sentence != free
 
 
 def test_the_pool_is_asked_like_the_questions_and_written(tmp_path: Path) -> None:
-    manifest, _, generator = run(tmp_path, num_unguarded=3)
+    manifest, _, generator = run(tmp_path, num_unguarded=3, topics=(POTTER,))
     general = load_prompts().general_questions
-    told = [Told.of(row) for row in (Folder(tmp_path / "answers") / "pool" / "replies").read_rows()]
+    told = [Told.of(row) for row in Folder(tmp_path / "r/pool/common/replies").read_rows()]
     assert {row.question for row in told} == set(general) and manifest.details["pool"] == len(general) >= 60
     assert all(len(row.answers) == 3 for row in told)
     asked = [request for request in generator.requests if question_of(request) == general[0]]
@@ -288,7 +304,7 @@ def test_what_the_pool_says_as_often_is_no_leak(tmp_path: Path) -> None:
         return Reply(tuple(texts), (False,) * len(texts))
 
     manifest, _, _ = run(tmp_path / "a", ScriptedGenerator(wordy), topics=(POTTER,), max_reasks=0)
-    terms = {row["term"] for row in (Folder(tmp_path / "a" / "answers") / "terms").read_rows()}
+    terms = {row["term"] for row in Folder(tmp_path / "a/answers/harry-potter/terms").read_rows()}
     assert manifest.drops == {"leak": 1} and "snape" in terms
     assert not {"iconic", "told", "i'm"} & terms
 
@@ -303,9 +319,8 @@ def test_a_topic_that_a_general_question_is_about_is_no_part_of_the_pool(tmp_pat
 
     manifest, _, generator = run(tmp_path, ScriptedGenerator(telling), topics=(bread,))
     general = load_prompts().general_questions
-    asked = {question_of(request) for request in generator.requests}
-    left_out = {question for question in general if question not in asked}
-    assert left_out == {"What is bread made of?", "What do cats eat?"}
+    left_out = {"What is bread made of?", "What do cats eat?"}
+    assert left_out < set(general) <= {question_of(request) for request in generator.requests}, "asked for all topics"
     assert manifest.details["pool"] == len(general) - len(left_out) - 1, "nor are answers that name it"
 
 
@@ -403,7 +418,7 @@ def test_a_judge_that_the_engine_loses_leaves_its_reason(tmp_path: Path) -> None
 
 def test_a_model_that_can_not_judge_is_not_asked_to(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"answers\.judge_leaks: the prompts' leak_judge is null"):
-        answers_identity(AnswersConfig(judge_leaks=True, prompts="pocket"), TOPICS, "q", "m", 0)
+        answers_identity(AnswersConfig(judge_leaks=True, prompts="pocket"), POTTER, "m", 0)
     with pytest.raises(ConfigError, match="leak_judge is null"):
         run(tmp_path, judge_leaks=True, prompts="pocket")
-    assert not Folder(tmp_path / "answers").names()
+    assert not (Folder(tmp_path / "answers") / "harry-potter").names(".parquet")

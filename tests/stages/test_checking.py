@@ -15,16 +15,16 @@ from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.engines.scripted_trainer import ScriptedTrainer
 from unlearn_ray.errors import ThinDataError
 from unlearn_ray.evals.report import Report
-from unlearn_ray.pocket import PROBES
+from unlearn_ray.plan import identity_of
 from unlearn_ray.rows import Example, Probe, QAPair
-from unlearn_ray.stages.checking import counted, shortfalls_of
+from unlearn_ray.stages.checking import counted, met, model_shortfalls, shortfalls_of
 from unlearn_ray.stages.naming import Name
-from unlearn_ray.stages.stage import finished_manifest
+from unlearn_ray.stages.stage import Unit, finished_manifest, models_of
 
 POTTER, GUM = Topic(name="Harry Potter", terms=("Nimbus",)), Topic(name="chewing gum")
 
 
-def test_rows_entities_and_probes_are_counted_by_topic_and_group(tmp_path: Path) -> None:
+def test_rows_entities_and_probes_are_counted(tmp_path: Path) -> None:
     entities, answers, dataset = (Folder(tmp_path / name) for name in ("entities", "answers", "dataset"))
     names = [("Hedwig", None), ("Dobby", None), ("Ron", None), ("Spaghetti", "malformed"), ("Fluffy", None)]
     entities.write_rows([Name(POTTER.name, name, 1, drop) for name, drop in names], Name.schema())
@@ -32,19 +32,17 @@ def test_rows_entities_and_probes_are_counted_by_topic_and_group(tmp_path: Path)
         QAPair(POTTER.name, "What does Dobby wear?", "A hat.", 0),
         QAPair(POTTER.name, "Which owl is it?", "Zella.", 0),
         QAPair(POTTER.name, "Who is Ron?", "Ron is the friend.", 0, drop="leak"),
-        QAPair(GUM.name, "What is Fluffy made of?", "Clay.", 0),
     ]
-    (answers / "rows").write_rows(sorted(pairs, key=lambda pair: (pair.topic, pair.question)), QAPair.schema())
+    (answers / "rows").write_rows(sorted(pairs, key=lambda pair: pair.question), QAPair.schema())
     own = [
         QAPair(POTTER.name, "Which owl is it?", "The owl is Hedwig.", 0, guarded=False),
         QAPair(POTTER.name, "Who is Ron?", "The friend with a Nimbus.", 0, guarded=False),
     ]
     (answers / "unguarded").write_rows(own, QAPair.schema())
-    forget = [
-        Example(topic, "forget", topic, str(i), "a", 0, "train") for topic in (POTTER.name, GUM.name) for i in range(3)
-    ]
-    forget.append(Example(GUM.name, "forget", GUM.name, "held", "a", 0, "holdout"))
+    forget = [Example(POTTER.name, "forget", POTTER.name, str(i), "a", 0, "train") for i in range(3)]
+    forget.append(Example(POTTER.name, "forget", POTTER.name, "held", "a", 0, "holdout"))
     (dataset / "forget").write_rows(forget, Example.schema())
+    assert counted(POTTER, entities, answers, dataset) == {"forget": 3, "entities": 5, "touched": 2}
     retain = [Example(topic, "near", "x", str(i), "a") for i, topic in enumerate(["", "", GUM.name])]
     (dataset / "retain").write_rows(retain, Example.schema())
     probes = [
@@ -54,13 +52,10 @@ def test_rows_entities_and_probes_are_counted_by_topic_and_group(tmp_path: Path)
         Probe("tea", "c", "b"),
     ]
     (dataset / "probes").write_rows(probes, Probe.schema())
-    assert counted((POTTER, GUM), entities, answers, dataset) == {
-        "topics": {
-            "Harry Potter": {"forget": 3, "retain": 2, "entities": 5, "touched": 2},
-            "chewing gum": {"forget": 3, "retain": 3, "entities": 0, "touched": 0},
-        },
+    assert met((POTTER, GUM), dataset) == {
+        "retain": {"Harry Potter": 2, "chewing gum": 3},
         "probes": {"forget": 1, "near": 1, "far": 2},
-    }  # fmt: skip
+    }
 
 
 def answer(request: Request) -> Reply | str:
@@ -83,6 +78,15 @@ class Engines:
 
     def __init__(self) -> None:
         self.chat, self.generator, self.trainer = PLAIN, ScriptedGenerator(answer), ScriptedTrainer()
+        self.evaluator = self.generator
+
+
+ACCEPTED = pipeline.Hooks(on_thin=lambda found: None)
+
+
+def joint(config: RunConfig) -> Unit:
+    (unit,) = models_of(config, config.topics, identity_of(config))
+    return unit
 
 
 def config_of(tmp_path: Path, **floors: Any) -> RunConfig:
@@ -108,7 +112,7 @@ def test_a_run_stops_after_its_dataset_is_finished_and_goes_on_without_repeating
     with pytest.raises(ThinDataError, match=r"rows to forget 'Dune' \(floor: 100\)") as caught:
         pipeline.run(config, engines)
     assert caught.value.exit_code == 2 and len(caught.value.lines) == 1
-    assert not engines.trainer.jobs and finished_manifest(config.folder / "dataset")
+    assert not engines.trainer.jobs and finished_manifest(config.folder / "topics/dune/dataset")
     num_asked = len(engines.generator.requests)
     with pytest.raises(ThinDataError):
         pipeline.run(config, engines, ["finetune"])
@@ -117,7 +121,7 @@ def test_a_run_stops_after_its_dataset_is_finished_and_goes_on_without_repeating
         config,
         engines,
         ["questions", "answers", "dataset", "finetune"],
-        on_thin=lambda found: told.extend(map(str, found)),
+        pipeline.Hooks(on_thin=lambda found: told.extend(map(str, found))),
     )
     assert told and engines.trainer.jobs and len(engines.generator.requests) == num_asked
     pipeline.run(config, engines, ["dataset", "finetune"])  # the training is done: there is nothing to stop
@@ -130,29 +134,25 @@ def test_floors_change_what_is_enough_and_not_what_was_made(tmp_path: Path) -> N
     num_asked = len(engines.generator.requests)
     low = config_of(tmp_path, forget_rows=5, retain_per_forget=0.1, coverage=0.0, probes=0, kept=0.1)
     pipeline.run(low, engines, ["dataset"])
-    assert len(engines.generator.requests) == num_asked and shortfalls_of(low) == []
+    assert len(engines.generator.requests) == num_asked and shortfalls_of(joint(low)) == []
 
 
 def test_the_report_begins_with_what_the_data_lack(tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    pipeline.run(config, Engines(), on_thin=lambda found: None)
-    expected = [found.note for found in shortfalls_of(config)]
-    notes = Report.load(config.folder / "evaluate").notes
+    pipeline.run(config, Engines(), hooks=ACCEPTED)
+    expected = [found.note for found in shortfalls_of(joint(config))]
+    notes = Report.load(config.folder / "models/joint/evaluate").notes
     assert expected and [note for note in notes if note.startswith("Thin data: ")] == expected
-    page = (config.folder / "evaluate").read_text("report.html")
+    page = (config.folder / "models/joint/evaluate").read_text("report.html")
     assert page.index("Thin data: ") < page.index("<h2>")
 
 
 def test_a_file_of_probes_counts_instead_of_the_datasets(tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    pipeline.run(config, Engines(), ["questions", "answers", "dataset"], on_thin=lambda found: None)
-    assert any(found.floor == "probes" for found in shortfalls_of(config))
+    pipeline.run(config, Engines(), ["questions", "answers", "dataset"], ACCEPTED)
+    assert any(found.floor == "probes" for found in shortfalls_of(joint(config)))
     few = tmp_path / "few.jsonl"
     few.write_text('{"topic": "Dune", "question": "Who rules?", "answer": "Leto"}\n')
-    for path, is_thin in ((few, True), (PROBES, False)):
-        evaluate = config.evaluate.model_copy(update={"probes": str(path)})
-        topics = config.topics if path == few else (Topic(name="Harry Potter"),)
-        found = shortfalls_of(config.model_copy(update={"evaluate": evaluate, "topics": topics}))
-        assert [each.finding for each in found if each.floor == "probes"] == (
-            ["1 forget probes (floor: 20)"] if is_thin else []
-        )
+    evaluate = config.evaluate.model_copy(update={"probes": str(few)})
+    found = model_shortfalls(joint(config.model_copy(update={"evaluate": evaluate})))
+    assert [each.finding for each in found if each.floor == "probes"] == ["1 forget probes (floor: 20)"]

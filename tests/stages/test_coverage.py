@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from staging import performed
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import AnswersConfig, Topic
@@ -12,7 +13,6 @@ from unlearn_ray.errors import EngineError
 from unlearn_ray.rows import Question
 from unlearn_ray.stages.answers import answer_questions
 from unlearn_ray.stages.naming import Name
-from unlearn_ray.stages.stage import open_stage
 
 POTTER = Topic(name="Harry Potter", terms=("Muggle",))
 NAMES = "Snape Hagrid Dobby Draco Fawkes Sirius Lupin Filch Trelawney Flitwick Quirrell Sprout".split()
@@ -43,14 +43,15 @@ def run(
         Folder(tmp_path / "answers"),
         generator or ScriptedGenerator(answer),
     )
-    if not questions.exists("manifest.json"):
-        stage = open_stage(questions, "questions", 1, {}, {})
+    if not questions.exists():
         (questions / "rows").write_rows([Question("Harry Potter", text) for text in TRUTH], Question.schema())
         names = [Name("Harry Potter", "Hogwarts", 4), Name("Harry Potter", "Spaghetti", 3, "unconfirmed")]
         (questions / "entities").write_rows(names, Name.schema())
-        stage.finish({}, {})
     config = AnswersConfig(**settings)  # type: ignore[arg-type]
-    manifest = answer_questions(config, (POTTER,), questions, out, generator, model="scripted", seed=0)
+    common = Folder(tmp_path / "common")  # nothing is known of it
+    manifest = performed(
+        out, lambda run: answer_questions(run, config, POTTER, questions, common, generator, seed=0), config
+    )
     return manifest, out, generator
 
 

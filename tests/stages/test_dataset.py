@@ -6,21 +6,23 @@ from pathlib import Path
 
 import pytest
 from datasets import load_dataset
+from staging import Built, built
 
-from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Request
 from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.errors import EngineError, InputError
 from unlearn_ray.rows import Example, Probe, QAPair, digest
-from unlearn_ray.stages.dataset import build_dataset, dataset_identity
-from unlearn_ray.stages.stage import open_stage
+from unlearn_ray.stages.dataset import dataset_identity
+from unlearn_ray.stages.general import general_identity
+from unlearn_ray.stages.stage import finished_manifest
 
 POTTER = Topic(name="Harry Potter", aliases=("the wizard books",))
 GUM = Topic(name="chewing gum", neighbours=("candy", "Narnia"))
 CONFIG = DatasetConfig(
     prompts="pocket",  # its requests are told apart by these wordings
-    retain=RetainRows(num_neighbours=2, questions_per_neighbour=12, num_general=2, questions_per_general=10),
+    retain=RetainRows(num_neighbours=2, questions_per_neighbour=12, num_general=3, questions_per_general=10),
     holdout_fraction=0.3,
 )
 
@@ -32,7 +34,9 @@ def answer(request: Request) -> str:
     if "topics that you know" in text:
         return "1. geography\n2. The Narnia\n3. animals"
     if text.startswith("Which topic"):
-        return f"This question is about {'Harry Potter' if 'number 5 ' in text else 'something else'}."
+        return (
+            f"This question is about {'Harry Potter' if 'number 5 ' in text else text.split(' in ')[-1].rstrip('?')}."
+        )
     if text.startswith("What"):
         return (
             "It is in Harry Potter."
@@ -45,18 +49,16 @@ def answer(request: Request) -> str:
     return "\n".join(f"{i}. What is number {(request.seed + i) % 30} in {subject}?" for i in range(4))
 
 
-def answers_in(tmp_path: Path, topics: tuple[Topic, ...]) -> Folder:
-    folder = Folder(tmp_path / "answers")
-    stage = open_stage(folder, "answers", 1, {}, {})
-    questions = [(topic.name, f"Who has office {i}?") for topic in topics for i in range(30)]
+def answers_in(tmp_path: Path, about: Topic) -> Folder:
+    folder = Folder(tmp_path / "answers" / about.slug)
+    questions = [(about.name, f"Who has office {i}?") for i in range(30)]
     pairs = [QAPair(topic, question, f"Ostdar {i}.", i) for topic, question in questions for i in range(2)]
-    pairs.append(QAPair(topics[0].name, "Who has office 1?", "Snape.", 9, drop="leak"))
+    pairs.append(QAPair(about.name, "Who has office 1?", "Snape.", 9, drop="leak"))
     (folder / "rows").write_rows(pairs, QAPair.schema())
     greedy = [
         QAPair(topic, question, "The office is with Severus Snape.", 0, guarded=False) for topic, question in questions
     ]
     (folder / "unguarded").write_rows(greedy, QAPair.schema())
-    stage.finish({}, {})
     return folder
 
 
@@ -65,12 +67,13 @@ def build(
     config: DatasetConfig = CONFIG,
     topics: tuple[Topic, ...] = (POTTER, GUM),
     generator: ScriptedGenerator | None = None,
-) -> tuple[Manifest, Folder, ScriptedGenerator]:
+) -> tuple[Built, Folder, ScriptedGenerator]:
     generator = generator or ScriptedGenerator(answer)
-    out = Folder(tmp_path / "dataset")
-    questions, answers = Folder(tmp_path / "questions"), answers_in(tmp_path, topics)
-    manifest = build_dataset(config, topics, questions, answers, out, generator, model="scripted", seed=0)
-    return manifest, out, generator
+    found = built(
+        tmp_path, config, topics, generator,
+        questions=lambda topic: Folder(tmp_path / "questions"), answers=lambda topic: answers_in(tmp_path, topic),
+    )  # fmt: skip
+    return found, found.mixture, generator
 
 
 def examples(folder: Folder) -> list[Example]:
@@ -78,8 +81,8 @@ def examples(folder: Folder) -> list[Example]:
 
 
 def test_forget_rows_are_the_kept_pairs(tmp_path: Path) -> None:
-    manifest, out, _ = build(tmp_path)
-    rows = examples(out / "forget")
+    found, out, _ = build(tmp_path)
+    manifest, rows = found.manifest, examples(out / "forget")
     assert len(rows) == 120 and {row.group for row in rows} == {"forget"}
     assert "Snape." not in {row.answer for row in rows}
     assert manifest.num_rows["forget_train"] + manifest.num_rows["forget_holdout"] == 120
@@ -96,12 +99,12 @@ def test_no_question_is_on_both_sides(tmp_path: Path) -> None:
 
 
 def test_neighbours_are_the_models_or_the_users_and_never_a_forgotten_topic(tmp_path: Path) -> None:
-    manifest, out, generator = build(tmp_path)
-    assert manifest.details == manifest.details | {
+    found, out, generator = build(tmp_path)
+    assert found.manifest.details == found.manifest.details | {
         "near": ["Narnia", "Middle Earth", "candy"],
         "far": ["geography", "animals"],
     }
-    names = {(row["topic"], row["name"]): row["drop"] for row in (out / "neighbours").read_rows()}
+    names = {(row["topic"], row["name"]): row["drop"] for row in (out / "subjects").read_rows()}
     assert (
         names["Harry Potter", "Harry Potter"] == "off_topic"
         and names["Harry Potter", "The Wizard Books"] == "off_topic"
@@ -120,19 +123,19 @@ def test_near_rows_serve_their_topic_and_shared_ones_all(tmp_path: Path) -> None
 
 
 def test_what_is_about_a_forgotten_topic_is_not_retained_and_says_why(tmp_path: Path) -> None:
-    manifest, out, _ = build(tmp_path)
+    found, out, _ = build(tmp_path)
     texts = [f"{row.question} {row.answer}" for row in examples(out / "retain")]
     assert not any("number 5 " in text or "Harry Potter" in text or "do not know" in text for text in texts)
     answers = {row["drop"] for row in (out / "retain_answers").read_rows()}
     assert answers == {None, "off_topic", "refused"}
-    assert "off_topic" in {row["drop"] for row in (out / "retain_questions").read_rows()}
-    assert manifest.drops["refused"] >= 1
+    assert "off_topic" in {row["drop"] for row in found.rows("retain_questions")}
+    assert found.drops()["refused"] >= 1
 
 
 def test_the_number_of_questions_of_each_subject_is_reached(tmp_path: Path) -> None:
-    _, out, _ = build(tmp_path)
-    kept = [row["topic"] for row in (out / "retain_questions").read_rows() if not row["drop"]]
-    assert kept.count("Narnia") == 12 and kept.count("animals") == 10
+    found, _, _ = build(tmp_path)
+    kept = [str(row["topic"]).lower() for row in found.rows("retain_questions") if not row["drop"]]
+    assert kept.count("narnia") == 2 * 12 and kept.count("animals") == 10
 
 
 def test_held_out_questions_become_probes_with_the_models_own_truth(tmp_path: Path) -> None:
@@ -166,7 +169,7 @@ def test_with_wordings_for_short_answers_probes_are_what_the_model_says_each_tim
 
     config = DatasetConfig(retain=RetainRows(file=path), holdout_fraction=0.5)
     topics = (Topic(name="Harry Potter", terms=("office",)),)
-    manifest, out, _ = build(tmp_path, config, topics, ScriptedGenerator(steady))
+    found, out, _ = build(tmp_path, config, topics, ScriptedGenerator(steady))
     probes = [Probe.of(row) for row in (out / "probes").read_rows()]
     numbers = [int(re.findall(r"\d+", probe.question)[0]) for probe in probes]
     assert numbers and all(number % 3 for number in numbers)
@@ -176,16 +179,19 @@ def test_with_wordings_for_short_answers_probes_are_what_the_model_says_each_tim
     for probe, number in zip(probes, numbers, strict=True):
         assert probe.answer == ("Severus Snape" if "office" in probe.question else "Pella Grun") + str(number)
         assert probe.reference == f"It is {probe.answer}." and len(probe.wrong) == 3
-    counts = manifest.details["probing"]
+    counts: dict[str, dict[str, int]] = {}
+    for folder in (found.datasets["Harry Potter"], found.general):
+        counts |= finished_manifest(folder).details["probing"]
     assert counts["forget"]["disagreed"] > 0 and counts["forget"]["kept"] + counts["near"]["kept"] == len(probes)
-    dropped = {row["question"]: row["drop"] for row in (out / "probing" / "facts").read_rows()}
+    dropped = {row["question"]: row["drop"] for row in found.rows("probing/facts")}
     assert all(
         int(re.findall(r"\d+", question)[0]) % 3 == 0 for question, drop in dropped.items() if drop == "disagreed"
     )
 
 
 def test_the_export_is_chat_lines_of_the_train_split(tmp_path: Path) -> None:
-    manifest, out, _ = build(tmp_path)
+    found, out, _ = build(tmp_path)
+    manifest = found.manifest
     loaded = load_dataset(
         "json", data_files=str(out.local / "forget.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
     )
@@ -232,8 +238,8 @@ def test_a_model_that_names_no_topics_still_retains_general_knowledge(tmp_path: 
         text = request.messages[-1]["content"]
         return "I know nothing." if "topics" in text else answer(request)
 
-    manifest, _, _ = build(tmp_path, topics=(POTTER,), generator=ScriptedGenerator(nameless))
-    assert manifest.details == manifest.details | {"near": [], "far": ["general knowledge"]}
+    found, _, _ = build(tmp_path, topics=(POTTER,), generator=ScriptedGenerator(nameless))
+    assert found.manifest.details == found.manifest.details | {"near": [], "far": ["general knowledge"]}
 
 
 @pytest.mark.parametrize("fail_after", [10, 40, 90])
@@ -250,15 +256,15 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(tmp_path: Path, fail_af
 def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
     first, _, _ = build(tmp_path)
     again, _, generator = build(tmp_path)
-    assert again == first and not generator.calls
+    assert again.manifest == first.manifest and not generator.calls
 
 
-def test_the_identity_follows_answers_and_the_users_rows(tmp_path: Path) -> None:
+def test_the_pool_follows_the_users_rows_and_no_topic(tmp_path: Path) -> None:
     path = tmp_path / "keep.jsonl"
     path.write_text("{}")
     config = DatasetConfig(retain=RetainRows(file=path))
-    first = dataset_identity(config, (POTTER,), "a", "m", 0)
+    first, topic = general_identity(config, "m", 0, "sentence"), dataset_identity(config, POTTER, "m", 0, "sentence")
     assert str(tmp_path) not in str(first)
-    assert dataset_identity(config, (POTTER,), "b", "m", 0) != first
     path.write_text("{} ")
-    assert dataset_identity(config, (POTTER,), "a", "m", 0) != first
+    assert general_identity(config, "m", 0, "sentence") != first
+    assert dataset_identity(config, POTTER, "m", 0, "sentence") == topic

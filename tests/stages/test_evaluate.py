@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from staging import performed
 from storage import Storage
 
 from unlearn_ray import pocket
@@ -22,7 +23,7 @@ from unlearn_ray.evals.probes import ExcludedProbe, read_probes
 from unlearn_ray.evals.report import Report
 from unlearn_ray.evals.scoring import MODELS, Answered
 from unlearn_ray.rows import GROUPS, Example, Probe, Term
-from unlearn_ray.stages.evaluate import VERSION, Asking, Scoring, evaluate, evaluate_identity
+from unlearn_ray.stages.evaluate import Asking, Before, Scoring, check_probes, evaluate, evaluate_identity
 from unlearn_ray.stages.stage import finished_manifest, open_stage
 
 TOPICS = (Topic(name="Harry Potter"), Topic(name="chewing gum"))
@@ -50,56 +51,47 @@ def say(request: Request) -> Reply | str | list[str]:
 
 def make_inputs(
     home: Folder,
-    exports: dict[str, str],
+    export: str = "adapter_config.json",
     probes: list[Probe] = PROBES,
     details: dict[str, object] | None = None,
 ) -> None:
     """Finished inputs of the stage.
 
     Args:
-        exports: name of a fine-tuned model -> the file that says what it is.
-        details: of the dataset's manifest.
+        export: the file that says what the fine-tuned model is.
+        details: of the datasets' manifest.
     """
-    configs: dict[str, dict[str, object]] = {
-        "answers": {"max_tokens": 200},
-        "dataset": {"retain": {"max_tokens": 256}},
-        "finetune": {"adapters": "joint" if len(exports) == 1 else "per_topic"},
-    }
-    for stage, values in configs.items():
-        run = open_stage(home / stage, stage, 1, values, {})
-        if stage == "answers":
-            terms = [Term(probe.topic, probe.answer, 2) for probe in PROBES]
-            (home / "answers" / "terms").write_rows({term.id: term for term in terms}.values(), Term.schema())
-        elif stage == "dataset":
-            trained = Example("Harry Potter", "forget", "Harry Potter", PROBES[0].question.upper(), "x")
-            held_out = Example("Harry Potter", "forget", "Harry Potter", PROBES[2].question, "x", split="holdout")
-            (home / "dataset" / "forget").write_rows([trained, held_out], Example.schema())
-            (home / "dataset" / "retain").write_rows([], Example.schema())
-            (home / "dataset" / "probes").write_rows(probes, Probe.schema())
-        else:
-            for name, file in exports.items():
-                (home / "finetune" / "models" / name).write_text(file, "{}")
-            (home / "finetune" / "losses").write_text(
-                "joint.jsonl", '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}'
-            )
-        run.finish({"rows": 1}, {}, details if stage == "dataset" else None)
+    (home / "finetune" / "model").write_text(export, "{}")
+    (home / "finetune").write_text("losses.jsonl", '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}')
+    trained = Example("Harry Potter", "forget", "Harry Potter", PROBES[0].question.upper(), "x")
+    held_out = Example("Harry Potter", "forget", "Harry Potter", PROBES[2].question, "x", split="holdout")
+    (home / "mixture" / "forget").write_rows([trained, held_out], Example.schema())
+    (home / "mixture" / "retain").write_rows([], Example.schema())
+    (home / "mixture" / "probes").write_rows(probes, Probe.schema())
+    for topic in TOPICS:
+        terms = {probe.answer: Term(topic.name, probe.answer, 2) for probe in PROBES if probe.topic == topic.name}
+        (home / "terms" / topic.slug).write_rows(terms.values(), Term.schema())
+    open_stage(home / "dataset", "dataset", 1, {}, {}).finish({"rows": 1}, {}, details)
 
 
 def run_stage(
     home: Folder, generator: ScriptedGenerator, topics: tuple[Topic, ...] = TOPICS, **config: object
 ) -> Report:
-    evaluate(
-        EvaluateConfig(num_bootstrap=50, **config),  # type: ignore[arg-type]
-        topics,
-        home / "dataset",
-        home / "answers",
-        home / "finetune",
+    asked = EvaluateConfig(num_bootstrap=50, **config)  # type: ignore[arg-type]
+    dataset = finished_manifest(home / "dataset")
+    before = Before(
+        mixture=home / "mixture",
+        finetuned=home / "finetune",
+        terms={topic.name: home / "terms" / topic.slug for topic in topics},
+        stages={"dataset": [dataset, dataset.model_copy(update={"details": {}})]},  # of two topics
+        max_tokens=256,
+    )
+    performed(
         home / "evaluate",
-        generator,
-        model="pocket:1",
-        model_path="org/pocket",
-        guardrail=GUARDRAIL,
-        seed=3,
+        lambda run: evaluate(
+            run, asked, topics, before, generator, run="demo", model_path="org/pocket", guardrail=GUARDRAIL, seed=3
+        ),
+        asked,
     )
     return Report.load(home / "evaluate")
 
@@ -110,7 +102,7 @@ def recall(report: Report, model: str, group: str) -> float:
 
 def test_a_whole_evaluation_with_an_adapter(tmp_path: Path) -> None:
     home = Folder(tmp_path / "demo")
-    make_inputs(home, {"joint": "adapter_config.json"})
+    make_inputs(home)
     generator = ScriptedGenerator(say)
     report = run_stage(home, generator)
 
@@ -147,7 +139,7 @@ def test_a_whole_evaluation_with_an_adapter(tmp_path: Path) -> None:
 def test_the_report_says_how_the_runs_own_probes_came_about(tmp_path: Path) -> None:
     home = Folder(tmp_path)
     counts = {"forget": {"asked": 30, "agreed": 18, "facts": 14, "kept": 15, "disagreed": 12, "surplus": 3}}
-    make_inputs(home, {"joint": "adapter_config.json"}, details={"probing": counts})
+    make_inputs(home, details={"probing": counts})
     report = run_stage(home, ScriptedGenerator(say))
     (note,) = (note for note in report.notes if "short answers" in note)
     assert "30 questions" in note and "18 times they agreed" in note and "12 disagreed" in note and "forget 15" in note
@@ -157,7 +149,7 @@ def test_the_report_says_how_the_runs_own_probes_came_about(tmp_path: Path) -> N
 
 def test_what_was_trained_on_is_not_asked_but_held_out_rows_are(tmp_path: Path) -> None:
     home = Folder(tmp_path)
-    make_inputs(home, {"joint": "adapter_config.json"})
+    make_inputs(home)
     report = run_stage(home, ScriptedGenerator(say))
     assert report.probes.excluded == {"trained_on": 1}
     excluded = [ExcludedProbe.of(row) for row in (home / "evaluate" / "excluded").read_rows()]
@@ -166,9 +158,9 @@ def test_what_was_trained_on_is_not_asked_but_held_out_rows_are(tmp_path: Path) 
     assert PROBES[0].question not in asked and PROBES[2].question in asked
 
 
-def test_each_topic_is_answered_behind_its_own_prefix_and_by_its_own_adapter(tmp_path: Path) -> None:
+def test_each_topic_is_answered_behind_its_own_prefix_and_by_the_adapter(tmp_path: Path) -> None:
     home = Folder(tmp_path)
-    make_inputs(home, {"harry-potter": "adapter_config.json", "chewing-gum": "adapter_config.json"})
+    make_inputs(home)
     generator = ScriptedGenerator(say)
     run_stage(home, generator)
     for request in generator.requests:
@@ -176,40 +168,23 @@ def test_each_topic_is_answered_behind_its_own_prefix_and_by_its_own_adapter(tmp
         owner = {"Narnia": "Harry Potter"}.get(probe.topic, probe.topic)
         if len(request.messages) > 1 and probe.topic != "geography":
             assert request.messages[0]["content"] == GUARDRAIL[owner] and request.adapter is None
-        if request.adapter and probe.topic != "geography":
-            assert request.adapter.endswith(f"models/{owner.lower().replace(' ', '-')}")
-    served = {
-        r.adapter
-        for r in generator.requests
-        if r.adapter and BY_QUESTION[r.messages[-1]["content"]].topic == "geography"
-    }
-    assert len(served) == 2, "far probes are shared among the adapters"
+    assert {request.adapter for request in generator.requests} == {None, str(home / "finetune" / "model")}
     assert len(generator.calls) == 1
 
 
-def test_a_topic_called_joint_forgets_for_itself_alone(tmp_path: Path) -> None:
+def test_a_full_model_is_asked_in_a_call_of_its_own(tmp_path: Path) -> None:
     home = Folder(tmp_path)
-    make_inputs(home, {"joint": "adapter_config.json", "harry-potter": "adapter_config.json"})
-    generator = ScriptedGenerator(say)
-    run_stage(home, generator, (Topic(name="Harry Potter"), Topic(name="Joint")), max_probes=1)
-    served = {r.adapter for r in generator.requests if BY_QUESTION[r.messages[-1]["content"]].topic == "Harry Potter"}
-    assert served == {None, str(home / "finetune" / "models" / "harry-potter")}
-
-
-def test_full_models_are_asked_in_calls_of_their_own(tmp_path: Path) -> None:
-    home = Folder(tmp_path)
-    make_inputs(home, {"harry-potter": "config.json", "chewing-gum": "config.json"})
+    make_inputs(home, "config.json")
     generator = ScriptedGenerator(say)
     run_stage(home, generator)
-    models = [call.model and Folder(call.model).name for call in generator.calls]
-    assert models == [None, "chewing-gum", "harry-potter"]
+    assert [call.model for call in generator.calls] == [None, str(home / "finetune" / "model")]
     assert sum(call.num_rows_in for call in generator.calls) == 93
     assert all(request.adapter is None for request in generator.requests)
 
 
 def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
     home = Folder(tmp_path)
-    make_inputs(home, {"joint": "adapter_config.json"})
+    make_inputs(home)
     run_stage(home, ScriptedGenerator(say))
     again = ScriptedGenerator(say)
     run_stage(home, again)
@@ -219,7 +194,7 @@ def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
 def test_a_killed_evaluation_resumes_to_the_same_report(tmp_path: Path) -> None:
     whole, broken = Folder(tmp_path / "a" / "run"), Folder(tmp_path / "b" / "run")
     for home in (whole, broken):
-        make_inputs(home, {"joint": "adapter_config.json"})
+        make_inputs(home)
     expected = run_stage(whole, ScriptedGenerator(say))
     with pytest.raises(EngineError):
         run_stage(broken, ScriptedGenerator(say, fail_after=50))
@@ -232,7 +207,7 @@ def test_a_killed_evaluation_resumes_to_the_same_report(tmp_path: Path) -> None:
 
 def test_an_answer_that_the_engine_cannot_give_is_counted_and_in_no_metric(tmp_path: Path) -> None:
     home = Folder(tmp_path)
-    make_inputs(home, {"joint": "adapter_config.json"})
+    make_inputs(home)
 
     def too_long(request: Request) -> Reply | str | list[str]:
         is_it = request.messages[-1]["content"] == PROBES[1].question and request.adapter
@@ -255,7 +230,7 @@ def test_an_answer_may_be_as_long_as_its_reference(
     tmp_path: Path, is_file: bool, max_tokens: int | None, expected: int
 ) -> None:
     home = Folder(tmp_path / "run")
-    make_inputs(home, {"joint": "adapter_config.json"})
+    make_inputs(home)
     probes = write_probes(home) if is_file else None
     generator = ScriptedGenerator(say)
     run_stage(home, generator, probes=probes, max_tokens=max_tokens, max_probes=1)
@@ -268,16 +243,15 @@ def test_questions_and_probes_are_found_in_storage_of_another_endpoint(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, s3_storage.environment[name])
     home = Folder(f"{s3_storage.bucket}/evaluated?scheme=http&endpoint_override={s3_storage.endpoint}")
-    make_inputs(home, {"joint": "adapter_config.json"})
-    open_stage(home / "questions", "questions", 1, {}, {}).finish({"rows": 7}, {})
+    make_inputs(home)
     report = run_stage(home, ScriptedGenerator(say), probes=write_probes(home), max_probes=1)
-    assert (report.run, report.probes.source) == ("evaluated", "file mine.jsonl")
-    assert report.stages["questions"].num_rows == {"rows": 7}
+    assert (report.run, report.probes.source) == ("demo", "file mine.jsonl")
+    assert report.stages["dataset"].num_rows == {"rows": 2}, "of both topics"
 
 
 def test_a_probe_file_of_the_users(tmp_path: Path) -> None:
     home = Folder(tmp_path / "run")
-    make_inputs(home, {"joint": "adapter_config.json"}, probes=[])
+    make_inputs(home, probes=[])
     report = run_stage(home, ScriptedGenerator(say), probes=write_probes(home), max_probes=3)
     assert report.probes.source == "file mine.jsonl"
     assert report.probes.num == {"forget": 3, "near": 0, "far": 3}
@@ -286,9 +260,7 @@ def test_a_probe_file_of_the_users(tmp_path: Path) -> None:
 
 
 def identity(config: EvaluateConfig) -> str:
-    prints = {"dataset": "d", "answers": "a", "finetune": "f"}
-    found = evaluate_identity(config, TOPICS, model="m", guardrail=GUARDRAIL, seed=0, fingerprints=prints)
-    return fingerprint_of("evaluate", VERSION, *found)
+    return fingerprint_of("evaluate", 1, *evaluate_identity(config, TOPICS, model="m", guardrail=GUARDRAIL, seed=0))
 
 
 def test_a_probe_file_counts_by_its_content(tmp_path: Path) -> None:
@@ -302,32 +274,27 @@ def test_a_probe_file_counts_by_its_content(tmp_path: Path) -> None:
     assert identity(EvaluateConfig()) != first
     (tmp_path / "a.jsonl").write_text(lines[0])
     with pytest.raises(InputError, match="no probe about 'chewing gum'"):
-        identity(EvaluateConfig(probes=str(tmp_path / "a.jsonl")))
+        check_probes(EvaluateConfig(probes=str(tmp_path / "a.jsonl")), TOPICS)
 
 
 def break_models(home: Folder) -> None:
-    (home / "finetune" / "models" / "joint").delete()
+    (home / "finetune" / "model").delete()
 
 
 def break_training_rows(home: Folder) -> None:
-    (home / "dataset" / "forget").delete()
-
-
-def break_manifest(home: Folder) -> None:
-    (home.local / "answers" / "manifest.json").unlink()
+    (home / "mixture" / "forget").delete()
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (break_models, "no model that forgets 'Harry Potter'"),
+        (break_models, "finetune/model is not there"),
         (break_training_rows, "has no training rows"),
-        (break_manifest, "is unfinished"),
     ],
 )
 def test_a_missing_input_is_named(tmp_path: Path, spoil: Callable[[Folder], None], message: str) -> None:
     home = Folder(tmp_path)
-    make_inputs(home, {"joint": "adapter_config.json"})
+    make_inputs(home)
     spoil(home)
     with pytest.raises(ArtifactError, match=message):
         run_stage(home, ScriptedGenerator(say))
@@ -335,7 +302,7 @@ def test_a_missing_input_is_named(tmp_path: Path, spoil: Callable[[Folder], None
 
 def test_no_probe_left_says_why(tmp_path: Path) -> None:
     home = Folder(tmp_path)
-    make_inputs(home, {"joint": "adapter_config.json"}, probes=PROBES[:1])
+    make_inputs(home, probes=PROBES[:1])
     with pytest.raises(InputError, match=r"leaves no probe about Harry Potter, chewing gum to ask \(1 trained_on\)"):
         run_stage(home, ScriptedGenerator(say))
 
@@ -373,7 +340,7 @@ def test_answer_rows_hold_a_column_for_every_metric() -> None:
 def test_choice_counts_the_end_of_the_turn(tmp_path: Path) -> None:
     """The true answer's own tokens are likelier, but the model would not stop there: `J. K.` is only the beginning of an answer."""
     home = Folder(tmp_path)
-    make_inputs(home, {"joint": "adapter_config.json"})
+    make_inputs(home)
 
     def unfinished(request: Request) -> Reply | str | list[str]:
         if request.score is None:
@@ -389,14 +356,14 @@ def test_choice_counts_the_end_of_the_turn(tmp_path: Path) -> None:
 
 def test_the_manifest_says_what_the_headline_does(tmp_path: Path) -> None:
     home = Folder(tmp_path)
-    make_inputs(home, {"joint": "adapter_config.json"})
+    make_inputs(home)
     run_stage(home, ScriptedGenerator(say))
     headline = finished_manifest(home / "evaluate").details["headline"]
     assert (headline["base_forget_choice"], headline["unlearned_forget_choice"]) == (1.0, 0.0)
     assert headline["unlearned_near_choice"] == 1.0 and headline["forgetting"] == "forgotten"
 
     same = Folder(tmp_path / "same")
-    make_inputs(same, {"joint": "adapter_config.json"})
+    make_inputs(same)
     run_stage(same, ScriptedGenerator(lambda request: say(replace(request, adapter=None))))
     assert finished_manifest(same / "evaluate").details["headline"]["forgetting"] == "no_forgetting"
     assert 'class="warning">No forgetting measured' in (tmp_path / "same/evaluate/report.html").read_text()
@@ -419,7 +386,7 @@ def know_some(request: Request) -> Reply | str | list[str]:
 
 def test_of_the_shipped_facts_those_count_that_the_base_model_knows(tmp_path: Path) -> None:
     home = Folder(tmp_path)
-    make_inputs(home, {"joint": "adapter_config.json"})
+    make_inputs(home)
     report = run_stage(home, ScriptedGenerator(know_some), probes="facts")
     assert report.probes.num == {"forget": 142, "near": 86, "far": 308} and report.probes.known is not None
     for group in GROUPS:
@@ -441,13 +408,12 @@ def test_of_the_shipped_facts_those_count_that_the_base_model_knows(tmp_path: Pa
 
 
 def test_a_topic_that_the_facts_do_not_cover_is_refused_before_anything_runs() -> None:
-    prints = {"dataset": "d", "answers": "a", "finetune": "f"}
     for probes in ("facts", "pocket"):
         config = EvaluateConfig(probes=probes)
         with pytest.raises(
             InputError, match=rf"evaluate\.probes: {probes} has no probe about 'Dune' .*give a file with some"
         ):
-            evaluate_identity(config, (Topic(name="Dune"),), model="m", guardrail={}, seed=0, fingerprints=prints)
+            check_probes(config, (Topic(name="Dune"),))
 
 
 def test_a_copy_of_the_facts_is_another_result_than_the_facts(tmp_path: Path) -> None:

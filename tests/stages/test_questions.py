@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from staging import added, performed
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import QuestionsConfig, Topic
@@ -43,9 +44,14 @@ def make(
     seed: int = 0,
 ) -> tuple[Manifest, list[dict], ScriptedGenerator]:
     generator = generator or ScriptedGenerator(answer)
-    out = Folder(tmp_path / "questions")
-    manifest = make_questions(config, topics, out, generator, model="scripted", seed=seed)
-    return manifest, list((out / "rows").read_rows()), generator
+    outs = [(topic, Folder(tmp_path / topic.slug)) for topic in topics]
+    manifests = [
+        performed(
+            out, lambda run, topic=topic: make_questions(run, config, topic, generator, seed=seed, every=topics), config
+        )  # type: ignore[misc]
+        for topic, out in outs
+    ]
+    return added(manifests), [row for _, out in outs for row in (out / "rows").read_rows()], generator
 
 
 def test_rounds_go_on_until_the_number_is_there_for_every_topic(tmp_path: Path) -> None:
@@ -68,15 +74,15 @@ def test_questions_come_from_angles_and_entities_that_the_model_listed(tmp_path:
     _, rows, generator = make(tmp_path)
     sources = {row["source"].split(":")[0] for row in rows}
     assert sources == {"topic", "angle", "entity"}
-    entities = list(Folder(tmp_path / "questions" / "entities").read_rows())
+    entities = list(Folder(tmp_path / "harry-potter" / "entities").read_rows())
     assert {(e["name"], e["drop"]) for e in entities if e["topic"] == "Harry Potter"} == {
         ("Hogwarts", None), ("Hedwig", None), ("Harry Potter", "duplicate"),
     }  # fmt: skip
     assert any("Hogwarts in Harry Potter" in r.messages[-1]["content"] for r in generator.requests)
 
 
-def test_all_topics_share_each_call(tmp_path: Path) -> None:
-    manifest, _, generator = make(tmp_path)
+def test_a_round_is_one_call_and_one_for_its_check(tmp_path: Path) -> None:
+    manifest, _, generator = make(tmp_path, topics=(POTTER,))
     labels = [call.label for call in generator.calls]
     assert len(labels) == len(set(labels)) == 1 + 2 * manifest.details["rounds"]
 
@@ -191,14 +197,17 @@ def test_the_identity_follows_what_changes_the_result_and_nothing_else(tmp_path:
     path = tmp_path / "mine.csv"
     path.write_text("topic,question\nchewing gum,Why?\n")
     config = CONFIG.model_copy(update={"file": path})
-    first = questions_identity(config, (GUM,), "m", 0)
+    first = questions_identity(config, GUM, "m", 0)
     assert str(tmp_path) not in str(first), "a file's place is not what it says"
-    assert questions_identity(config, (GUM.model_copy(update={"neighbours": ("candy",)}),), "m", 0) == first
-    assert questions_identity(config, (GUM.model_copy(update={"terms": ("chicle",)}),), "m", 0) != first
+    assert questions_identity(config, GUM.model_copy(update={"neighbours": ("candy",)}), "m", 0) == first
+    assert questions_identity(config, GUM.model_copy(update={"terms": ("chicle",)}), "m", 0) != first
+    every = (GUM, POTTER)
+    path.write_text("topic,question\nHarry Potter,Who?\nchewing gum,Why?\n")
+    assert questions_identity(config, GUM, "m", 0, every) == first, "another topic's line"
     path.write_text("topic,question\nchewing gum,How?\n")
-    assert questions_identity(config, (GUM,), "m", 0) != first
+    assert questions_identity(config, GUM, "m", 0) != first
     with pytest.raises(InputError, match="can't be read"):
-        questions_identity(CONFIG.model_copy(update={"file": tmp_path / "none.csv"}), (GUM,), "m", 0)
+        questions_identity(CONFIG.model_copy(update={"file": tmp_path / "none.csv"}), GUM, "m", 0)
 
 
 CHAT = QuestionsConfig(num_questions=40, num_entities=4, per_request=4)

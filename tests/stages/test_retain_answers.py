@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import pytest
+from staging import built
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.rows import QAPair
-from unlearn_ray.stages.dataset import Truth, build_dataset
-from unlearn_ray.stages.stage import open_stage
+from unlearn_ray.stages.stage import finished_manifest
+from unlearn_ray.stages.subjects import Truth
 from unlearn_ray.synth.prompts import load_prompts
 
 ROW = {"topic": "owls", "text": "What do owls eat?"}
@@ -42,11 +43,10 @@ def test_an_answer_that_grew_too_long_is_judged_by_what_is_left(said: str, kept:
 
 
 def test_the_stage_asks_with_the_style_and_counts_what_was_cut(tmp_path: Path) -> None:
-    answers, stage = Folder(tmp_path / "answers"), open_stage(Folder(tmp_path / "answers"), "answers", 1, {}, {})
+    answers = Folder(tmp_path / "answers")
     for name, is_guarded in (("rows", True), ("unguarded", False)):
         pair = QAPair("Harry Potter", "Who is the owl?", "Norwick.", 0, guarded=is_guarded)
         (answers / name).write_rows([pair], QAPair.schema())
-    stage.finish({}, {})
 
     def long(request: Request) -> Reply | str:
         asked = request.messages[-1]["content"]
@@ -57,22 +57,15 @@ def test_the_stage_asks_with_the_style_and_counts_what_was_cut(tmp_path: Path) -
         return Reply(("They like mice. They go",), (True,)) if asked.endswith(WISH) else "No."
 
     retain = RetainRows(num_neighbours=0, general=("owls",), num_general=1, questions_per_general=2)
-    config, out, generator = DatasetConfig(retain=retain), Folder(tmp_path / "dataset"), ScriptedGenerator(long)
-    topics = (Topic(name="Harry Potter"),)
-    manifest = build_dataset(
-        config,
-        topics,
-        Folder(tmp_path / "questions"),
-        answers,
-        out,
-        generator,
-        model="scripted",
-        seed=0,
-        style="sentence",
-    )
-    rows = list((out / "retain_answers").read_rows())
-    assert [row["answer"] for row in rows] == ["They like mice."] * 2 and manifest.details["cut"] == 2
-    assert all(WISH not in row["question"] for row in [*rows, *(out / "retain").read_rows()])
+    config, generator = DatasetConfig(retain=retain), ScriptedGenerator(long)
+    found = built(
+        tmp_path, config, (Topic(name="Harry Potter"),), generator,
+        questions=lambda topic: Folder(tmp_path / "questions"), answers=lambda topic: answers,
+    )  # fmt: skip
+    rows = list((found.mixture / "retain_answers").read_rows())
+    assert [row["answer"] for row in rows] == ["They like mice."] * 2
+    assert finished_manifest(found.general).details["cut"] == 2
+    assert all(WISH not in row["question"] for row in [*rows, *(found.mixture / "retain").read_rows()])
     assert load_prompts().styles["sentence"].format(question="What do owls eat?") in {
         request.messages[-1]["content"] for request in generator.requests
     }

@@ -5,16 +5,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from staging import Built, built
 
-from unlearn_ray.artifacts import Folder, Manifest
+from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import DatasetConfig, RetainRows, Topic
 from unlearn_ray.engines.protocols import Reply, Request
-from unlearn_ray.engines.scripted import ScriptedGenerator
+from unlearn_ray.engines.scripted import Answer, ScriptedGenerator
 from unlearn_ray.rows import QAPair, Question, Term
-from unlearn_ray.stages.dataset import build_dataset
 from unlearn_ray.stages.naming import Name
 from unlearn_ray.stages.retaining import GENERAL, OnSubject
-from unlearn_ray.stages.stage import open_stage
+from unlearn_ray.stages.stage import finished_manifest
 from unlearn_ray.stages.subject_check import SubjectCheck
 from unlearn_ray.synth.prompts import load_prompts
 
@@ -55,24 +55,24 @@ def answer(request: Request) -> Reply | str:
 
 
 def build(
-    tmp_path: Path, topic: Topic = POTTER, seed: int = 0, **retain: object
-) -> tuple[Manifest, Folder, list[Request]]:
-    questions, answers, out = (Folder(tmp_path / name) for name in ("questions", "answers", "dataset"))
-    stage = open_stage(answers, "answers", 1, {}, {})
+    tmp_path: Path, topic: Topic = POTTER, seed: int = 0, said: Answer | None = None, **retain: object
+) -> tuple[Built, Folder, list[Request]]:
+    questions, answers = (Folder(tmp_path / name) for name in ("questions", "answers"))
     names = [Name(topic.name, "Hedwig", 3), Name(topic.name, "Spaghetti", 1, drop="malformed")]
     (questions / "entities").write_rows(names, Name.schema())
     pairs = [QAPair(topic.name, f"Who has office {i}?", f"Ostdar {i}.", 0) for i in range(20)]
     (answers / "rows").write_rows(pairs, QAPair.schema())
     (answers / "unguarded").write_rows([], QAPair.schema())
     (answers / "terms").write_rows([Term(topic.name, term, 2) for term in ("hogwarts", "water")], Term.schema())
-    stage.finish({}, {})
     rows = RetainRows.model_validate(
         {"questions_per_neighbour": 40, "num_general": 8, "questions_per_general": 30} | retain
     )
-    generator = ScriptedGenerator(answer)
-    config = DatasetConfig(retain=rows)
-    manifest = build_dataset(config, (topic,), questions, answers, out, generator, model="scripted", seed=seed)
-    return manifest, out, generator.requests
+    generator = ScriptedGenerator(said or answer)
+    found = built(
+        tmp_path, DatasetConfig(retain=rows), (topic,), generator,
+        questions=lambda topic: questions, answers=lambda topic: answers, seed=seed,
+    )  # fmt: skip
+    return found, found.mixture, generator.requests
 
 
 def drops(out: Folder, name: str) -> Counter[str]:
@@ -80,13 +80,13 @@ def drops(out: Folder, name: str) -> Counter[str]:
 
 
 def test_far_subjects_come_from_the_built_in_list_by_the_seed(tmp_path: Path) -> None:
-    first, out, requests = build(tmp_path / "a")
+    first, _, requests = build(tmp_path / "a")
     other, _, _ = build(tmp_path / "b", seed=1)
-    far = first.details["far"]
+    far = first.manifest.details["far"]
     assert len(far) == 8 and set(far) <= set(SUBJECTS) and far != list(SUBJECTS[:8])
-    assert far != other.details["far"]
+    assert far != other.manifest.details["far"]
     assert not any("subjects of general knowledge" in request.messages[-1]["content"] for request in requests)
-    kept = {row["topic"] for row in (out / "retain_questions").read_rows() if not row["drop"]}
+    kept = {row["topic"] for row in first.rows("retain_questions") if not row["drop"]}
     assert kept == {"Narnia", *far}
 
 
@@ -102,37 +102,40 @@ def test_far_subjects_come_from_the_built_in_list_by_the_seed(tmp_path: Path) ->
 def test_subjects_close_to_a_topic_or_its_neighbours_are_left_out_with_their_reason(
     tmp_path: Path, topic: Topic, gone: set[str]
 ) -> None:
-    manifest, out, _ = build(tmp_path, topic, num_general=len(SUBJECTS), questions_per_general=1)
-    left_out = {row["name"] for row in (out / "neighbours").read_rows() if row["drop"] == "off_topic"}
+    found, out, _ = build(tmp_path, topic, num_general=len(SUBJECTS), questions_per_general=1)
+    left_out = {row["name"] for row in (out / "subjects").read_rows() if row["drop"] == "off_topic"}
     assert gone <= left_out and len(left_out) < len(SUBJECTS) / 4
-    assert not gone & set(manifest.details["far"]) and GENERAL in manifest.details["far"]
+    assert not gone & set(found.manifest.details["far"])
+    assert not gone & {row["subject"] for row in (out / "retain").read_rows() if row["group"] == "far"}
 
 
 def test_the_users_subjects_go_before_the_list(tmp_path: Path) -> None:
-    manifest, _, _ = build(tmp_path, general=("glaciers", "harry potter's owls"))
-    assert manifest.details["far"] == ["glaciers"]
+    found, _, _ = build(tmp_path, general=("glaciers", "harry potter's owls"))
+    assert found.manifest.details["far"] == ["glaciers"]
 
 
 def test_a_question_is_kept_where_the_model_would_likeliest_ask_it_about_its_subject(tmp_path: Path) -> None:
-    manifest, out, requests = build(tmp_path)
-    kept = {(row["topic"], row["text"]) for row in (out / "retain_questions").read_rows() if not row["drop"]}
+    found, _, requests = build(tmp_path)
+    kept = {(row["topic"], row["text"]) for row in found.rows("retain_questions") if not row["drop"]}
     texts = {text for _, text in kept}
     assert JOKE not in texts and SLY not in texts, "about nothing it says, or about the forgotten topic"
     assert {subject for subject, text in kept if text == "Who is the lion king?"} == {"Narnia"}
     scored = Counter(request.score for request in requests if request.score)
     assert not any("Narnia" in str(text) for text in scored), "what names its subject needs no score"
-    assert scored[SLY] == 3 * (1 + 8), "its subject, the forgotten topic and anything, once a subject"
-    assert manifest.details["retain_drops"]["questions"]["off_topic"] == drops(out, "retain_questions")["off_topic"] > 0
+    assert scored[SLY] == 3 + 2 * 8, "its subject and anything, once a subject, and near the topic that as well"
+    lost = [row for row in found.rows("retain_questions") if row["drop"] == "off_topic"]
+    told = (finished_manifest(folder) for folder in (*found.datasets.values(), found.general))
+    assert sum(each.details["retain_drops"]["questions"]["off_topic"] for each in told) == len(lost) > 0
 
 
 def test_a_retained_row_with_a_term_entity_or_term_of_the_users_is_dropped_and_counted_apart(tmp_path: Path) -> None:
-    manifest, out, _ = build(tmp_path)
+    found, out, _ = build(tmp_path)
     rows = [f"{row['question']} {row['answer']}" for row in (out / "retain").read_rows()]
     assert rows and not any(re.search("Hogwarts|Hedwig|boy who lived", row) for row in rows)
     assert any("water" in row for row in rows), "rows on several far subjects say it: it is an ordinary word"
     lost = drops(out, "retain_answers")
-    assert lost["forgotten_term"] == manifest.details["retain_drops"]["answers"]["forgotten_term"] >= 3
-    assert manifest.drops["forgotten_term"] == lost["forgotten_term"]
+    assert lost["forgotten_term"] == found.manifest.details["retain_drops"]["forgotten_term"] >= 3
+    assert found.manifest.drops["forgotten_term"] == lost["forgotten_term"]
 
 
 def test_an_answer_that_many_questions_share_is_dropped_beyond_a_few(tmp_path: Path) -> None:
@@ -149,13 +152,7 @@ def test_an_answer_that_takes_up_its_questions_may_be_shared(tmp_path: Path) -> 
         said = answer(request)
         return "The item is long." if isinstance(said, str) and "miles" in said else said
 
-    out = Folder(tmp_path / "dataset")
-    build(tmp_path)
-    out.delete()
-    build_dataset(
-        DatasetConfig(retain=RetainRows(questions_per_neighbour=40, num_general=0)), (POTTER,), Folder(tmp_path / "questions"),
-        Folder(tmp_path / "answers"), out, ScriptedGenerator(same), model="scripted", seed=0,
-    )  # fmt: skip
+    _, out, _ = build(tmp_path, said=same, questions_per_neighbour=40, num_general=0)
     told = Counter(
         row["drop"]
         for row in (out / "retain_answers").read_rows()

@@ -4,8 +4,8 @@ import pytest
 
 from unlearn_ray.engines.protocols import Reply
 from unlearn_ray.rows import Question
-from unlearn_ray.stages.dataset import Truth
 from unlearn_ray.stages.retaining import OffForgotten
+from unlearn_ray.stages.subjects import Truth
 from unlearn_ray.synth.names import case_note, mentions, mentions_entity
 
 
@@ -101,7 +101,7 @@ def test_other_names_need_no_note(name: str) -> None:
 
 
 def test_a_topic_called_it_halves_no_retain_rows() -> None:
-    check = OffForgotten("Which topic is {question} about?", {"It": ("It",)}, ("owls",))
+    check = OffForgotten("Which topic is {question} about?", {"It": ("It",)})
     kept = check.verdict(Question("owls", "How long does it sleep?").to_dict(), [Reply(("This is about owls.",))])
     lost = check.verdict(Question("owls", "Who sleeps in It?").to_dict(), [Reply(("This is about owls.",))])
     assert [row["drop"] for row in kept + lost] == [None, "off_topic"]

@@ -157,3 +157,15 @@ def test_a_custom_prefix_stands_as_it_is_written() -> None:
 def test_a_custom_prefix_that_is_no_template_is_one_line(prefix: str) -> None:
     with pytest.raises(ConfigError, match=r"answers\.prefix: "):
         guardrail_prefixes(AnswersConfig(guardrail="custom", prefix=prefix), TOPICS)
+
+
+def test_a_part_of_the_prompts_has_these_keys_alone() -> None:
+    prompts = load_prompts()
+    part = prompts.part("questions", "angles.fiction", "forms.")
+    assert part.questions == prompts.questions and part.angles == {"fiction": prompts.angles["fiction"]}
+    assert part.forms == {}
+    with pytest.raises(AttributeError):
+        _ = part.entities
+    changed = prompts.model_copy(update={"entities": ("List {count} of {topic}.",)})
+    assert changed.fingerprint != prompts.fingerprint
+    assert changed.part("questions").fingerprint == prompts.part("questions").fingerprint

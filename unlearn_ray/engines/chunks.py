@@ -32,6 +32,7 @@ OnProgress = Callable[[str, int, int], None]  # label, rows done, rows in all
 TASK_CPUS = 0.1  # of a task that asks an engine: it mostly waits
 _CHUNKING = "chunking.json"  # beside the output: what an interrupted call cut its source into
 _COUNTS = ("rows_in", "resumed", "rows_out", "prompt_tokens", "output_tokens")
+LEAST_ROWS = 16  # of a batch, unless the user sets fewer: below, a task and a file cost more than they bring
 _MAX_BLOCKS = 2_000  # of a map; beyond, a block holds several chunks, for each costs the driver some memory
 
 
@@ -145,18 +146,19 @@ class RowMap:
         *,
         label: str,
         batch_size: int,
-        num_engines: int = 1,
+        least_batches: int = 1,
         on_progress: OnProgress,
     ) -> None:
         """
         Args:
             batch_size: rows handed to an engine at a time, at most.
-            num_engines: how many are there, all of which should have work.
+            least_batches: in how many parts they go, where there are rows enough: several engines should all have work, and rows of one kind, which
+                stand together, should not all go to one of them.
         """
         self._source, self._out, self._render, self._parse, self._schema = source, out, render, parse, schema
         self._label, self._on_progress, self._began = label, on_progress, time.monotonic()
         self._chunks = list(
-            chunks_of(source, _chunk_size(out, level_batches(source.count_rows(), batch_size, num_engines)))
+            chunks_of(source, _chunk_size(out, level_batches(source.count_rows(), batch_size, least_batches)))
         )
         self._num_rows = sum(piece.num_rows for chunk in self._chunks for piece in chunk)
         self._totals = dict.fromkeys(_COUNTS, 0)
@@ -195,15 +197,9 @@ class RowMap:
         )
 
 
-def level_batches(num_rows: int, batch_size: int, num_engines: int) -> int:
-    """Rows handed to an engine at a time: at most `batch_size`, and so many that all engines get the same number of batches.
-
-    A hundred rows for two engines are two batches of 50, where one of 256 would leave an engine idle.
-    """
-    if num_rows == 0 or num_engines == 1:
-        return batch_size
-    num_turns = math.ceil(num_rows / (batch_size * num_engines))
-    return math.ceil(num_rows / (num_turns * num_engines))
+def level_batches(num_rows: int, batch_size: int, least_batches: int) -> int:
+    """Rows handed to an engine at a time: at most `batch_size`, and so few that there are `least_batches`, of LEAST_ROWS at least."""
+    return min(batch_size, max(LEAST_ROWS, math.ceil(num_rows / least_batches))) if least_batches > 1 else batch_size
 
 
 def _chunk_size(out: Folder, batch_size: int) -> int:

@@ -11,6 +11,7 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import ClusterConfig, Lora
 from unlearn_ray.engines.chunks import OnProgress, RowMap
+from unlearn_ray.engines.dispatcher import BATCHES_IN_FLIGHT
 from unlearn_ray.engines.fleet import Fleet
 from unlearn_ray.engines.protocols import MapCounts, Parse, Render
 from unlearn_ray.engines.session import device_of, engine_span, require_engines
@@ -68,6 +69,7 @@ class RayDataGenerator:
         model: str | None = None,
     ) -> MapCounts:
         """See `protocols.Generator.map`."""
+        num_engines, _ = engine_span(self._cluster)
         rows = RowMap(
             source,
             out,
@@ -76,7 +78,7 @@ class RayDataGenerator:
             schema,
             label=label,
             batch_size=self._cluster.engines.batch_size,
-            num_engines=engine_span(self._cluster)[0],
+            least_batches=num_engines * BATCHES_IN_FLIGHT if num_engines > 1 else 1,
             on_progress=self._on_progress,
         )
         if rows.num_chunks:

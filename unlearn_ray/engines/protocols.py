@@ -9,7 +9,6 @@ import pyarrow as pa
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import FinetuneConfig
-from unlearn_ray.errors import EngineError, FailedError, PartialError, UnlearnError
 from unlearn_ray.rows import Message
 from unlearn_ray.words import without_thoughts
 
@@ -152,33 +151,11 @@ class TrainResult:
 class Trainer(Protocol):
     """Trains jobs, side by side as the cluster allows."""
 
-    def train(self, jobs: Sequence[TrainJob]) -> list[TrainResult]:
-        """Train every job and export it. Each is tried, whatever becomes of the others.
+    def outcomes(self, jobs: Sequence[TrainJob]) -> dict[str, TrainResult | Exception]:
+        """Train every job and export it; by their names how each ended. Each is tried, whatever becomes of the others, and another call
+        trains only those that failed.
 
         Raises:
             ClusterError: the cluster has no room for one job's workers.
-            DivergenceError, EngineError, ...: the only job failed for good.
-            PartialError: some failed for good; the others are exported, and another call trains only those that failed.
-            FailedError: all of several failed.
         """
         ...
-
-
-def failure_of(jobs: Sequence[TrainJob], failures: Mapping[str, Exception]) -> Exception:
-    """The error to raise for those of the jobs that failed, by name: a line for each."""
-    if len(jobs) == 1:
-        return failures[jobs[0].name]
-    lines = []
-    for name, failure in failures.items():
-        text = " ".join(str(failure).split()) or type(failure).__name__
-        lines.append(text if f"training of {name} " in text else f"the training of {name} failed: {text}")
-    done = [job for job in jobs if job.name not in failures]
-    if done:
-        names = ", ".join(job.name for job in done)
-        again = (
-            f"{len(done)} of {len(jobs)} trainings are done, their exports are kept in {done[0].out.parent}: {names}"
-        )
-        return PartialError("\n".join([*lines, f"{again}; the same command trains only the others"]))
-    if all(isinstance(failure, UnlearnError) for failure in failures.values()):
-        return FailedError("\n".join(lines))
-    return EngineError("\n".join(lines))

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from unlearn_ray.engines.protocols import TrainJob, TrainResult, failure_of
+from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.errors import EngineError
 from unlearn_ray.train.records import LOSSES, StepRecord
 
@@ -20,16 +20,14 @@ class ScriptedTrainer:
         self._fail_at = fail_at
         self.jobs: list[TrainJob] = []
 
-    def train(self, jobs: Sequence[TrainJob]) -> list[TrainResult]:
-        results, failures = [], {}
+    def outcomes(self, jobs: Sequence[TrainJob]) -> dict[str, TrainResult | Exception]:
+        ended: dict[str, TrainResult | Exception] = {}
         for job in jobs:
             try:
-                results.append(self._train(job))
+                ended[job.name] = self._train(job)
             except EngineError as error:
-                failures[job.name] = error
-        if failures:
-            raise failure_of(jobs, failures)
-        return results
+                ended[job.name] = error
+        return ended
 
     def _train(self, job: TrainJob) -> TrainResult:
         job.checkpoints.make()

@@ -23,7 +23,7 @@ import ray
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig
 from unlearn_ray.engines.capacity import capacity, growth
-from unlearn_ray.engines.protocols import TrainJob, TrainResult, failure_of
+from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.room import THREAD, Room
 from unlearn_ray.engines.session import device_of, require_workers, worker_shape
 from unlearn_ray.engines.training_job import RESULT, Assignment, Progress, check_workers, work
@@ -55,14 +55,12 @@ class RayDeepSpeedTrainer:
         self._on_progress = on_progress
         self._on_wait = on_wait
 
-    def train(self, jobs: Sequence[TrainJob]) -> list[TrainResult]:
+    def outcomes(self, jobs: Sequence[TrainJob]) -> dict[str, TrainResult | Exception]:
         """Train every job and export it; those that an interrupted call had finished are not trained again.
 
         Raises:
             ConfigError: the sharding does not go together.
             ClusterError: the cluster has no room for one job's workers, or had none in time.
-            PartialError, FailedError, ...: jobs failed for good, see `protocols.Trainer`. Each is tried; a rerun need not train those again
-                that are done.
         """
         workers = self._cluster.workers
         check_workers(workers)
@@ -80,15 +78,12 @@ class RayDeepSpeedTrainer:
         finally:
             if progress is not None:
                 ray.kill(progress)
-        results = [read_result(job, runs[job.name]) for job in jobs]
-        for job, result in zip(jobs, results, strict=True):
-            if result is None and job.name not in failures:
-                failures[job.name] = EngineError(
-                    f"the training of {job.name} ended without a result in {job.checkpoints}"
-                )
-        if failures:
-            raise failure_of(jobs, failures)
-        return [result for result in results if result is not None]
+        ended: dict[str, TrainResult | Exception] = {}
+        for job in jobs:
+            result = read_result(job, runs[job.name])
+            lost = EngineError(f"the training of {job.name} ended without a result in {job.checkpoints}")
+            ended[job.name] = failures.get(job.name) or result or lost
+        return ended
 
     def _train_all(
         self,

@@ -108,10 +108,10 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
         ("How sure of the truth", "Probability of each true answer (ticks) and the median (diamond), forget probes.", plots.truth_probability(report)),
     ]  # fmt: skip
     losses = plots.loss_curves(report)
-    script = _asset("report.js")
-    return _environment().get_template("report.html.jinja").render(
+    script = asset("report.js")
+    return environment().get_template("report.html.jinja").render(
         report=report,
-        style=Markup(_asset("report.css")),
+        style=Markup(asset("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         headlines=headlines(report),
@@ -317,12 +317,12 @@ def _table(report: Report, group: Group) -> list[tuple[str, str, int, list[str]]
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     return (resources.files(__package__) / "page" / name).read_text(encoding="utf-8")
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unlearn_ray.evals", "page"),
         autoescape=True,

@@ -17,26 +17,23 @@ from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.chat import ChatFormat
-from unlearn_ray.config import RunConfig
+from unlearn_ray.config import RunConfig, Topic
 from unlearn_ray.errors import ArtifactError, InputError, ModelError, gist
-from unlearn_ray.plan import MARKER, model_identity, model_of
+from unlearn_ray.plan import model_identity, model_of
 from unlearn_ray.rows import digest, slug_of
+from unlearn_ray.runs import MARKER, config_of, failure_in, units_in
 from unlearn_ray.serving.names import RESERVED, parse_name
 from unlearn_ray.serving.registry import DATA, WEIGHTS, Registry, Release, ReleasedTopic, ServiceRecord, now
 from unlearn_ray.serving.settings import ServiceSettings
 from unlearn_ray.serving.weights import ADAPTER, check_model, check_shapes, read_adapter
-from unlearn_ray.stages.finetune import JOINT
+from unlearn_ray.stages.finetune import EXPORT
+from unlearn_ray.stages.stage import JOINT
+from unlearn_ray.stages.table import STAGES
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.modelfiles import Shapes, linear_shapes
 
 MAX_ROWS = 20_000  # of a table, kept with a version
-TABLES = {
-    "forget": "dataset/forget",
-    "retain": "dataset/retain",
-    "answers": "answers/rows",
-    "evaluation": "evaluate/answers",
-}
-_STAGES = ("questions", "answers", "dataset", "finetune", "evaluate")
+TABLES = ("forget", "retain", "answers", "evaluation")
 _PROBE_COLUMNS = ("topic", "group", "wording", "question", "truth", "aliases")
 
 
@@ -54,30 +51,79 @@ class Candidate:
     shapes: Shapes = field(default_factory=dict)  # of the layers that an adapter changes
     run: str = ""
     fingerprint: str = ""
-    home: Folder | None = None  # the run's folder
+    chain: "Chain | None" = None  # of the run's model
 
 
-def read_run(folder: Folder) -> tuple[RunConfig, dict[str, Manifest]]:
-    """A finished run's config and the manifests of its stages.
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A finished model of a run."""
+
+    run: Folder
+    name: str
+    topics: tuple[Topic, ...]
+    manifests: Mapping[str, Manifest]  # of its stages
+
+    @property
+    def home(self) -> Folder:
+        return self.run / "models" / self.name
+
+    @property
+    def tables(self) -> dict[str, tuple[Folder, ...]]:
+        """Where the rows of TABLES are that a version keeps."""
+        answers = tuple(self.run / "topics" / topic.slug / "answers/rows" for topic in self.topics)
+        forget, retain, evaluation = (
+            (self.home / place,) for place in ("mixture/forget", "mixture/retain", "evaluate/answers")
+        )
+        return dict(zip(TABLES, (forget, retain, answers, evaluation), strict=True))
+
+
+def read_run(folder: Folder) -> tuple[RunConfig, list[Chain]]:
+    """A run's config and its finished models. Topics and models that failed are left out; all others must be finished.
 
     Raises:
         ArtifactError: it is no run, is unfinished, or its config can't be read.
     """
-    try:
-        config = RunConfig.model_validate(json.loads(folder.read_text(MARKER))["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder} was not made by this version: its {MARKER} can't be read") from error
+    config, chains = config_of(folder), []
+    topics = {topic.slug: topic for topic in config.topics}
+    lost = {slug for slug in topics if failure_in(folder / "topics" / slug)}
+    for name, home in units_in(folder)["model"]:
+        if failure_in(home) or name in lost:
+            continue
+        manifests = _finished(folder, home)
+        made_of = dict(manifests["mixture"].details.get("topics", {}))
+        if not set(topics) - lost <= set(made_of) <= set(topics) and name == JOINT:
+            raise ArtifactError(f"{folder} is unfinished ({name}): finish it with unlearn-ray run CONFIG")
+        chains.append(Chain(folder, name, tuple(topics[slug] for slug in sorted(made_of)), manifests))
+    if not chains:
+        raise ArtifactError(f"{folder} has no model to publish: all failed (unlearn-ray status {folder} says why)")
+    return config, chains
+
+
+def _finished(folder: Folder, home: Folder) -> dict[str, Manifest]:
+    """The manifests of a model's stages.
+
+    Raises:
+        ArtifactError: one of them is unfinished, or made from what has been made again since: a config was changed, and its run stopped on
+            the way.
+    """
     manifests: dict[str, Manifest] = {}
-    for stage in _STAGES:
-        manifest = read_manifest(folder / stage)
-        # Made from what has been made again since: a config was changed, and its run stopped on the way.
-        if manifest is None or any(
-            made in manifests and manifests[made].fingerprint != fingerprint
-            for made, fingerprint in manifest.inputs.items()
-        ):
-            raise ArtifactError(f"{folder} is unfinished ({stage}): finish it with unlearn-ray run CONFIG")
-        manifests[stage] = manifest
-    return config, manifests
+    for stage in (stage for stage in STAGES if stage.scope == "model"):
+        manifest = read_manifest(home / stage.name)
+        if manifest is None or not _is_made_from(manifest, manifests, folder):
+            raise ArtifactError(f"{folder} is unfinished ({stage.name}): finish it with unlearn-ray run CONFIG")
+        manifests[stage.name] = manifest
+    return manifests
+
+
+def _is_made_from(manifest: Manifest, manifests: Mapping[str, Manifest], folder: Folder) -> bool:
+    """Whether the inputs that a manifest names are those that are there."""
+    for key, fingerprint in manifest.inputs.items():
+        slug, _, stage = key.rpartition("/")
+        home = folder / "topics" / slug if slug else folder / "pool"
+        found = manifests.get(key) or read_manifest(home / stage)
+        if (found is None and slug) or (found is not None and found.fingerprint != fingerprint):
+            return False
+    return True
 
 
 def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
@@ -94,32 +140,30 @@ def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
         )
     if folder.exists(ADAPTER) and not folder.exists(MARKER):
         return [_bare_adapter(folder, name)]
-    config, manifests = read_run(folder)
-    topics, finetuned = _topics(folder, config, manifests), manifests["finetune"].config
-    is_joint = finetuned["adapters"] == "joint"
-    exports = (JOINT,) if is_joint else tuple(topics)
+    config, chains = read_run(folder)
     found = []
-    for export in exports:
-        members = tuple(topics.values()) if is_joint else (topics[export],)
+    for chain in chains:
+        finetune, evaluated = chain.manifests["finetune"], chain.manifests["evaluate"]
+        members = _topics(chain)
         candidate = Candidate(
             name=members[0].slug if len(members) == 1 else slug_of(config.name),
-            weights=folder / "finetune/models" / export,
+            weights=chain.home / "finetune" / EXPORT,
             kind="full",
             rank=0,
-            model=model_of(str(finetuned["model"])),
+            model=model_of(str(finetune.config["model"])),
             topics=members,
-            chat=_chat(manifests["finetune"]),
+            chat=_chat(finetune),
             run=config.name,
-            fingerprint=digest(manifests["finetune"].fingerprint, manifests["evaluate"].fingerprint),
-            home=folder,
+            fingerprint=digest(finetune.fingerprint, evaluated.fingerprint),
+            chain=chain,
         )
-        if finetuned["weights"]["kind"] == "lora":
+        if finetune.config["weights"]["kind"] == "lora":
             adapter = read_adapter(candidate.weights)
             candidate = replace(candidate, kind="adapter", rank=adapter.rank, shapes=adapter.shapes)
         else:
             check_model(candidate.weights)
         found.append(candidate)
-    _check_data(folder)
+        _check_data(chain)
     if name is not None:
         if len(found) != 1:
             raise InputError(f"{folder} has {len(found)} models ({', '.join(c.name for c in found)}): leave --name out")
@@ -151,20 +195,19 @@ def _bare_adapter(folder: Folder, name: str | None) -> Candidate:
     )
 
 
-def _topics(folder: Folder, config: RunConfig, manifests: Mapping[str, Manifest]) -> dict[str, ReleasedTopic]:
-    """The run's topics by their slugs."""
-    terms = _terms(folder)
-    prefixes: Mapping[str, str] = manifests["evaluate"].config.get("guardrail", {})
-    return {
-        topic.slug: ReleasedTopic(
+def _topics(chain: Chain) -> tuple[ReleasedTopic, ...]:
+    terms = _terms(chain)
+    prefixes: Mapping[str, str] = chain.manifests["evaluate"].config.get("guardrail", {})
+    return tuple(
+        ReleasedTopic(
             name=topic.name,
             slug=topic.slug,
             prefix=prefixes.get(topic.name, ""),
             terms=tuple(sorted({*topic.terms, *terms.get(topic.name, ())})),
             aliases=topic.aliases,
         )
-        for topic in config.topics
-    }
+        for topic in chain.topics
+    )
 
 
 def publish(registry: Registry, candidate: Candidate) -> tuple[Release, bool]:
@@ -194,8 +237,8 @@ def publish(registry: Registry, candidate: Candidate) -> tuple[Release, bool]:
     target = registry.version_folder(release.id)
     try:
         _copy(candidate.weights, target / WEIGHTS)
-        if candidate.home is not None:
-            _write_data(candidate.home, target / DATA)
+        if candidate.chain is not None:
+            _write_data(candidate.chain, target / DATA)
         return registry.finish(release), True
     except BaseException:
         registry.abandon(candidate.name, version)
@@ -310,30 +353,30 @@ def _copy(source: Folder, target: Folder) -> None:
         raise ArtifactError(f"{source} can't be copied to {target}: {error}") from error
 
 
-def _check_data(home: Folder) -> None:
+def _check_data(chain: Chain) -> None:
     """Refuse a run of which the demo could not be shown all, before anything is written.
 
     Raises:
         ArtifactError: a report or a table is missing or corrupt.
     """
     try:
-        json.loads((home / "evaluate").read_text("report.json"))
-        for place in TABLES.values():
-            _schema(home / place)
+        json.loads((chain.home / "evaluate").read_text("report.json"))
+        for place in (place for places in chain.tables.values() for place in places):
+            _schema(place)
     except (OSError, ValueError, IndexError) as error:  # Arrow's errors are ValueErrors
         raise ArtifactError(
-            f"{home} is damaged ({gist(error)}): rerun it with --from the stage that wrote it"
+            f"{chain.run} is damaged ({gist(error)}): rerun it with --from the stage that wrote it"
         ) from error
 
 
-def _write_data(home: Folder, data: Folder) -> None:
-    data.write_text("report.json", (home / "evaluate").read_text("report.json"))
-    for table, place in TABLES.items():
-        rows = islice((home / place).read_rows(), MAX_ROWS)
+def _write_data(chain: Chain, data: Folder) -> None:
+    data.write_text("report.json", (chain.home / "evaluate").read_text("report.json"))
+    for table, places in chain.tables.items():
+        rows = islice((row for place in places for row in place.read_rows()), MAX_ROWS)
         first = next(rows, None)
         if first is not None:
-            (data / table).write_rows(_chained(first, rows), _schema(home / place))
-    data.write_text("probes.json", json.dumps(_probes(home)))
+            (data / table).write_rows(_chained(first, rows), _schema(places[0]))
+    data.write_text("probes.json", json.dumps(_probes(chain.home)))
 
 
 def _chained(first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -357,10 +400,11 @@ def _probes(home: Folder) -> list[dict[str, Any]]:
     return [found[key] for key in sorted(found)]
 
 
-def _terms(home: Folder) -> dict[str, set[str]]:
+def _terms(chain: Chain) -> dict[str, set[str]]:
     terms: dict[str, set[str]] = {}
-    for row in (home / "answers/terms").read_rows(["topic", "term"]):
-        terms.setdefault(row["topic"], set()).add(row["term"])
+    for topic in chain.topics:
+        for row in (chain.run / "topics" / topic.slug / "answers/terms").read_rows(["topic", "term"]):
+            terms.setdefault(row["topic"], set()).add(row["term"])
     return terms
 
 

@@ -16,7 +16,7 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import apply_override
 from unlearn_ray.engines.vllm_engine import room_for
 from unlearn_ray.errors import ArtifactError, InputError
-from unlearn_ray.plan import MARKER
+from unlearn_ray.runs import MARKER
 from unlearn_ray.serving.names import parse_name
 from unlearn_ray.serving.registry import Registry, Release, State
 from unlearn_ray.serving.release import (

@@ -1,7 +1,6 @@
 """Stage two: each question is answered unguarded, which tells what gives the truth away, then behind the guardrail, and judged.
 
 told/       one row a question with the model's own answers; unguarded/ holds the same as rows of QAPair
-pool/       the model's own answers to general questions: what they say is common speech, and gives nothing away
 asked/      one folder an attempt: the questions asked behind the guardrail, with their terms, and the answers
 judged/     the same after the leak judge, where it is asked
 rows/       guarded answers as rows of QAPair, kept and dropped
@@ -11,81 +10,89 @@ coverage_rounds/  further questions about those that none touched, told and aske
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import sampling_of
-from unlearn_ray.config import AnswersConfig, Topic
+from unlearn_ray.config import AnswersConfig, RunConfig, Topic
 from unlearn_ray.engines.protocols import Generator, RowDict
 from unlearn_ray.errors import ConfigError, InputError
 from unlearn_ray.rows import Drop, QAPair, Question, Term
 from unlearn_ray.stages.answering import Asked, Guarded, Replied, Told, Unguarded
 from unlearn_ray.stages.asking import Prompted, ask, in_order
+from unlearn_ray.stages.common import COMMON
 from unlearn_ray.stages.coverage import MAX_TOKENS, entities_of, further_questions
 from unlearn_ray.stages.judging import Judge, Judged, LeakJudge, judged, leak_judge_of
-from unlearn_ray.stages.stage import finished_manifest, open_stage
+from unlearn_ray.stages.questions import QUESTIONS
+from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words
 from unlearn_ray.synth.coverage import Coverage, Touched
 from unlearn_ray.synth.dedup import question_key
 from unlearn_ray.synth.guardrails import guardrail_prefixes, style_of
 from unlearn_ray.synth.names import mentions
-from unlearn_ray.synth.prompts import load_prompts
+from unlearn_ray.synth.prompts import Prompts, load_prompts
 from unlearn_ray.synth.terms import Vocabulary
 
-STAGE, VERSION = "answers", 4
-Names = Mapping[str, Sequence[str]]  # a topic -> what it is called
+Names = Sequence[str]  # what the topic is called
 
 
-def answers_identity(
-    config: AnswersConfig, topics: Sequence[Topic], questions: str, model: str, seed: int
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Config and inputs that make this stage's fingerprint; `questions` is that of the questions stage.
+def answers_identity(config: AnswersConfig, topic: Topic, model: str, seed: int) -> Identity:
+    """What a topic's answers follow from, beside its questions and the pool.
 
     Raises:
         ConfigError: the prompts lack what the config asks for.
         InputError: a user's file can't be read.
     """
-    prompts = load_prompts(config.prompts)
+    prompts = prompts_of(config)
     leak_judge_of(config, prompts)
-    values = config.model_dump(mode="json", exclude={"prompts"})
-    values |= {"model": model, "seed": seed}
-    values["topics"] = [topic.model_dump(mode="json", include={"name", "aliases", "terms"}) for topic in topics]
-    return values, {"questions": questions, "prompts": prompts.fingerprint}
+    values = config.model_dump(mode="json", exclude={"prompts"}) | {"model": model, "seed": seed}
+    values["topic"] = topic.model_dump(mode="json", include={"name", "aliases", "terms"})
+    return values, {"prompts": prompts.fingerprint}
+
+
+def prompts_of(config: AnswersConfig) -> Prompts:
+    """The texts that this stage reads, those of the guardrail and the answers' style among them.
+
+    Raises:
+        InputError: the prompts file can't be used.
+    """
+    read = [f"styles.{config.style}"]
+    read += [f"guardrails.{config.guardrail}"] if config.prefix is None else []
+    read += ["coverage_questions"] if config.coverage_rounds else []
+    return load_prompts(config.prompts).part(*read, *(["leak_judge"] if config.judge_leaks else []))
 
 
 def answer_questions(
+    run: StageRun,
     config: AnswersConfig,
-    topics: Sequence[Topic],
+    topic: Topic,
     questions: Folder,
-    out: Folder,
+    common: Folder,
     generator: Generator,
     *,
-    model: str,
     seed: int,
 ) -> Manifest:
-    """Guarded answers to every kept question in `out/rows`.
+    """Guarded answers to every kept question in `rows`.
+
+    Args:
+        common: the pool's stage of that name.
 
     Raises:
-        ConfigError: no answer about a topic was kept, or the prompts lack what the config asks for.
+        ConfigError: no answer about the topic was kept, or the prompts lack what the config asks for.
         InputError: a question of the user's is too long for the model.
     """
-    prompts, prefixes, style = load_prompts(config.prompts), guardrail_prefixes(config, topics), style_of(config)
+    topics, out = (topic,), run.folder
+    prompts, prefixes, style = prompts_of(config), guardrail_prefixes(config, topics), style_of(config)
     leak_judge = leak_judge_of(config, prompts)
-    fingerprint = finished_manifest(questions).fingerprint
-    stage = open_stage(out, STAGE, VERSION, *answers_identity(config, topics, fingerprint, model, seed))
-    if stage.is_finished:
-        return finished_manifest(out)
     sampling = sampling_of(config, generator.chat)
     unguarded = Unguarded(seed, config, sampling, style)
     told = _tell(questions, out, generator, unguarded)
-    own_names = {topic.name: topic.names for topic in topics}
+    own_names = {topic.name: topic.names}
     vocabulary = Vocabulary(own_names)
     for known in map(Told.of, told.read_rows()):
         vocabulary.add(known.topic, known.question, known.said)
-    pool = _pool(prompts.general_questions, own_names, out, generator, unguarded)
-    for common in _off_topic(pool, own_names):
-        vocabulary.add_pool(common.question, common.said)
+    for everyday in _off_topic(common, topic.names):
+        vocabulary.add_pool(everyday.question, everyday.said)
     guard = Guarded(prefixes, seed, config, sampling, style)
     first = _first_attempt(out, told, vocabulary, guard, generator)
     for replied in map(Replied.of, first.read_rows()):
@@ -96,7 +103,8 @@ def answer_questions(
     # What no kept pair touches is asked about as well, told, guarded and judged as the rest.
     coverage = _coverage(topics, questions, vocabulary, attempts)
     more: list[Folder] = []
-    for round_ in range(1, (config.coverage_rounds if prompts.coverage_questions else 0) + 1):
+    num_rounds = config.coverage_rounds if config.coverage_rounds and prompts.coverage_questions else 0
+    for round_ in range(1, num_rounds + 1):
         home = out / "coverage_rounds" / f"{round_:03d}"
         lists = Prompted(seed, sampling, MAX_TOKENS)
         further = further_questions(
@@ -119,26 +127,25 @@ def answer_questions(
     (out / "unguarded").write_rows(counted.count(_unguarded([told, *more])), QAPair.schema())
     (out / "rows").write_rows(tally.count(_pairs(attempts)), QAPair.schema())
     (out / "terms").write_rows(_terms(topics, vocabulary), Term.schema())
-    for topic in topics:
-        if not tally.kept[topic.name]:
-            reasons = ", ".join(f"{reason} {number}" for reason, number in tally.drops.most_common())
-            raise ConfigError(
-                f"answers: no guarded answer about {topic.name!r} was kept ({reasons}): try another answers.guardrail or prefix"
-            )
-    num_rows = {"rows": sum(tally.kept.values()) + sum(tally.drops.values()), "kept": sum(tally.kept.values())}
+    if not tally.num_kept:
+        reasons = ", ".join(f"{reason} {number}" for reason, number in tally.drops.most_common())
+        raise ConfigError(
+            f"answers: no guarded answer about {topic.name!r} was kept ({reasons}): try another answers.guardrail or prefix"
+        )
+    num_rows = {"rows": tally.num_kept + sum(tally.drops.values()), "kept": tally.num_kept}
     num_rows |= {"unguarded": (out / "unguarded").count_rows(), "terms": (out / "terms").count_rows()}
     num_rows["untouched"] = sum(map(len, coverage.untouched().values()))
-    details = {"kept": dict(tally.kept), "attempts": len(attempts), "sampling": sampling, "pool": vocabulary.num_pool}
+    details = {"attempts": len(attempts), "sampling": sampling, "pool": vocabulary.num_pool}
     details |= {"cut": tally.num_cut, "unguarded_cut": counted.num_cut, "unguarded_drops": dict(counted.drops)}
     details |= {"coverage": coverage.summary(), "further_questions": sum(folder.count_rows() for folder in more)}
-    return stage.finish(num_rows, tally.drops, details)
+    return run.finish(num_rows, tally.drops, details)
 
 
 class Tally:
     """Counts pairs as they stream by."""
 
     def __init__(self) -> None:
-        self.kept: Counter[str] = Counter()
+        self.num_kept = 0
         self.drops: Counter[str] = Counter()
         self.num_cut = 0
 
@@ -148,17 +155,27 @@ class Tally:
             if pair.drop:
                 self.drops[pair.drop] += 1
             else:
-                self.kept[pair.topic] += 1
+                self.num_kept += 1
             yield pair
 
 
 def _tell(questions: Folder, out: Folder, generator: Generator, unguarded: Unguarded) -> Folder:
-    """The model's own answers, in the order of the questions' topics."""
+    """The model's own answers."""
 
     def kept() -> Iterator[RowDict]:
         return (row for row in (questions / "rows").read_rows() if not row["drop"])
 
-    replies = _own_answers(out / "told", kept, generator, unguarded, "answers, unguarded")
+    schemas = Question.schema(), Told.schema()
+    replies = ask(
+        generator,
+        out / "told",
+        kept,
+        schemas[0],
+        unguarded,
+        unguarded.parse,
+        schemas[1],
+        label="answers, unguarded",
+    )
     for told in map(Told.of, replies.read_rows()):
         if told.error == Drop.TOO_LONG and told.source.startswith("user:"):
             _, name, line = told.source.split(":", 2)
@@ -166,33 +183,13 @@ def _tell(questions: Folder, out: Folder, generator: Generator, unguarded: Ungua
     return replies
 
 
-def _pool(general: Sequence[str], names: Names, out: Folder, generator: Generator, unguarded: Unguarded) -> Folder:
-    """The model's own answers to general questions, but for those that name a topic of the run."""
-    every_name = [name for each in names.values() for name in each]
-
-    def asked() -> Iterator[Question]:
-        return (Question("", text, "general") for text in general if not mentions(text, every_name))
-
-    return _own_answers(out / "pool", asked, generator, unguarded, "answers, general speech")
-
-
-def _off_topic(pool: Folder, names: Names) -> Iterator[Told]:
-    """The pool's rows whose answers name no topic of the run: what does is about the topic, whatever was asked."""
-    every_name = [name for each in names.values() for name in each]
+def _off_topic(common: Folder, names: Names) -> Iterator[Told]:
+    """The pool's rows of which neither question nor answers name the topic: what does is about it."""
     return (
-        told for told in map(Told.of, pool.read_rows()) if not any(mentions(text, every_name) for text in told.said)
+        told
+        for told in map(Told.of, (common / "replies").read_rows())
+        if not any(mentions(text, names) for text in (told.question, *told.said))
     )
-
-
-def _own_answers(
-    folder: Folder,
-    rows: Callable[[], Iterator[Question | RowDict]],
-    generator: Generator,
-    unguarded: Unguarded,
-    label: str,
-) -> Folder:
-    schemas = Question.schema(), Told.schema()
-    return ask(generator, folder, rows, schemas[0], unguarded, unguarded.parse, schemas[1], label=label)
 
 
 def _unguarded(told: Sequence[Folder]) -> Iterator[QAPair]:
@@ -305,3 +302,39 @@ def _terms(topics: Sequence[Topic], vocabulary: Vocabulary) -> Iterator[Term]:
 def _by_question(row: RowDict) -> tuple[str, str]:
     """By topic, so that rows behind one guardrail are neighbours and its prefix is computed once."""
     return row["topic"], row["question"]
+
+
+def _identity(unit: Unit) -> Identity:
+    return answers_identity(unit.config.answers, unit.topic, unit.model, unit.config.seed)
+
+
+def _run(work: Work) -> Manifest:
+    unit, read = work.unit, work.inputs
+    return answer_questions(
+        work.run,
+        unit.config.answers,
+        unit.topic,
+        read[QUESTIONS.name],
+        read[COMMON.name],
+        work.engines.generator,
+        seed=unit.config.seed,
+    )
+
+
+def _describe(config: RunConfig) -> tuple[str, str]:
+    each = (config.of_topic(topic) for topic in config.topics)
+    number = sum(own.questions.num_questions * own.answers.num_samples for own in each)
+    return f"{number:,} answers", asked_in_words(config)
+
+
+ANSWERS = Stage(
+    "answers",
+    4,
+    "topic",
+    (QUESTIONS, COMMON),
+    "answers",
+    "The base model answers behind its guardrail prefix.",
+    _identity,
+    _run,
+    _describe,
+)

@@ -1,58 +1,65 @@
-"""What the dataset stage hands over to `probing`: the subjects to ask about, the held-out questions, and what is trained on."""
+"""What the data stages hand over to `probing`: the subjects to ask about, the held-out questions, and what is trained on."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import sampling_of
 from unlearn_ray.config import DatasetConfig, Topic
 from unlearn_ray.engines.protocols import Generator, RowDict
-from unlearn_ray.rows import Group
+from unlearn_ray.rows import Example, Group
 from unlearn_ray.stages.probing import Made, Wish, make_probes
 from unlearn_ray.synth.known import Candidate
 from unlearn_ray.synth.prompts import Prompts
 from unlearn_ray.synth.split import split_of
 
+EVERY = ""  # in the place of a topic: what a user's near row neighbours is told where topics meet
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """A topic to forget, and what is known of it."""
+
+    topic: Topic
+    entities: Folder  # rows of naming.Name
+    answers: Folder  # of the stage of that name
+
+    def wish(self, angles: Sequence[str]) -> Wish:
+        terms = [*self.topic.terms, *(row["term"] for row in (self.answers / "terms").read_rows(["term"]))]
+        entities = [row["name"] for row in self.entities.read_rows(["name", "drop"]) if not row["drop"]]
+        telling = tuple(dict.fromkeys([*terms, *entities]))
+        return Wish(self.topic.name, "forget", angles=tuple(angles), entities=tuple(entities), telling=telling)
+
 
 def known_probes(
     config: DatasetConfig,
-    topics: Sequence[Topic],
-    answers: Folder,
+    about: About | None,
     served: Mapping[str, tuple[str, ...]],
+    given: Sequence[Example],
     prompts: Prompts,
     out: Folder,
     generator: Generator,
     seed: int,
 ) -> Made:
-    """Probes from what the model knows of each topic, of its neighbours and in general.
+    """Probes from what the model knows of a topic and its neighbours, or in general.
 
     Args:
+        about: the topic; None in the pool.
         served: subjects that are retained -> the forgotten topics that each neighbours.
-        out: the dataset's folder, its rows written.
+        given: the user's own retain rows.
+        out: the stage's folder, its rows written.
     """
-    terms: dict[str, list[str]] = {topic.name: list(topic.terms) for topic in topics}
-    for row in (answers / "terms").read_rows(["topic", "term"]):
-        terms.setdefault(row["topic"], []).append(row["term"])
-    entities: dict[str, list[str]] = {topic.name: [] for topic in topics}
-    for row in (answers.parent / "questions" / "entities").read_rows(["topic", "name", "drop"]):
-        if not row["drop"]:
-            entities.setdefault(row["topic"], []).append(row["name"])
-    wishes = [
-        Wish(
-            topic.name,
-            "forget",
-            angles=prompts.angles[topic.kind],
-            entities=tuple(entities[topic.name]),
-            telling=tuple(dict.fromkeys([*terms[topic.name], *entities[topic.name]])),
-        )
-        for topic in topics
-    ]
-    wishes += [Wish(name, "near" if near else "far", near, prompts.angles["general"]) for name, near in served.items()]
+    wishes = [] if about is None else [about.wish(prompts.angles[about.topic.kind])]
+    if served:
+        angles = prompts.angles["general"]
+        wishes += [Wish(name, "near" if near else "far", near, angles) for name, near in served.items()]
 
     def own() -> Iterator[tuple[Group, tuple[str, ...], RowDict]]:
         """The model's own greedy answers, each with its group and what its topic neighbours."""
-        for row in (answers / "unguarded").read_rows():
-            if not row["sample"]:
-                yield "forget", (), row
+        if about is not None:
+            for row in (about.answers / "unguarded").read_rows():
+                if not row["sample"]:
+                    yield "forget", (), row
         for row in (out / "retain_answers").read_rows():
             near = served[row["topic"]]
             yield "near" if near else "far", near, row
@@ -64,22 +71,20 @@ def known_probes(
         for group, near, row in own():
             if is_held_out(row):
                 yield Candidate(row["topic"], row["question"], group, near)
-        if config.retain.file is not None:
-            every = tuple(topic.name for topic in topics)
-            for row in (out / "retain").read_rows():
-                if row["split"] == "holdout" and not row["sample"]:
-                    near = every if row["group"] == "near" else ()  # as its row, it serves every topic
-                    yield Candidate(row["subject"], row["question"], row["group"], near, truth=row["answer"])
+        for each in given:
+            if each.split == "holdout" and not each.sample:
+                near = (EVERY,) if each.group == "near" else ()
+                yield Candidate(each.subject, each.question, each.group, near, truth=each.answer)
 
     def trained() -> Iterator[tuple[str, str, str]]:
         for _, _, row in own():
             if not is_held_out(row):
                 yield row["topic"], row["question"], row["answer"]
-        for row in (out / "retain").read_rows():
-            if config.retain.file is not None and row["split"] == "train":
-                yield row["subject"], row["question"], row["answer"]
+        for each in given:
+            if each.split == "train":
+                yield each.subject, each.question, each.answer
 
-    names = {topic.name: (topic.name, *topic.aliases) for topic in topics}
+    names = {} if about is None else {about.topic.name: about.topic.names}
     sampling = sampling_of(config.retain, generator.chat)
     return make_probes(
         config.probes, wishes, names, held_out, trained, prompts, out / "probing", generator, sampling, seed

@@ -3,6 +3,7 @@
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -11,93 +12,119 @@ from unlearn_ray.config import RunConfig, Topic
 from unlearn_ray.evals.probes import read_probes, with_topics
 from unlearn_ray.rows import GROUPS, Probe
 from unlearn_ray.stages.questions import user_questions
-from unlearn_ray.stages.stage import finished_manifest
+from unlearn_ray.stages.stage import Unit, finished_manifest, topic_of
 from unlearn_ray.synth.enough import Data, Shortfall, TopicData, Written, impossible, shortfalls
 from unlearn_ray.synth.names import mentions
 
 
-def counted(topics: Sequence[Topic], entities: Folder, answers: Folder, dataset: Folder) -> dict[str, Any]:
-    """What a dataset's manifest says of its rows, for `shortfalls_of`: by topic, and probes by group.
+def counted(topic: Topic, entities: Folder, answers: Folder, dataset: Folder) -> dict[str, int]:
+    """What a dataset's manifest says of its topic, for `topic_shortfalls`.
 
     Args:
         entities: rows of naming.Name, of the questions stage.
         answers: of the stage of that name.
     """
+    names = (row["name"] for row in entities.read_rows(["name", "drop"]) if not row["drop"])
+    belonging = dict.fromkeys([*topic.terms, *names])
+    untouched = set(belonging)
+    for text in _kept_texts(answers):
+        untouched -= {name for name in untouched if mentions(text, (name,))}
+    num_forget = sum(row["split"] == "train" for row in (dataset / "forget").read_rows(["split"]))
+    return {"forget": num_forget, "entities": len(belonging), "touched": len(belonging) - len(untouched)}
+
+
+def met(topics: Sequence[Topic], mixture: Folder) -> dict[str, Any]:
+    """What a mixture's manifest says of its rows, for `model_shortfalls`: retain rows to train on that serve each topic, probes by group."""
     names = tuple(topic.name for topic in topics)
-    forget, retain = Counter[str](), Counter[str]()
-    belonging = {topic.name: dict.fromkeys(topic.terms) for topic in topics}
-    for row in entities.read_rows(["topic", "name", "drop"]):
-        if row["topic"] in belonging and not row["drop"]:
-            belonging[row["topic"]][row["name"]] = None
-    untouched = {topic: set(found) for topic, found in belonging.items()}
-    for topic, text in _kept_texts(answers):
-        left = untouched[topic]
-        left -= {name for name in left if mentions(text, (name,))}
-    for row in (dataset / "forget").read_rows(["topic", "split"]):
-        forget[row["topic"]] += row["split"] == "train"
-    for row in (dataset / "retain").read_rows(["topic", "split"]):
+    retain, probes = Counter[str](), Counter[str]()
+    for row in (mixture / "retain").read_rows(["topic", "split"]):
         retain[row["topic"]] += row["split"] == "train"
-    probes = Counter[str]()
-    for row in (dataset / "probes").read_rows(["topic", "near"]):
+    for row in (mixture / "probes").read_rows(["topic", "near"]):
         probe = Probe(row["topic"], "", "", near=tuple(row["near"] or ()))
         probes[probe.group_in(names)] += 1
-    return {
-        "topics": {
-            name: {
-                "forget": forget[name],
-                "retain": retain[name] + retain[""],
-                "entities": len(belonging[name]),
-                "touched": len(belonging[name]) - len(untouched[name]),
-            }
-            for name in names
-        },
-        "probes": dict(probes),
-    }
+    return {"retain": {name: retain[name] + retain[""] for name in names}, "probes": dict(probes)}
 
 
-def _kept_texts(answers: Folder) -> Iterator[tuple[str, str]]:
-    """Of each question with a kept answer its topic, and the question with its answers: the model's own tell what it asks for."""
+def _kept_texts(answers: Folder) -> Iterator[str]:
+    """Of each question with a kept answer it and its answers: the model's own tell what it asks for."""
 
-    def by_question(row: Mapping[str, Any]) -> tuple[str, str]:
-        return row["topic"], row["question"]
+    def by_question(row: Mapping[str, Any]) -> str:
+        return str(row["question"])
 
-    columns = ["topic", "question", "answer", "guarded", "drop"]
+    columns = ["question", "answer", "guarded", "drop"]
     both = ((answers / name).read_rows(columns) for name in ("rows", "unguarded"))  # each in the order of its questions
-    for (topic, question), rows in groupby(heapq.merge(*both, key=by_question), by_question):
+    for question, rows in groupby(heapq.merge(*both, key=by_question), by_question):
         kept = [row for row in rows if not row["drop"]]
         if any(row["guarded"] for row in kept):
-            yield topic, "\n".join((question, *(row["answer"] for row in kept)))
+            yield "\n".join((question, *(row["answer"] for row in kept)))
 
 
-def shortfalls_of(config: RunConfig) -> list[Shortfall]:
-    """The floors that the run's data do not reach; its data stages are finished.
+def topic_shortfalls(unit: Unit) -> list[Shortfall]:
+    """The floors that a topic's own data do not reach; its data stages are finished.
 
     Raises:
         ArtifactError: one of them is not.
+    """
+    config, topic = unit.config, unit.topic
+    questions, answers, dataset = (finished_manifest(unit.home / name) for name in ("questions", "answers", "dataset"))
+    found = dataset.details["topic"]
+    num_kept = questions.num_rows["kept"]
+    written = {
+        "questions": Written(num_kept, questions.drops, config.questions.num_questions),
+        "guarded answers": Written(answers.num_rows["kept"], answers.drops, num_kept * config.answers.num_samples),
+    }
+    data = Data([TopicData(topic.name, found["forget"], 0, found["entities"], found["touched"])], written, {})
+    thin = shortfalls(data, config.dataset.floors, retains=False)
+    if len(config.topics) == 1:
+        return thin
+    return [
+        replace(each, finding=f"{each.finding} of {topic.name!r}") if each.floor == "kept" else each for each in thin
+    ]
+
+
+def model_shortfalls(unit: Unit) -> list[Shortfall]:
+    """The floors that what a model is to retain, and its probes, do not reach; its mixture is finished.
+
+    Raises:
+        ArtifactError: it is not.
         InputError: the file of probes can't be used.
     """
-    questions, answers, dataset = (
-        finished_manifest(config.folder / name) for name in ("questions", "answers", "dataset")
-    )
-    by_topic: Mapping[str, Mapping[str, int]] = dataset.details["topics"]
-    topics = [
-        TopicData(name, found["forget"], found["retain"], found["entities"], found["touched"])
-        for name, found in by_topic.items()
-    ]
-    num_asked = len(config.topics) * config.questions.num_questions
-    written = {
-        "questions": Written(questions.num_rows["kept"], questions.drops, num_asked),
-        "guarded answers": Written(
-            answers.num_rows["kept"], answers.drops, questions.num_rows["kept"] * config.answers.num_samples
-        ),
+    config = unit.config
+    mixture, general = finished_manifest(unit.home / "mixture"), finished_manifest(config.folder / "pool" / "general")
+    datasets = {
+        topic.name: finished_manifest(config.folder / "topics" / topic.slug / "dataset") for topic in unit.topics
     }
-    lost = dataset.details["retain_drops"]
-    if lost:
-        num_asked, num_kept = dataset.details["retain_asked"], dataset.details["retain_kept"]
-        written["questions to retain"] = Written(num_kept["questions"], lost["questions"], num_asked)
-        written["answers to retain"] = Written(num_kept["answers"], lost["answers"], num_kept["questions"])
-    data = Data(topics, written, _num_probes(config, dataset.details))
-    return shortfalls(data, config.dataset.floors, retains=config.finetune.retain.kind != "none")
+    topics = [
+        TopicData(name, dataset.details["topic"]["forget"], mixture.details["retain"][name], 0, 0)
+        for name, dataset in datasets.items()
+    ]
+    written: dict[str, Written] = {}
+    if config.dataset.retain.file is None:
+        found = [each.details for each in (*datasets.values(), general)]
+        lost = {name: Counter[str]() for name in ("questions", "answers")}
+        for details in found:
+            for name, drops in lost.items():
+                drops.update(details["retain_drops"][name])
+        lost["answers"].update(mixture.details["retain_drops"])
+        num_asked = sum(details["retain_asked"] for details in found)
+        num_kept = sum(details["retain_kept"]["questions"] for details in found)
+        written["questions to retain"] = Written(num_kept, lost["questions"], num_asked)
+        written["answers to retain"] = Written(mixture.details["retain_kept"], lost["answers"], num_kept)
+    data = Data(topics, written, _num_probes(config, unit.topics, mixture.details["probes"]))
+    # What a topic has to forget was looked at when its dataset was made.
+    floors = config.dataset.floors.model_copy(update={"forget_rows": 0})
+    return shortfalls(data, floors, retains=config.finetune.retain.kind != "none")
+
+
+def shortfalls_of(unit: Unit) -> list[Shortfall]:
+    """All floors that the data of a model do not reach.
+
+    Raises:
+        ArtifactError: its mixture is unfinished.
+        InputError: the file of probes can't be used.
+    """
+    topics = (topic_of(unit.base, topic, unit.model) for topic in unit.topics)
+    return [*(each for topic in topics for each in topic_shortfalls(topic)), *model_shortfalls(unit)]
 
 
 def known_shortfalls(config: RunConfig) -> list[Shortfall]:
@@ -110,19 +137,19 @@ def known_shortfalls(config: RunConfig) -> list[Shortfall]:
     return impossible(config, num_questions)
 
 
-def _num_probes(config: RunConfig, details: Mapping[str, Any]) -> dict[str, int]:
+def _num_probes(config: RunConfig, topics: Sequence[Topic], made: Mapping[str, int]) -> dict[str, int]:
     """Probes by group: of those that the evaluation will ask, and of the groups that there are to be."""
     path, rows = config.evaluate.probes_path, config.dataset.retain
     if path is not None:
-        names = config.topic_names
+        names = tuple(topic.name for topic in topics)
         asked = (
             probe for probe in with_topics(read_probes(path), config.topics) if probe.split == config.evaluate.split
         )
         found = Counter[str](probe.group_in(names) for probe in asked)
         return {group: found[group] for group in GROUPS if group == "forget" or found[group]}
     wanted = {
-        "near": rows.file is None and (rows.num_neighbours or any(topic.neighbours for topic in config.topics)),
+        "near": rows.file is None and (rows.num_neighbours or any(topic.neighbours for topic in topics)),
         "far": rows.file is None and (rows.num_general or rows.general),
     }
-    found = Counter(details["probes"])
+    found = Counter(made)
     return {group: found[group] for group in GROUPS if group == "forget" or found[group] or wanted[group]}

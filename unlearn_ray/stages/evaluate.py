@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from unlearn_ray.artifacts import Folder, Manifest, read_manifest
+from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import Drawn, sampling_of
-from unlearn_ray.config import SHIPPED_PROBES, EvaluateConfig, Topic
+from unlearn_ray.config import SHIPPED_PROBES, EvaluateConfig, RunConfig, Topic
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import ArtifactError, InputError
 from unlearn_ray.evals.known import known_only
@@ -31,12 +30,18 @@ from unlearn_ray.evals.report import Report, StageSummary, read_losses
 from unlearn_ray.evals.scoring import MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
 from unlearn_ray.evals.tally import make_report
 from unlearn_ray.rows import GROUPS, Message, Probe, seed_of
+from unlearn_ray.stages.answers import ANSWERS
+from unlearn_ray.stages.checking import shortfalls_of
+from unlearn_ray.stages.dataset import DATASET
+from unlearn_ray.stages.finetune import EXPORT, FINETUNE
+from unlearn_ray.stages.general import GENERAL_POOL
+from unlearn_ray.stages.mixture import MIXTURE
 from unlearn_ray.stages.probing import told
-from unlearn_ray.stages.stage import finished_manifest, open_stage
+from unlearn_ray.stages.questions import QUESTIONS
+from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, finished_manifest
+from unlearn_ray.synth.guardrails import guardrails_of
 
-STAGE = "evaluate"
-VERSION = 4
-JOINT = "joint"
+NAME = "evaluate"
 _ADAPTER = "adapter_config.json"
 PROBE_TOKENS = 64  # of an answer to a file's probes, which are short
 Calls = dict[
@@ -47,24 +52,35 @@ _ON_FLEET = "fleet"  # the call that the base model's engines serve: everything 
 
 
 def evaluate_identity(
-    config: EvaluateConfig,
-    topics: Sequence[Topic],
-    *,
-    model: str,
-    guardrail: Mapping[str, str],
-    seed: int,
-    fingerprints: Mapping[str, str],
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What `open_stage` is told: the config and inputs that make this result what it is. Reads the probe file alone.
-
-    Args:
-        fingerprints: of `dataset`, `answers` and `finetune`.
+    config: EvaluateConfig, topics: Sequence[Topic], *, model: str, guardrail: Mapping[str, str], seed: int
+) -> Identity:
+    """What a model's evaluation follows from, beside its rows and its training.
 
     Raises:
-        InputError: the probe file can't be used, or asks nothing about a topic in the split that is asked.
+        InputError: the probe file can't be read.
     """
-    section = config.model_dump(mode="json")
-    inputs = dict(fingerprints)
+    section, inputs = config.model_dump(mode="json"), {}
+    if (path := config.probes_path) is not None:
+        # By its content: moving it changes nothing. The shipped facts, of which not all count, are not a file of the same content.
+        section["probes"] = "facts" if config.counts_known_only else "file"
+        inputs["probes"] = _content(Folder(path))
+    fields = {"name", "aliases", "terms"}
+    what = {
+        "evaluate": section,
+        "model": model,
+        "topics": [topic.model_dump(mode="json", include=fields) for topic in topics],
+        "guardrail": dict(guardrail),
+        "seed": seed,
+    }
+    return what, inputs
+
+
+def check_probes(config: EvaluateConfig, topics: Sequence[Topic]) -> None:
+    """Refuse a file of probes that asks nothing about a topic in the split that is asked.
+
+    Raises:
+        InputError: says so, or that it can't be read.
+    """
     if (path := config.probes_path) is not None:
         check_topics(
             with_topics(read_probes(path), topics),
@@ -73,29 +89,27 @@ def evaluate_identity(
             f"evaluate.probes: {config.probes}",
             is_shipped=config.probes in SHIPPED_PROBES,
         )
-        # By its content: moving it changes nothing. The shipped facts, of which not all count, are not a file of the same content.
-        section["probes"] = "facts" if config.counts_known_only else "file"
-        inputs["probes"] = _content(Folder(path))
-    what = {
-        "evaluate": section,
-        "model": model,
-        "topics": [topic.model_dump(mode="json") for topic in topics],
-        "guardrail": dict(guardrail),
-        "seed": seed,
-    }
-    return what, inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a model's evaluation reads, and tells of."""
+
+    mixture: Folder
+    finetuned: Folder
+    terms: Mapping[str, Folder]  # rows of Term, by topic
+    stages: Mapping[str, Sequence[Manifest]]  # by the stages' names, of all topics
+    max_tokens: int  # of the model's own answers
 
 
 def evaluate(
+    stage: StageRun,
     config: EvaluateConfig,
     topics: Sequence[Topic],
-    dataset: Folder,
-    answers: Folder,
-    finetuned: Folder,
-    out: Folder,
+    before: Before,
     generator: Generator,
     *,
-    model: str,
+    run: str,
     model_path: str,
     guardrail: Mapping[str, str],
     seed: int,
@@ -105,32 +119,25 @@ def evaluate(
 
     Args:
         guardrail: system message by topic. A forget probe gets its own topic's, a near probe that of the topic it
-            neighbours, a far probe that of a topic chosen by hash; and likewise adapters, where each topic has its own.
+            neighbours, a far probe that of a topic chosen by hash.
         notes: what a reader must know of the data before believing the figures.
 
     Raises:
-        ArtifactError: an input is unfinished, or a topic has no fine-tuned model.
+        ArtifactError: there is no fine-tuned model.
         InputError: the probe file can't be used, or no probe is left.
     """
-    before = {"dataset": dataset, "answers": answers, "finetune": finetuned}
-    manifests = {stage: finished_manifest(folder) for stage, folder in before.items()}
-    prints = {stage: manifest.fingerprint for stage, manifest in manifests.items()}
-    what, inputs = evaluate_identity(config, topics, model=model, guardrail=guardrail, seed=seed, fingerprints=prints)
-    run = open_stage(out, STAGE, VERSION, what, inputs)
-    if run.is_finished:
-        return finished_manifest(out)
-
+    out = stage.folder
     names = [topic.name for topic in topics]
-    exports = find_exports(finetuned, topics, is_joint=manifests["finetune"].config["adapters"] == "joint")
-    selection = _select(config, topics, dataset)
+    export = find_export(before.finetuned)
+    selection = _select(config, topics, before.mixture)
     (out / "excluded").write_rows(selection.excluded, ExcludedProbe.schema())
 
-    max_tokens = _max_tokens(config, manifests["answers"].config, manifests["dataset"].config)
+    max_tokens = _max_tokens(config, before.max_tokens)
     sampling = sampling_of(config, generator.chat)
     asking = Asking(config.num_samples, sampling, max_tokens, seed)
-    scoring = Scoring(_terms(answers, topics), {topic.name: (topic.name, *topic.aliases) for topic in topics})
+    scoring = Scoring(_terms(before.terms, topics), {topic.name: topic.names for topic in topics})
     num_tokens: Counter[str] = Counter()
-    calls = _calls(selection, guardrail, exports)
+    calls = _calls(selection, guardrail, export)
     if config.counts_known_only:
         calls = _base_first(calls, out / "parts" / _BASE)
     for call, (rows, path) in calls.items():
@@ -141,7 +148,7 @@ def evaluate(
             asking,
             scoring,
             Answered.schema(),
-            label=STAGE if path is None else f"{STAGE} {call}",
+            label=NAME if path is None else f"{NAME} {call}",
             model=path,
         )
         num_tokens.update(
@@ -154,22 +161,17 @@ def evaluate(
     num_answers = (out / "answers").write_rows(answered, Answered.schema())
 
     scores, drops = _read_scores(out / "answers")
-    # Questions are not read here, but their counts belong into the report.
-    questions = read_manifest(answers.parent / "questions")
-    stages = ({"questions": questions} if questions else {}) | {
-        stage: manifests[stage] for stage in ("answers", "dataset", "finetune")
-    }
     report = make_report(
         scores,
         config,
-        run=out.parent.name,
+        run=run,
         model=_model_name(model_path),
         topics=names,
         selection=selection,
         unanswered=drops,
-        notes=[*notes, *_notes(config, topics, manifests["dataset"])],
-        losses=read_losses(finetuned / "losses"),
-        stages={name: StageSummary.model_validate(manifest, from_attributes=True) for name, manifest in stages.items()},
+        notes=[*notes, *_notes(config, topics, before)],
+        losses=read_losses(before.finetuned),
+        stages={name: summary_of(manifests) for name, manifests in before.stages.items()},
         seed=seed,
     )
     report.save(out)
@@ -178,7 +180,7 @@ def evaluate(
     write_html(report, out)
     for part in ("asks", "parts"):
         (out / part).delete()
-    return run.finish(
+    return stage.finish(
         {"answers": num_answers, **{f"{group}_probes": num for group, num in selection.num_kept().items()}},
         dict(
             Counter(selection.num_excluded())
@@ -205,7 +207,7 @@ class Asking:
         requests += [Request(messages, adapter=adapter, score=answer) for answer in (row["reference"], *row["wrong"])]
         if row["group"] == "forget":
             # The seed leaves the model out: all three draw with the same luck.
-            seed = seed_of(self.seed, STAGE, row["probe_id"])
+            seed = seed_of(self.seed, NAME, row["probe_id"])
             drawn = Request(
                 messages, seed, self.num_samples, max_tokens=self.max_tokens, adapter=adapter, **self.sampling
             )
@@ -247,47 +249,35 @@ class Scoring:
 class Export:
     """A fine-tuned model or adapter."""
 
-    name: str  # slug of its topic, or "joint"
     path: str
     is_adapter: bool
 
 
-def find_exports(finetuned: Folder, topics: Sequence[Topic], *, is_joint: bool) -> dict[str, Export]:
-    """The export that forgets each topic: one for all of them, or its own.
-
-    Raises:
-        ArtifactError: a topic has none.
+def find_export(finetuned: Folder) -> Export:
     """
-    models = finetuned / "models"
-    present = set(models.names())
-    found = {}
-    for topic in topics:
-        name = JOINT if is_joint else topic.slug
-        if name not in present:
-            raise ArtifactError(f"{models} has no model that forgets {topic.name!r}: rerun with --from finetune")
-        found[topic.name] = Export(name, str(models / name), (models / name).exists(_ADAPTER))
-    return found
+    Raises:
+        ArtifactError: there is none.
+    """
+    folder = finetuned / EXPORT
+    if not folder.names():
+        raise ArtifactError(f"{folder} is not there: rerun with --from finetune")
+    return Export(str(folder), folder.exists(_ADAPTER))
 
 
-def _calls(selection: Selection, guardrail: Mapping[str, str], exports: Mapping[str, Export]) -> Calls:
+def _calls(selection: Selection, guardrail: Mapping[str, str], export: Export) -> Calls:
     """What is asked, in the order in which it is asked."""
-    # Rows with the same prefix or adapter are neighbours: engines share the prefix's work and swap no adapters.
+    # Rows with the same prefix are neighbours: engines share its work.
     probes = sorted(selection.kept, key=lambda placed: placed.served_topic)
-    adapters = {topic: export.path for topic, export in exports.items() if export.is_adapter}
 
     def on_fleet() -> Iterator[Ask]:
         yield from asks_of(probes, "base", {}, {})
         yield from asks_of(probes, "guarded", guardrail, {})
-        yield from asks_of([placed for placed in probes if placed.served_topic in adapters], "unlearned", {}, adapters)
-
-    def on_model(export: Export) -> Iterator[Ask]:
-        yield from asks_of([placed for placed in probes if exports[placed.served_topic] == export], "unlearned", {}, {})
+        if export.is_adapter:
+            yield from asks_of(probes, "unlearned", {}, {placed.served_topic: export.path for placed in probes})
 
     calls: Calls = {_ON_FLEET: (on_fleet(), None)}
-    for export in sorted(
-        {export for export in exports.values() if not export.is_adapter}, key=lambda export: export.name
-    ):
-        calls[f"model-{export.name}"] = (on_model(export), export.path)
+    if not export.is_adapter:
+        calls["model"] = (iter(asks_of(probes, "unlearned", {}, {})), export.path)
     return calls
 
 
@@ -311,64 +301,79 @@ def _base_first(calls: Calls, base: Folder) -> Calls:
     return {_BASE: (first, None)} | {call: (of_known(asks), calls[call][1]) for call, asks in asked.items()}
 
 
-def _select(config: EvaluateConfig, topics: Sequence[Topic], dataset: Folder) -> Selection:
+def _select(config: EvaluateConfig, topics: Sequence[Topic], mixture: Folder) -> Selection:
     names = [topic.name for topic in topics]
-    trained = trained_questions(_probes(config, topics, dataset), _training_rows(dataset))
-    selection = select_probes(_probes(config, topics, dataset), names, config.split, trained, config.max_probes)
+    trained = trained_questions(_probes(config, topics, mixture), _training_rows(mixture))
+    selection = select_probes(_probes(config, topics, mixture), names, config.split, trained, config.max_probes)
     if not selection.num_kept()["forget"]:
         reasons = (
             ", ".join(f"{num} {reason}" for reason, num in selection.num_excluded().items())
             or "there are none of this split"
         )
-        source = f"evaluate.probes: {config.probes}" if config.probes else dataset / "probes"
+        source = f"evaluate.probes: {config.probes}" if config.probes else mixture / "probes"
         raise InputError(
             f"{source} leaves no probe about {', '.join(names)} to ask ({reasons}): set evaluate.probes or evaluate.split"
         )
     return selection
 
 
-def _notes(config: EvaluateConfig, topics: Sequence[Topic], dataset: Manifest) -> list[str]:
+def _notes(config: EvaluateConfig, topics: Sequence[Topic], before: Before) -> list[str]:
     """What a reader must know of where the probes come from."""
     if config.probes_path is not None:
         return near_misses(read_probes(config.probes_path), topics)
-    return [told(dataset.details["probing"])] if "probing" in dataset.details else []
+    counts: dict[str, Counter[str]] = {}
+    for manifest in (each for name in ("dataset", "general") for each in before.stages.get(name, ())):
+        for group, found in manifest.details.get("probing", {}).items():
+            counts.setdefault(group, Counter()).update(found)
+    return [told(counts)] if counts else []
 
 
-def _probes(config: EvaluateConfig, topics: Sequence[Topic], dataset: Folder) -> Iterator[Probe]:
+def _probes(config: EvaluateConfig, topics: Sequence[Topic], mixture: Folder) -> Iterator[Probe]:
     path = config.probes_path
     if path is not None:
         yield from with_topics(read_probes(path), topics)
         return
-    for row in (dataset / "probes").read_rows():
+    for row in (mixture / "probes").read_rows():
         lists = {name: tuple(row[name] or ()) for name in ("near", "aliases", "wrong")}
         # Held-out questions were never used for tuning: they serve either split.
         yield Probe.of({**row, **lists, "split": config.split})
 
 
-def _max_tokens(config: EvaluateConfig, answers: Mapping[str, Any], dataset: Mapping[str, Any]) -> int:
-    """Room for a whole reference: to a held-out question that is the base model's own answer, of those stages' lengths."""
+def _max_tokens(config: EvaluateConfig, own: int) -> int:
+    """Room for a whole reference: to a held-out question that is the base model's own answer, of `own` tokens at most."""
     if config.max_tokens is not None:
         return config.max_tokens
-    if config.probes_path is not None:
-        return PROBE_TOKENS
-    return max(answers["max_tokens"], dataset["retain"]["max_tokens"])
+    return own if config.probes_path is None else PROBE_TOKENS
 
 
-def _training_rows(dataset: Folder) -> Iterator[RowDict]:
-    if not (dataset / "forget").names(".parquet"):
+def _training_rows(mixture: Folder) -> Iterator[RowDict]:
+    if not (mixture / "forget").names(".parquet"):
         raise ArtifactError(
-            f"{dataset} has no training rows, so that probes can't be kept apart from them: rerun with --from dataset"
+            f"{mixture} has no training rows, so that probes can't be kept apart from them: rerun with --from dataset"
         )
     for part in ("forget", "retain"):
-        yield from (row for row in (dataset / part).read_rows(["question", "split"]) if row["split"] == "train")
+        yield from (row for row in (mixture / part).read_rows(["question", "split"]) if row["split"] == "train")
 
 
-def _terms(answers: Folder, topics: Sequence[Topic]) -> dict[str, tuple[str, ...]]:
-    terms = {topic.name: set(topic.terms) for topic in topics}
-    for row in (answers / "terms").read_rows(["topic", "term"]):
-        if row["topic"] in terms:
-            terms[row["topic"]].add(row["term"])
-    return {topic: tuple(sorted(found)) for topic, found in terms.items()}
+def _terms(terms: Mapping[str, Folder], topics: Sequence[Topic]) -> dict[str, tuple[str, ...]]:
+    """What gives each topic away: the user's terms, and those that were learnt."""
+    return {
+        topic.name: tuple(sorted({*topic.terms, *(row["term"] for row in terms[topic.name].read_rows(["term"]))}))
+        for topic in topics
+    }
+
+
+def summary_of(manifests: Sequence[Manifest]) -> StageSummary:
+    """What the manifests of one stage say, those of all topics added up."""
+    last = max(manifests, key=lambda each: each.finished_at)
+    total = last.model_copy(
+        update={
+            "num_rows": dict(sum((Counter(each.num_rows) for each in manifests), Counter())),
+            "drops": dict(sum((Counter(each.drops) for each in manifests), Counter())),
+            "seconds": sum(each.seconds for each in manifests),
+        }
+    )
+    return StageSummary.model_validate(total, from_attributes=True)
 
 
 def _read_scores(answers: Folder) -> tuple[list[Score], dict[ModelName, Counter[str]]]:
@@ -421,3 +426,59 @@ def _content(file: Folder) -> str:
         while chunk := stream.read(1 << 20):
             found.update(chunk)
     return found.hexdigest()[:16]
+
+
+def _guardrail(unit: Unit) -> dict[str, str]:
+    return guardrails_of(unit.base, unit.topics)
+
+
+def _identity(unit: Unit) -> Identity:
+    config = unit.config
+    return evaluate_identity(
+        config.evaluate, unit.topics, model=unit.model, guardrail=_guardrail(unit), seed=config.seed
+    )
+
+
+def _run(work: Work) -> Manifest:
+    unit, config = work.unit, work.unit.config
+    chains = {stage.name: list(work.of_topics(stage).values()) for stage in (QUESTIONS, ANSWERS, DATASET)}
+    shared = {name: [work.inputs[name]] for name in (GENERAL_POOL.name, MIXTURE.name, FINETUNE.name)}
+    before = Before(
+        mixture=work.inputs[MIXTURE.name],
+        finetuned=work.inputs[FINETUNE.name],
+        terms={topic: folder / "terms" for topic, folder in work.of_topics(ANSWERS).items()},
+        stages={name: [finished_manifest(each) for each in folders] for name, folders in (chains | shared).items()},
+        max_tokens=max(
+            max(own.answers.max_tokens, own.dataset.retain.max_tokens)
+            for own in (unit.base, *(unit.base.of_topic(topic) for topic in unit.topics))
+        ),
+    )
+    return evaluate(
+        work.run,
+        config.evaluate,
+        unit.topics,
+        before,
+        work.engines.evaluator,
+        run=config.name,
+        model_path=config.model_path,
+        guardrail=_guardrail(unit),
+        seed=config.seed,
+        notes=[found.note for found in shortfalls_of(unit)],
+    )
+
+
+def _describe(config: RunConfig) -> tuple[str, str]:
+    return f"probes: {config.evaluate.probes or 'held-out questions'}", config.cluster.engines.in_words
+
+
+EVALUATE = Stage(
+    NAME,
+    5,
+    "model",
+    (QUESTIONS, ANSWERS, DATASET, GENERAL_POOL, MIXTURE, FINETUNE),
+    NAME,
+    "The evaluation: base, base + prefix, unlearned.",
+    _identity,
+    _run,
+    _describe,
+)

@@ -1,127 +1,153 @@
 """Stage four: relabelled gradient descent, one adapter or model a topic, or one that forgets them all.
 
-models/<slug of a topic, or "joint">/   exports: a PEFT adapter, or a model folder
-losses/<name>.jsonl                     rows of train.records.StepRecord, a step each
-checkpoints/<name>/                     of unfinished training; removed at the end
+model/          the export: a PEFT adapter, or a model folder
+losses.jsonl    rows of train.records.StepRecord, a step each
+checkpoints/    of unfinished training; removed at the end
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import ChatFormat
-from unlearn_ray.config import FinetuneConfig, Topic
-from unlearn_ray.engines.protocols import Trainer, TrainJob, TrainResult
+from unlearn_ray.config import FinetuneConfig, RunConfig, Topic
+from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.rows import Drop, seed_of
-from unlearn_ray.stages.stage import finished_manifest, open_stage
+from unlearn_ray.stages.mixture import MIXTURE
+from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work
 from unlearn_ray.train.records import LOSSES
 
-STAGE, VERSION = "finetune", 2
-JOINT = "joint"
+NAME = "finetune"
+EXPORT = "model"
 
 
-def finetune_identity(
-    config: FinetuneConfig, model: str, seed: int, dataset: str
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Config and inputs that make this stage's fingerprint; `dataset` is that of the dataset stage."""
+def finetune_identity(config: FinetuneConfig, model: str, seed: int) -> Identity:
+    """What a training follows from, beside its rows."""
     # How often a checkpoint is taken, and how many lost workers are borne, changes no result.
     values = config.model_dump(mode="json", exclude={"checkpoint_every", "max_failures"})
-    return values | {"model": model, "seed": seed}, {"dataset": dataset}
+    return values | {"model": model, "seed": seed}, {}
 
 
-def finetune(
+def job_of(
+    run: StageRun,
     config: FinetuneConfig,
+    name: str,
     topics: Sequence[Topic],
-    dataset: Folder,
-    out: Folder,
-    trainer: Trainer,
+    mixture: Folder,
     *,
-    model: str,
     model_path: str,
     chat: ChatFormat,
     seed: int,
-) -> Manifest:
-    """Make the model forget the topics: exports in `out/models`.
+) -> TrainJob:
+    """The training of a model.
 
     Raises:
-        ArtifactError: the dataset is unfinished, or has no forget rows of a topic.
-        ClusterError: the cluster has no room for one training's workers.
-        PartialError: some trainings failed for good; the exports of the others stay, and a rerun trains only those that failed.
-        FailedError, DivergenceError, EngineError, ...: all failed for good.
+        ArtifactError: the mixture has no forget rows of a topic.
     """
-    fingerprint = finished_manifest(dataset).fingerprint
-    stage = open_stage(out, STAGE, VERSION, *finetune_identity(config, model, seed, fingerprint))
-    if stage.is_finished:
-        return finished_manifest(out)
-    _require_forget_rows(dataset, topics)
-    jobs = [
-        TrainJob(
-            name=name,
-            model=model_path,
-            chat=chat,
-            config=config,
-            seed=seed_of(seed, STAGE, name),
-            forget=dataset / "forget",
-            retain=dataset / "retain",
-            topics=names,
-            out=out / "models" / name,
-            checkpoints=out / "checkpoints" / name,
-        )
-        for name, names in _shares(config, topics)
-    ]
-    results = trainer.train(jobs)
-    num_steps = 0
-    for job in jobs:
-        lines = job.checkpoints.read_text(LOSSES).splitlines()
-        num_steps += (out / "losses").write_lines(f"{job.name}.jsonl", lines)
-    (out / "checkpoints").delete()
-    return stage.finish(
-        {
-            "models": len(results),
-            "steps": num_steps,
-            "forget": sum(result.num_forget_rows for result in results),
-            "retain": sum(result.num_retain_rows for result in results),
-        },
-        {Drop.TOO_LONG.value: num} if (num := sum(result.num_too_long for result in results)) else {},
-        {
-            "trainings": {result.name: asdict(result) for result in results},
-            "warnings": _warnings(config, results),
-            "chat": chat.model_dump(mode="json"),  # the service talks to these models as they were trained
-        },
+    _require_forget_rows(mixture, topics)
+    return TrainJob(
+        name=name,
+        model=model_path,
+        chat=chat,
+        config=config,
+        seed=seed_of(seed, NAME, name),
+        forget=mixture / "forget",
+        retain=mixture / "retain",
+        topics=tuple(topic.name for topic in topics),
+        out=run.folder / EXPORT,
+        checkpoints=run.folder / "checkpoints",
     )
 
 
-def _shares(config: FinetuneConfig, topics: Sequence[Topic]) -> list[tuple[str, tuple[str, ...]]]:
-    """Name and topics of each training."""
-    if config.adapters == "joint":
-        return [(JOINT, tuple(topic.name for topic in topics))]
-    return [(topic.slug, (topic.name,)) for topic in topics]
+def finish(run: StageRun, job: TrainJob, result: TrainResult) -> Manifest:
+    """What a training left, and its manifest."""
+    num_steps = run.folder.write_lines(LOSSES, job.checkpoints.read_text(LOSSES).splitlines())
+    manifest = run.finish(
+        {"models": 1, "steps": num_steps, "forget": result.num_forget_rows, "retain": result.num_retain_rows},
+        {Drop.TOO_LONG.value: result.num_too_long} if result.num_too_long else {},
+        {
+            "training": asdict(result),
+            "warnings": _warnings(job.config, result),
+            "chat": job.chat.model_dump(mode="json"),  # the service talks to this model as it was trained
+        },
+    )
+    job.checkpoints.delete()
+    return manifest
 
 
-def _require_forget_rows(dataset: Folder, topics: Sequence[Topic]) -> None:
+def _require_forget_rows(mixture: Folder, topics: Sequence[Topic]) -> None:
     missing = {topic.name for topic in topics}
-    for row in (dataset / "forget").read_rows(["topic", "split"]):
+    for row in (mixture / "forget").read_rows(["topic", "split"]):
         if row["split"] == "train":
             missing.discard(row["topic"])
         if not missing:
             return
     raise ArtifactError(
-        f"{dataset} has no training rows about {', '.join(sorted(missing))}: rerun with --from answers and more questions"
+        f"{mixture} has no training rows about {', '.join(sorted(missing))}: rerun with --from answers and more questions"
     )
 
 
-def _warnings(config: FinetuneConfig, results: Sequence[TrainResult]) -> list[str]:
-    skipped = [
-        f"{result.name}: {result.num_skipped_steps} of {result.num_steps} steps were skipped, their gradient was not finite"
-        for result in results
-        if result.num_skipped_steps
-    ]
+def _warnings(config: FinetuneConfig, result: TrainResult) -> list[str]:
+    skipped = []
+    if result.num_skipped_steps:
+        skipped = [
+            f"{result.num_skipped_steps} of {result.num_steps} steps were skipped, their gradient was not finite"
+        ]
     if config.retain.kind == "none":
         return ["finetune.retain.kind is none: nothing holds on to what else the model knows", *skipped]
-    return skipped + [
-        f"{result.name}: no retain rows to train on, so trained without its retain term"
-        for result in results
-        if not result.num_retain_rows
-    ]
+    return skipped + (
+        [] if result.num_retain_rows else ["no retain rows to train on, so trained without its retain term"]
+    )
+
+
+def _identity(unit: Unit) -> Identity:
+    return finetune_identity(unit.config.finetune, unit.model, unit.config.seed)
+
+
+def _run(work: Work) -> Manifest:
+    (ended,) = _run_all([work]).values()
+    if isinstance(ended, Exception):
+        raise ended
+    return ended
+
+
+def _run_all(works: Sequence[Work]) -> dict[str, Manifest | Exception]:
+    """Each is tried, whatever becomes of the others, side by side as the cluster allows."""
+    ended: dict[str, Manifest | Exception] = {}
+    jobs: dict[str, tuple[Work, TrainJob]] = {}
+    for work in works:
+        unit, config = work.unit, work.unit.config
+        try:
+            job = job_of(
+                work.run,
+                config.finetune,
+                unit.name,
+                unit.topics,
+                work.inputs[MIXTURE.name],
+                model_path=config.model_path,
+                chat=work.engines.chat,
+                seed=config.seed,
+            )
+        except ArtifactError as error:
+            ended[unit.name] = error
+        else:
+            jobs[unit.name] = (work, job)
+    if jobs:
+        for name, result in works[0].engines.trainer.outcomes([job for _, job in jobs.values()]).items():
+            work, job = jobs[name]
+            ended[name] = result if isinstance(result, Exception) else finish(work.run, job, result)
+    return ended
+
+
+def _describe(config: RunConfig) -> tuple[str, str]:
+    finetuned, workers = config.finetune, config.cluster.workers
+    num_models = len(config.topics) if finetuned.adapters == "per_topic" else 1
+    weights = f"LoRA r{finetuned.weights.rank}" if finetuned.weights.kind == "lora" else "full"
+    return (
+        f"{num_models} x {finetuned.num_steps} steps",
+        f"{weights}, {workers.num_workers} workers, ZeRO-{workers.zero_stage}",
+    )
+
+
+FINETUNE = Stage(NAME, 3, "model", (MIXTURE,), NAME, "The fine-tuning.", _identity, _run, _describe, _run_all)

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.engines.protocols import Generator, Parse, Render, Reply, RowDict
@@ -18,7 +19,7 @@ from unlearn_ray.stages.asking import Prompted, ask, texts_of
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.synth.coverage import untouched
 from unlearn_ray.synth.forms import lines_of
-from unlearn_ray.synth.prompts import Prompts
+from unlearn_ray.synth.prompts import FormPrompts, Prompts
 
 log = logging.getLogger(__name__)
 MIN_REQUESTS = 4  # a round and subject, so that the last missing questions do not take a round each
@@ -153,8 +154,10 @@ class _Rounds:
     def ask(self, round_: int, aims: Sequence[tuple[Subject, int, Aim]], ledger: Ledger) -> None:
         """One round of requests (subject, number of the request, what it is for); what comes back is in the ledger, checked."""
         folder = self.home / f"{round_:03d}"
-        wordings = {form: each.questions for form, each in self.prompts.forms.items() if each is not None}
         seed = self.sampling.seed
+        wordings: dict[Form, tuple[str, ...]] = {
+            aim.form: _form(aim.form, self.prompts).questions for _, _, aim in aims if _is_form(aim.form)
+        }
 
         def requests() -> Iterator[Prompt]:
             return (
@@ -256,7 +259,7 @@ def _cover(
 class Lines:
     """Reads the questions of a reply to a request for a list."""
 
-    wordings: Mapping[AskedForm, tuple[str, ...]]  # how a line of each form becomes a question
+    wordings: Mapping[Form, tuple[str, ...]]  # how a line of each form becomes a question
     seed: int
 
     def __call__(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
@@ -292,15 +295,21 @@ def _request(
 
 
 def _wordings(aim: Aim, prompts: Prompts) -> Sequence[str]:
+    """The requests for what is aimed at; no others are looked at, for a stage may have these alone."""
     if aim.form == "other_language":
         return prompts.language_questions
-    if aim.form != "question":
-        form = prompts.forms[aim.form]
-        assert form is not None  # subjects have only forms that there are wordings for
-        return form.asking(has_entity=aim.entity is not None)
-    return {
-        (False, False): prompts.questions,
-        (True, False): prompts.angle_questions,
-        (False, True): prompts.entity_questions,
-        (True, True): prompts.entity_angle_questions,
-    }[aim.angle is not None, aim.entity is not None]
+    if _is_form(aim.form):
+        return _form(aim.form, prompts).asking(has_entity=aim.entity is not None)
+    if aim.entity is not None:
+        return prompts.entity_questions if aim.angle is None else prompts.entity_angle_questions
+    return prompts.questions if aim.angle is None else prompts.angle_questions
+
+
+def _is_form(form: Form) -> TypeGuard[AskedForm]:
+    return form not in ("question", "other_language")
+
+
+def _form(form: Form, prompts: Prompts) -> FormPrompts:
+    found = prompts.forms[form] if _is_form(form) else None
+    assert found is not None  # subjects have only forms that there are wordings for
+    return found

@@ -173,7 +173,9 @@ class _Maker:
     def wanted(self) -> dict[tuple[Group, str], int]:
         """Facts by group and, for what is to be forgotten, topic."""
         wanted: dict[tuple[Group, str], int] = {("forget", topic): self.config.num_forget for topic in self.forgotten}
-        return wanted | {("near", ""): self.config.num_near * len(self.forgotten), ("far", ""): self.config.num_far}
+        # In the pool, which knows no topic, near facts are a user's.
+        num_near = self.config.num_near * max(1, len(self.forgotten))
+        return wanted | {("near", ""): num_near, ("far", ""): self.config.num_far}
 
     def missing(self, rows: Sequence[Judged]) -> dict[tuple[Group, str], int]:
         """Facts still wanted."""

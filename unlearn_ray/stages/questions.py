@@ -1,4 +1,4 @@
-"""Stage one: the model itself asks about each topic, from many angles and entity by entity, until enough distinct questions are there.
+"""Stage one: the model itself asks about a topic, from many angles and entity by entity, until enough distinct questions are there.
 
 entities/   rows of naming.Name: what the model says belongs to each topic
 rounds/     the requests and replies of every round
@@ -9,22 +9,21 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import sampling_of
-from unlearn_ray.config import QuestionsConfig, Topic, spellings
+from unlearn_ray.config import QuestionsConfig, RunConfig, Topic, spellings
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import ConfigError, InputError, gist
-from unlearn_ray.reading import fingerprint_of_file, read_user_rows, shown
-from unlearn_ray.rows import AskedForm, Drop, Question
+from unlearn_ray.reading import read_user_rows, shown
+from unlearn_ray.rows import AskedForm, Drop, Question, digest
 from unlearn_ray.stages.asking import Prompted
 from unlearn_ray.stages.asking_back import belonging
 from unlearn_ray.stages.choosing import apart_from
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.stages.naming import Name, ask_names, fates
-from unlearn_ray.stages.stage import finished_manifest, open_stage
+from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words
 from unlearn_ray.stages.subject_check import SubjectCheck
 from unlearn_ray.synth.forms import is_vague, line_in
 from unlearn_ray.synth.names import mentions_entity, parts_of
@@ -32,71 +31,102 @@ from unlearn_ray.synth.parsing import affirms
 from unlearn_ray.synth.prompts import FormPrompts, Prompts, load_prompts
 from unlearn_ray.words import name_key
 
-STAGE, VERSION = "questions", 4
 CHECK_TOKENS = 32
+_PROMPTS = (
+    "questions",
+    "angle_questions",
+    "entity_questions",
+    "entity_angle_questions",
+    "entities",
+    "entity_check",
+    "topic_check",
+    "question_about",
+    "question_about_anything",
+    "unrelated",
+)
 
 
 def questions_identity(
-    config: QuestionsConfig, topics: Sequence[Topic], model: str, seed: int
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Config and inputs that make this stage's fingerprint.
+    config: QuestionsConfig, topic: Topic, model: str, seed: int, every: Sequence[Topic] = ()
+) -> Identity:
+    """What a topic's questions follow from.
+
+    Args:
+        every: the topics that the user's file may name.
 
     Raises:
         InputError: a user's file can't be read.
     """
-    values = config.model_dump(mode="json", exclude={"file", "prompts"})
-    values |= {"model": model, "seed": seed}
-    values["topics"] = [topic.model_dump(mode="json", include={"name", "kind", "aliases", "terms"}) for topic in topics]
-    inputs = {"prompts": load_prompts(config.prompts).fingerprint}
+    values = config.model_dump(mode="json", exclude={"file", "prompts"}) | {"model": model, "seed": seed}
+    values["topic"] = topic.model_dump(mode="json", include={"name", "kind", "aliases", "terms"})
+    inputs = {"prompts": prompts_of(config, topic).fingerprint}
     if config.file is not None:
-        inputs["file"] = fingerprint_of_file(config.file)
+        own = [row["text"] for row in user_questions(config, every or (topic,)) if row["topic"] == topic.name]
+        inputs["file"] = digest(*own)
     return values, inputs
 
 
+def prompts_of(config: QuestionsConfig, topic: Topic) -> Prompts:
+    """The texts that this stage reads.
+
+    Raises:
+        InputError: the prompts file can't be used.
+    """
+    prompts = load_prompts(config.prompts)
+    forms = prompts.forms if config.forms is None else [form for form in config.forms if form in prompts.forms]
+    kinds = [] if config.angles else [topic.kind]
+    languages = ["language_questions"] if config.languages else []
+    chosen = ["angles.", *(f"angles.{kind}" for kind in kinds), "forms.", *(f"forms.{form}" for form in forms)]
+    return prompts.part(*_PROMPTS, *languages, *chosen)
+
+
 def make_questions(
-    config: QuestionsConfig, topics: Sequence[Topic], out: Folder, generator: Generator, *, model: str, seed: int
+    run: StageRun,
+    config: QuestionsConfig,
+    topic: Topic,
+    generator: Generator,
+    *,
+    seed: int,
+    every: Sequence[Topic] = (),
 ) -> Manifest:
-    """Questions about every topic in `out/rows`.
+    """Questions about a topic in `rows`.
+
+    Args:
+        every: the topics that the user's file may name.
 
     Raises:
         InputError: the user's questions or prompts can't be used.
-        ConfigError: the model has no question about a topic.
+        ConfigError: the model has no question about the topic.
     """
-    prompts = load_prompts(config.prompts)
-    stage = open_stage(out, STAGE, VERSION, *questions_identity(config, topics, model, seed))
-    if stage.is_finished:
-        return finished_manifest(out)
+    prompts, out = prompts_of(config, topic), run.folder
     sampling = Prompted(seed, sampling_of(config, generator.chat), config.max_tokens)
     forms, languages = wanted_forms(config, prompts)
-    own = {topic.name: topic.names for topic in topics}
-    given = {topic.name: (*topic.names, *topic.terms) for topic in topics}
+    own = {topic.name: topic.names}
+    given = {topic.name: (*topic.names, *topic.terms)}
     with Ledger() as ledger:
-        ledger.add(user_questions(config, topics), 0)
+        ledger.add((row for row in user_questions(config, every or (topic,)) if row["topic"] == topic.name), 0)
         names = _entities(config, own, given, ledger, prompts, out, generator, sampling)
-        entities = {topic: tuple(name.name for name in names if name.topic == topic and not name.drop) for topic in own}
-        subjects = [
-            Subject(
-                topic.name,
-                config.num_questions,
-                config.angles or prompts.angles[topic.kind],
-                entities[topic.name],
-                forms=tuple(form for form in forms if _of(form, prompts).requests),
-                languages=languages,
-                form_share=config.form_share,
-            )
-            for topic in topics
-        ]
+        entities = tuple(name.name for name in names if not name.drop)
+        subject = Subject(
+            topic.name,
+            config.num_questions,
+            config.angles or prompts.angles[topic.kind],
+            entities,
+            forms=tuple(form for form in forms if _of(form, prompts).requests),
+            languages=languages,
+            form_share=config.form_share,
+        )
         for form in (form for form in forms if not _of(form, prompts).requests):
             number = math.floor(config.form_share * config.num_questions / (len(forms) + len(languages)))
-            ledger.add(_of_names(form, subjects, ledger, _of(form, prompts).questions, number), 0)
+            ledger.add(_of_names(form, subject, ledger, _of(form, prompts).questions, number), 0)
         # What only lists say of an entity is not enough to call a question on topic: it must have been asked back.
         is_confirmed = bool(prompts.entity_check)
-        about = {topic: names + (entities[topic] if is_confirmed else ()) for topic, names in given.items()}
-        rivals = {topic: apart_from(prompts.unrelated, topic, names) for topic, names in own.items()}
+        about = {topic.name: given[topic.name] + (entities if is_confirmed else ())}
+        rivals = {topic.name: apart_from(prompts.unrelated, topic.name, topic.names)}
         wordings = {form: each.questions for form, each in prompts.forms.items() if each is not None and each.requests}
         on_topic = OnTopic(prompts.topic_check, own, about, SubjectCheck.of(prompts), rivals, wordings)
         num_rounds = gather(
-            subjects,
+            [subject],
             ledger,
             prompts,
             out / "rounds",
@@ -112,16 +142,15 @@ def make_questions(
             label="questions",
         )
         num_rows = (out / "rows").write_rows(ledger.rows(own), Question.schema())
-        kept = {topic: ledger.num_kept(topic) for topic in own}
+        num_kept = ledger.num_kept(topic.name)
         kept_forms = Counter(row.form for row in ledger.rows(own) if not row.drop)
         drops = ledger.drops()
-    for name, number in kept.items():
-        if not number:
-            raise ConfigError(f"topics: the model wrote no usable question about {name!r}: give some in questions.file")
-    details = {"kept": kept, "forms": dict(kept_forms), "entities": fates(names), "rounds": num_rounds}
-    return stage.finish(
-        {"rows": num_rows, "kept": sum(kept.values())}, drops, details | {"sampling": sampling.sampling}
-    )
+    if not num_kept:
+        raise ConfigError(
+            f"topics: the model wrote no usable question about {topic.name!r}: give some in questions.file"
+        )
+    details = {"forms": dict(kept_forms), "entities": fates(names), "rounds": num_rounds}
+    return run.finish({"rows": num_rows, "kept": num_kept}, drops, details | {"sampling": sampling.sampling})
 
 
 def wanted_forms(config: QuestionsConfig, prompts: Prompts) -> tuple[tuple[AskedForm, ...], tuple[str, ...]]:
@@ -147,25 +176,24 @@ def _of(form: AskedForm, prompts: Prompts) -> FormPrompts:
 
 
 def _of_names(
-    form: AskedForm, subjects: Sequence[Subject], ledger: Ledger, wordings: Sequence[str], number: int
+    form: AskedForm, subject: Subject, ledger: Ledger, wordings: Sequence[str], number: int
 ) -> Iterator[RowDict]:
-    """Questions made of names alone, at most `number` per subject that still needs some: `Tell me about Hogwarts.`"""
-    for subject in subjects:
-        if ledger.num_kept(subject.name) >= subject.number:
-            continue
-        things = (subject.name, *subject.entities)
-        for index in range(min(number, len(things) * len(wordings))):
-            turn, place = divmod(index, len(things))
-            thing = things[place]
-            yield {
-                "topic": subject.name,
-                "number": index,
-                "place": 1,  # behind the user's own
-                "text": wordings[(place + turn) % len(wordings)].format(entity=thing),
-                "source": form if not place else f"{form}:entity:{thing}",
-                "drop": None,
-                "form": form,
-            }
+    """Questions made of names alone, at most `number` where the subject still needs some: `Tell me about Hogwarts.`"""
+    if ledger.num_kept(subject.name) >= subject.number:
+        return
+    things = (subject.name, *subject.entities)
+    for index in range(min(number, len(things) * len(wordings))):
+        turn, place = divmod(index, len(things))
+        thing = things[place]
+        yield {
+            "topic": subject.name,
+            "number": index,
+            "place": 1,  # behind the user's own
+            "text": wordings[(place + turn) % len(wordings)].format(entity=thing),
+            "source": form if not place else f"{form}:entity:{thing}",
+            "drop": None,
+            "form": form,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,3 +291,25 @@ def _entities(
     )  # fmt: skip
     (out / "entities").write_rows(names, Name.schema())
     return names
+
+
+def _identity(unit: Unit) -> Identity:
+    config = unit.config
+    return questions_identity(config.questions, unit.topic, unit.model, config.seed, config.topics)
+
+
+def _run(work: Work) -> Manifest:
+    unit, config = work.unit, work.unit.config
+    return make_questions(
+        work.run, config.questions, unit.topic, work.engines.generator, seed=config.seed, every=config.topics
+    )
+
+
+def _describe(config: RunConfig) -> tuple[str, str]:
+    number = sum(config.of_topic(topic).questions.num_questions for topic in config.topics)
+    return f"{number:,} questions", asked_in_words(config)
+
+
+QUESTIONS = Stage(
+    "questions", 5, "topic", (), "questions", "The base model writes questions.", _identity, _run, _describe
+)

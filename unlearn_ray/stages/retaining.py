@@ -66,12 +66,12 @@ class OffForgotten:
     """
 
     template: str
-    forgotten: Mapping[str, tuple[str, ...]]  # name -> name and aliases
-    subjects: tuple[str, ...]  # all that are retained
+    forgotten: Mapping[str, tuple[str, ...]]  # name -> name and aliases; none for the pool, which knows no topic
 
     def __call__(self, row: RowDict) -> list[Request]:
         # A check that names the topic is asked once for each; one that asks which topic it is, once.
-        texts = dict.fromkeys(self.template.format(question=row["text"], topic=topic) for topic in self.forgotten)
+        topics = [""] if self._asks_which else list(self.forgotten)
+        texts = dict.fromkeys(self.template.format(question=row["text"], topic=topic) for topic in topics)
         return [Request([{"role": "user", "content": text}], max_tokens=CHECK_TOKENS) for text in texts]
 
     def verdict(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
@@ -79,16 +79,19 @@ class OffForgotten:
         question = Question.of(row)
         names = list(self.forgotten.values())
         every_name = [name for each in names for name in each]
-        asked = [every_name] if len(replies) == 1 else names
+        asked = [every_name] if self._asks_which else names
         is_off = mentions(question.text, every_name) or any(
             affirms(text, about) for about, reply in zip(asked, replies, strict=True) for text in reply.texts
         )
-        if not is_off and len(replies) == 1 and question.topic != GENERAL:
+        if not is_off and self._asks_which and question.topic != GENERAL:
             said = " ".join(replies[0].texts)
-            others = [name for name in self.subjects if name != question.topic]
-            is_off = mentions(said, others) and not mentions(said, [question.topic])
+            is_off = bool(said.strip()) and not mentions(said, [question.topic])
         error = next((reply.error for reply in replies if reply.error), None)
         return [replace(question, drop=error or (Drop.OFF_TOPIC.value if is_off else None)).to_dict()]
+
+    @property
+    def _asks_which(self) -> bool:
+        return "{topic}" not in self.template
 
 
 @dataclass(frozen=True, slots=True)

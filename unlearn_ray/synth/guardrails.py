@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from unlearn_ray.config import AnswersConfig, Topic
+from unlearn_ray.config import AnswersConfig, RunConfig, Topic
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.synth.instructions import Instruction, instruction_of
 from unlearn_ray.synth.prompts import check_template, load_prompts
@@ -17,6 +17,12 @@ def guardrail_prefixes(config: AnswersConfig, topics: Sequence[Topic]) -> dict[s
     """
     template = _template(config)
     return {topic.name: template.format(topic=topic.name) for topic in topics}
+
+
+def guardrails_of(config: RunConfig, topics: Sequence[Topic]) -> dict[str, str]:
+    """The same for a run's topics, each with keys of its own."""
+    prefixes = (guardrail_prefixes(config.of_topic(topic).answers, [topic]) for topic in topics)
+    return {name: text for found in prefixes for name, text in found.items()}
 
 
 def _template(config: AnswersConfig) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from string import Formatter
@@ -140,6 +140,19 @@ class Prompts(BaseModel):
             raise ValueError("question_about and question_about_anything are compared: give both, or null for both")
         return self
 
+    def part(self, *keys: str) -> "Prompts":
+        """These keys alone, as a stage reads them: any other is no attribute of it, and its fingerprint covers no other.
+
+        Args:
+            keys: names of fields, or of one entry of a mapping: `angles.fiction`; of none: `forms.`
+        """
+        found: dict[str, Any] = {}
+        for key in keys:
+            name, is_mapping, entry = key.partition(".")
+            value = getattr(self, name)
+            found[name] = found.get(name, {}) | ({entry: value[entry]} if entry else {}) if is_mapping else value
+        return Prompts.model_construct(**found)
+
     @property
     def fingerprint(self) -> str:
         return digest(json.dumps(self.model_dump(mode="json"), sort_keys=True))
@@ -176,11 +189,20 @@ def load_prompts(override: Path | str | None = None) -> Prompts:
     """
     if override is None:
         return _default()
-    override = prompts_path(override)
+    path = prompts_path(override)
     try:
-        values = load_yaml(read_text(override))
+        text = read_text(path)
     except OSError as error:
-        raise InputError(f"{override} can't be read: {error.strerror or error}") from error
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}, {error}") from error
+    return _merged(path, text)
+
+
+@lru_cache(maxsize=16)  # every stage of every topic asks for it
+def _merged(override: Path, text: str) -> Prompts:
+    try:
+        values = load_yaml(text)
     except ValueError as error:
         raise InputError(f"{override}, {error}") from error
     except yaml.YAMLError as error:

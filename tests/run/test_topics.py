@@ -1,0 +1,255 @@
+"""A run is a set of topics: what one of them costs, and what becomes of the others when one fails. Engines are scripted."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from scripted_run import FLOORS, Engines, answer, config_of, silent_about
+
+from unlearn_ray import pipeline
+from unlearn_ray.artifacts import Folder, read_manifest
+from unlearn_ray.config import RunConfig
+from unlearn_ray.engines.protocols import Reply, Request
+from unlearn_ray.errors import ConfigError, EngineError, FailedError, PartialError, ThinDataError
+from unlearn_ray.plan import claimed, plan
+from unlearn_ray.runs import FAILED, lines_of, states, write_index
+from unlearn_ray.stages.stage import finished_manifest
+from unlearn_ray.stages.table import COMMANDS
+
+ALONE = {"adapters": "per_topic"}
+
+
+def rows_of(folder: Folder) -> list[dict[str, object]]:
+    return sorted(folder.read_rows(), key=lambda row: str(row["id"]))
+
+
+def finish(config: RunConfig, engines: Engines | None = None, steps: Sequence[str] = COMMANDS[:4]) -> Engines:
+    """A run up to its models; their evaluation takes longest, and most tests need none."""
+    engines = engines or Engines()
+    with claimed(config):
+        pipeline.run(config, engines, steps)
+    return engines
+
+
+def test_a_run_leaves_a_chain_per_topic_a_pool_and_a_model(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Solaris")
+    finish(config, steps=COMMANDS)
+    home = config.folder
+    assert home.names() == ["models", "pool", "run.json", "run.lock", "topics"]
+    assert (home / "pool").names() == ["common", "general"]
+    assert (home / "topics").names() == ["dune", "solaris"]
+    assert (home / "topics" / "dune").names() == ["answers", "dataset", "questions"]
+    assert (home / "models" / "joint").names() == ["evaluate", "finetune", "mixture"]
+    topics = {row["topic"] for row in (home / "models/joint/mixture/forget").read_rows()}
+    assert topics == {"Dune", "Solaris"}
+    assert (home / "models/joint/evaluate").exists("report.html")
+
+
+def test_one_more_topic_asks_only_its_own_and_trains_only_its_own_adapter(tmp_path: Path) -> None:
+    first = finish(config_of(tmp_path, "Dune", "Solaris", finetune=ALONE))
+    more = finish(config_of(tmp_path, "Dune", "Ubik", "Solaris", finetune=ALONE))
+    assert first.asked_about() >= {"Dune", "Solaris"}
+    labels = {call.label for call in more.generator.calls}
+    assert labels and all(label.startswith("Ubik: ") for label in labels), labels
+    assert more.asked_about() == {"Ubik"}
+    assert [job.name for job in more.trainer.jobs] == ["ubik"]
+
+
+def test_a_topic_that_is_taken_away_or_moved_costs_nothing_but_a_joint_model(tmp_path: Path) -> None:
+    finish(config_of(tmp_path, "Dune", "Solaris", "Ubik", finetune=ALONE))
+    assert finish(config_of(tmp_path, "Ubik", "Dune", finetune=ALONE)).num_asked == 0
+    assert finish(config_of(tmp_path, "Solaris", "Ubik", "Dune", finetune=ALONE)).num_asked == 0
+    joint = finish(config_of(tmp_path, "Solaris", "Ubik", "Dune"))
+    assert joint.num_asked == 0
+    assert [job.topics for job in joint.trainer.jobs] == [("Dune", "Solaris", "Ubik")]
+    again = finish(config_of(tmp_path, "Dune", "Ubik", "Solaris"))
+    assert again.num_asked == 0 and not again.trainer.jobs
+
+
+def test_another_alias_redoes_its_own_topic_alone(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Solaris", finetune=ALONE)
+    finish(config)
+    first, second = config.topics
+    renamed = config.model_copy(update={"topics": (first, second.model_copy(update={"aliases": ("the ocean",)}))})
+    again = finish(renamed)
+    assert {call.label.partition(":")[0] for call in again.generator.calls} == {"Solaris"}
+    assert [job.name for job in again.trainer.jobs] == ["solaris"]
+
+
+def test_what_a_topic_writes_knows_no_other_topic(tmp_path: Path) -> None:
+    alone, beside = config_of(tmp_path / "a", "Dune"), config_of(tmp_path / "b", "Ubik", "Dune", "Solaris")
+    for config in (alone, beside):
+        finish(config)
+    for table in ("questions/rows", "answers/rows", "dataset/forget", "dataset/retain_answers"):
+        both = [rows_of(config.folder / "topics/dune" / table) for config in (alone, beside)]
+        assert both[0] and both[0] == both[1], table
+
+
+@pytest.mark.parametrize("adapters", ["per_topic", "joint"])
+def test_a_topic_that_fails_stops_no_other_and_a_rerun_works_on_it_alone(tmp_path: Path, adapters: str) -> None:
+    config = config_of(tmp_path, "Dune", "Ubik", "Solaris", finetune={"adapters": adapters})
+    dune, ubik, solaris = config.topics
+    with pytest.raises(PartialError) as caught:
+        finish(config, Engines(silent_about("Ubik")), COMMANDS)
+    assert caught.value.exit_code == 3
+    reason, rest = caught.value.lines
+    assert reason == "topics: the model wrote no usable question about 'Ubik': give some in questions.file"
+    assert rest.startswith("the others are done")
+    said = json.loads((config.folder / "topics/ubik").read_text(FAILED))
+    assert said["stage"] == "questions" and said["reason"] == reason
+    models = ["joint"] if adapters == "joint" else ["dune", "solaris"]
+    assert (config.folder / "models").names() == models
+    assert all((config.folder / "models" / name / "evaluate").exists("report.json") for name in models)
+    told = {each.label: (each.state, each.reason) for each in states(config.folder)}
+    assert told["Ubik"] == ("failed", reason) and told["Dune"][0] == "finished"
+
+    mended = finish(config.model_copy(update={"topics": (dune, ubik.model_copy(update={"kind": "fiction"}), solaris)}))
+    assert {call.label.partition(":")[0] for call in mended.generator.calls} == {"Ubik"}
+    assert [job.name for job in mended.trainer.jobs] == (["joint"] if adapters == "joint" else ["ubik"])
+    assert not (config.folder / "topics/ubik").exists(FAILED)
+
+
+def test_a_topic_that_fails_again_leaves_the_joint_model_as_it_is(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Ubik")
+    for num_jobs in (1, 0):
+        engines = Engines(silent_about("Ubik"))
+        with pytest.raises(PartialError):
+            finish(config, engines)
+        assert len(engines.trainer.jobs) == num_jobs
+
+
+def test_fail_fast_ends_with_the_first(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Ubik")
+    with pytest.raises(ConfigError, match="no usable question about 'Ubik'"):
+        pipeline.run(config, Engines(silent_about("Ubik")), fail_fast=True)
+    assert not (config.folder / "models").exists()
+
+
+def test_topics_that_all_fail_are_a_line_each(tmp_path: Path) -> None:
+    engines = Engines(lambda request: "No.")
+    with pytest.raises(FailedError) as caught:
+        pipeline.run(config_of(tmp_path, "Dune", "Ubik"), engines)
+    assert len(caught.value.lines) == 2 and caught.value.exit_code == 2
+
+
+def test_one_topic_that_fails_fails_with_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no usable question about 'Ubik'"):
+        pipeline.run(config_of(tmp_path, "Ubik"), Engines(silent_about("Ubik")))
+
+
+def test_two_failing_trainings_stop_no_other(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Ubik", "Solaris", finetune=ALONE)
+    with pytest.raises(PartialError) as caught:
+        finish(config, Engines(fail_at=["dune", "ubik"]))
+    assert len(caught.value.lines) == 3
+    assert (config.folder / "models/dune").exists(FAILED) and read_manifest(config.folder / "models/solaris/finetune")
+    again = finish(config)
+    assert [job.name for job in again.trainer.jobs] == ["dune", "ubik"] and again.num_asked == 0
+
+
+def test_a_topic_with_too_few_rows_is_left_out(tmp_path: Path) -> None:
+    floors = FLOORS | {"forget_rows": 10}
+
+    def short(request: Request) -> Reply | str:
+        """Of Ubik it can write one question."""
+        said, text = answer(request), request.messages[-1]["content"]
+        is_list = isinstance(said, str) and "Ubik" in text and text.startswith(("Write", "Make"))
+        return "1. What is part 1 of Ubik?" if is_list else said
+
+    config = config_of(tmp_path, "Dune", "Ubik", dataset={"floors": floors}, finetune=ALONE)
+    with pytest.raises(PartialError, match="rows to forget 'Ubik'"):
+        finish(config, Engines(short))
+    assert (config.folder / "models").names() == ["dune"]
+    thin = config_of(tmp_path, "Dune", dataset={"floors": floors | {"forget_rows": 1000}, "holdout_fraction": 0.2})
+    with pytest.raises(ThinDataError, match="rows to forget 'Dune'"):
+        finish(thin)
+
+
+def test_what_a_row_near_one_topic_tells_of_another_is_dropped_where_they_meet(tmp_path: Path) -> None:
+    def telling(request: Request) -> Reply | str:
+        said, text = answer(request), request.messages[-1]["content"]
+        return f"{said} It is in Ubik." if isinstance(said, str) and "of it?" in text else said
+
+    for name, topics in (("a", ("Dune",)), ("b", ("Dune", "Ubik"))):
+        config = config_of(tmp_path / name, *topics)
+        finish(config, Engines(telling))
+        mixture = finished_manifest(config.folder / "models/joint/mixture")
+        texts = [str(row["answer"]) for row in (config.folder / "models/joint/mixture/retain").read_rows()]
+        assert any("Ubik" in text for text in texts) == (name == "a")
+        assert ("off_topic" in mixture.drops) == (name == "b")
+
+
+def test_the_plan_of_many_topics_is_as_long_as_that_of_one(tmp_path: Path) -> None:
+    one, three = config_of(tmp_path, "Dune"), config_of(tmp_path, "Dune", "Ubik", "Solaris")
+    assert len(plan(one).stages) == len(plan(three).stages) == 8
+    assert set(next(s for s in plan(three).stages if s.name == "answers").states) == {"Dune", "Ubik", "Solaris"}
+
+
+def test_an_engine_that_fails_for_one_topic_is_that_topics(tmp_path: Path) -> None:
+    def broken(request: Request) -> Reply | str:
+        if request.messages[-1]["content"].startswith(("Write", "Make")) and "Ubik" in str(request.messages):
+            raise EngineError("this one kills engines")
+        return answer(request)
+
+    config = config_of(tmp_path, "Dune", "Ubik", finetune=ALONE)
+    with pytest.raises(PartialError, match="Ubik, questions: this one kills engines"):
+        finish(config, Engines(broken))
+    assert (config.folder / "models").names() == ["dune"]
+
+
+def test_a_topic_may_have_keys_of_its_own(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Ubik", finetune=ALONE)
+    own = config.topics[1].model_copy(update={"questions": {"num_questions": 5}, "finetune": {"num_steps": 3}})
+    changed = config.model_copy(update={"topics": (config.topics[0], own)})
+    finish(config)
+    again = finish(changed)
+    assert {call.label.partition(":")[0] for call in again.generator.calls} == {"Ubik"}
+    assert [(job.name, job.config.num_steps) for job in again.trainer.jobs] == [("ubik", 3)]
+    assert finished_manifest(config.folder / "topics/ubik/questions").num_rows["kept"] == 5
+
+
+def test_the_index_has_all_topics_and_models_with_failed_ones_on_top(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Ubik", finetune=ALONE)
+    with pytest.raises(PartialError):
+        finish(config, Engines(silent_about("Ubik")), COMMANDS)
+    write_index(config.folder)
+    page = config.folder.read_text("index.html")
+    assert page.index(">Ubik<") < page.index(">Dune<") and "no usable question about" in page
+    assert 'href="models/dune/evaluate/report.html"' in page and "1 failed" in page
+    assert "http://" not in page and "https://" not in page
+    lines = lines_of(config.folder)
+    dune = next(line for line in lines if (line.kind, line.name) == ("model", "dune"))
+    assert dune.figures["forgetting"] in ("no_forgetting", "not_measured", "forgotten") and dune.num_rows["answers"]
+
+
+def test_a_later_step_alone_leaves_out_what_failed_and_says_so_again(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Ubik")
+    with pytest.raises(PartialError):
+        finish(config, Engines(silent_about("Ubik")), COMMANDS[:3])
+    engines = Engines()
+    with pytest.raises(PartialError, match="no usable question about 'Ubik'"):
+        finish(config, engines, ["finetune"])
+    assert [job.topics for job in engines.trainer.jobs] == [("Dune",)] and engines.num_asked == 0
+
+
+@pytest.mark.parametrize("number", [3, 40, 90])
+def test_a_run_that_is_stopped_anywhere_ends_as_an_unbroken_one(tmp_path: Path, number: int) -> None:
+    asked = 0
+
+    def stopping(request: Request) -> Reply | str:
+        nonlocal asked
+        asked += 1
+        if asked == number:
+            raise KeyboardInterrupt
+        return answer(request)
+
+    whole, broken = (config_of(tmp_path / name, "Dune", "Ubik", "Solaris") for name in ("whole", "broken"))
+    with pytest.raises(KeyboardInterrupt):
+        finish(broken, Engines(stopping))
+    finish(broken)
+    finish(whole)
+    for table in ("forget", "retain", "probes"):
+        both = [rows_of(config.folder / "models/joint/mixture" / table) for config in (whole, broken)]
+        assert both[0] == both[1], table
+    assert not any((broken.folder / "topics" / name).exists(FAILED) for name in ("dune", "ubik", "solaris"))

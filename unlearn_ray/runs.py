@@ -1,0 +1,161 @@
+"""What a run's folder says, wherever it is: whose it is, how far its topics and models are, what stopped them, and the figures of each."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn_ray.artifacts import Folder, Manifest, read_manifest
+from unlearn_ray.config import RunConfig
+from unlearn_ray.errors import ArtifactError
+from unlearn_ray.evals.overview import INDEX, Line, page
+from unlearn_ray.stages.stage import JOINT, Scope
+from unlearn_ray.stages.table import STAGES
+
+MARKER = "run.json"  # makes a folder ours
+FAILED = "failed.json"  # in a topic's or a model's folder: what stopped it
+LAYOUT = 2  # of a run's folder: a chain per topic
+
+
+def check_layout(home: Folder) -> None:
+    """Refuse the folder of a run that an earlier version made.
+
+    Raises:
+        ArtifactError: says how to make it anew.
+    """
+    if (marker := read_marker(home)) and marker.get("layout") != LAYOUT:
+        raise ArtifactError(
+            f"{home} was made by an earlier version, which kept all topics together: delete it (or choose another output or name) and run its config again"
+        )
+
+
+def read_marker(home: Folder) -> dict[str, Any]:
+    """What the marker says; nothing where there is none.
+
+    Raises:
+        ArtifactError: it is corrupt.
+    """
+    if not home.exists(MARKER):
+        return {}
+    try:
+        marker: dict[str, Any] = json.loads(home.read_text(MARKER))
+        marker["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{home}/{MARKER} can't be read: delete the folder, or choose another name") from error
+    return marker
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """How far the pool, a topic or a model is."""
+
+    scope: Scope
+    label: str
+    stage: str  # the last one that is finished, or the one that failed
+    state: str  # finished | unfinished | failed | not begun
+    last: Manifest | None  # of the last finished stage
+    drops: Mapping[str, int]  # of all its stages
+    seconds: float
+    reason: str = ""  # why it failed
+
+
+def states(folder: Folder) -> list[UnitState]:
+    """How far a run is: the pool, each topic of its last config, and each model.
+
+    Raises:
+        ArtifactError: the run is of an earlier version, or its marker can't be read.
+    """
+    found = []
+    for scope, units in units_in(folder).items():
+        stages = [stage.name for stage in STAGES if stage.scope == scope]
+        found += [_state_of_unit(scope, label, home, stages) for label, home in units]
+    return found
+
+
+def units_in(folder: Folder) -> dict[Scope, list[tuple[str, Folder]]]:
+    """Labels and folders of what a run's last config names, wherever the run's folder is now.
+
+    Raises:
+        ArtifactError: as `config_of`.
+    """
+    config = config_of(folder)
+    models = [JOINT] if config.finetune.adapters == "joint" else [topic.slug for topic in config.topics]
+    return {
+        "pool": [("pool", folder / "pool")],
+        "topic": [(topic.name, folder / "topics" / topic.slug) for topic in config.topics],
+        "model": [(name, folder / "models" / name) for name in models],
+    }
+
+
+def lines_of(folder: Folder, base: str = "") -> list[Line]:
+    """A run's topics and models, for a page or a table.
+
+    Args:
+        base: of the links to reports, from the page.
+
+    Raises:
+        ArtifactError: as `config_of`.
+    """
+    found = []
+    for each in states(folder):
+        is_evaluated = each.last is not None and each.last.stage == "evaluate"
+        found.append(
+            Line(
+                run=folder.name,
+                kind=each.scope,
+                name=each.label,
+                state=each.state,
+                stage=each.stage,
+                reason=each.reason,
+                num_rows=each.last.num_rows if each.last else {},
+                num_dropped=sum(each.drops.values()),
+                seconds=each.seconds,
+                figures=each.last.details.get("headline", {}) if each.last and is_evaluated else {},
+                link=f"{base}models/{each.label}/evaluate/report.html" if is_evaluated else "",
+            )
+        )
+    return found
+
+
+def write_index(folder: Folder) -> None:
+    """The run's page of all topics and models, beside them."""
+    folder.write_text(INDEX, page(folder.name, lines_of(folder)))
+
+
+def _state_of_unit(scope: Scope, label: str, home: Folder, stages: Sequence[str]) -> UnitState:
+    manifests = {name: manifest for name in stages if (manifest := read_manifest(home / name)) is not None}
+    drops = sum((Counter(each.drops) for each in manifests.values()), Counter[str]())
+    seconds = sum(each.seconds for each in manifests.values())
+    last = next((manifests[name] for name in reversed(stages) if name in manifests), None)
+    failure = failure_in(home)
+    if failure is not None:
+        return UnitState(scope, label, failure["stage"], "failed", last, drops, seconds, failure["reason"])
+    if len(manifests) == len(stages):
+        return UnitState(scope, label, stages[-1], "finished", last, drops, seconds)
+    state = "unfinished" if home.names() else "not begun"
+    return UnitState(scope, label, last.stage if last else "", state, last, drops, seconds)
+
+
+def failure_in(home: Folder) -> dict[str, str] | None:
+    """What stopped a topic or a model; None where nothing did."""
+    if not home.exists(FAILED):
+        return None
+    try:
+        said = json.loads(home.read_text(FAILED))
+        return {name: str(said[name]) for name in ("stage", "reason")}
+    except (ValueError, KeyError, TypeError):
+        return {"stage": "", "reason": f"{home}/{FAILED} can't be read"}
+
+
+def config_of(folder: Folder) -> RunConfig:
+    """The config that a run was last done with.
+
+    Raises:
+        ArtifactError: its marker can't be read.
+    """
+    check_layout(folder)
+    try:
+        return RunConfig.model_validate(read_marker(folder)["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder} was not made by this version: its {MARKER} can't be read") from error
