@@ -27,6 +27,7 @@ REDUCED = (
     "evaluate.max_probes=8",
     "evaluate.num_samples=2",
     "evaluate.num_bootstrap=200",
+    "cluster.engines.num_engines=1",  # a second takes 3 GiB, beside a training's 5 and what other tests hold
 )
 
 
