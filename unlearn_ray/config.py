@@ -363,7 +363,13 @@ class EndpointSettings(FleetSettings):
     @field_validator("base_url")
     @classmethod
     def _is_an_address(cls, url: str) -> str:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError("give an address such as http://host:8000/v1") from error
+        if parts.query or parts.fragment or any(letter.isspace() for letter in url):
+            raise ValueError("give an address without ?, # and spaces, such as http://host:8000/v1")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("give an address such as http://host:8000/v1")
         if parts.username or parts.password:

@@ -144,6 +144,20 @@ def test_a_variable_without_a_key_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         key_of(EndpointSettings(base_url="http://host/v1", api_key_env="NO_SUCH_KEY"))
 
 
+@pytest.mark.parametrize("key", ["sk-a\nb", "sk-…", "ключ"])
+def test_what_can_not_be_a_key_is_refused_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ODD_KEY", key)
+    with pytest.raises(ConfigError, match="api_key_env: ODD_KEY holds a character that no key has") as caught:
+        key_of(EndpointSettings(base_url="http://host/v1", api_key_env="ODD_KEY"))
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://h:abc/v1", "http://h/v1?version=1", "http://h/v1#x", "http://h/v 1", "h/v1"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="give an address"):
+        EndpointSettings(base_url=url)
+
+
 def test_a_key_is_in_no_text() -> None:
     client = EndpointClient(EndpointSettings(base_url="http://host/v1"), Served("m"), MODEL, PLAIN, 1, "secret")
     assert "secret" not in repr(client)
@@ -217,6 +231,27 @@ def test_a_refused_row_drops_alone_and_refused_rows_alone_end_the_run() -> None:
         with pytest.raises(ConfigError, match="refuses what it is asked: 400 content_filter"):
             client.generate([asking("bad"), asking("bad")])
     assert len(server.asked) == 5, "a refusal is not tried again"
+
+
+def test_an_endpoint_that_gives_fewer_samples_than_asked_for_is_told_and_further_ones_are_left_out() -> None:
+    with (
+        scripted(lambda body, number: chosen("one")) as server,
+        pytest.raises(ConfigError, match="gives 1 of 4 samples"),
+    ):
+        scripted_client(server.url).generate([asking("Who?", num_samples=4)])
+    with scripted(lambda body, number: chosen("one", "two", "three")) as server:
+        (reply,) = scripted_client(server.url).generate([asking("Who?")])
+    assert reply.texts == ("one",)
+
+
+def test_scores_of_other_tokens_than_were_sent_are_refused() -> None:
+    def shifted(body: dict[str, Any], number: int) -> Answer:
+        num = len(body["prompt"]) + 2  # one in front, which it added, and the sampled one
+        choice = {"index": 0, "text": "", "logprobs": {"token_logprobs": [-1.0] * num, "top_logprobs": [{}] * num}}
+        return Answer(body={"choices": [choice]})
+
+    with scripted(shifted) as server, pytest.raises(ConfigError, match="scores other tokens than it was sent"):
+        scripted_client(server.url).generate([asking("Who?", score="Hedwig.")])
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,11 @@ class EndpointClient:
             for choice in choices
         ]
         usage = found.get("usage") or {}
+        if len(choices) < request.num_samples:
+            raise ConfigError(
+                f"{self.settings.base_url} gives {len(choices)} of {request.num_samples} samples, and none of the others: ask for one (num_samples, num_unguarded), or take an endpoint that knows n"
+            )
+        choices, texts = choices[: request.num_samples], texts[: request.num_samples]
         return Reply(
             texts=tuple(spoken(text or "", self.chat) for text in texts),
             truncated=tuple(choice.get("finish_reason") == "length" for choice in choices),
@@ -194,6 +199,10 @@ class EndpointClient:
         logprobs = _choices(found, self.settings)[0].get("logprobs") or {}
         own, best = logprobs.get("token_logprobs") or [], logprobs.get("top_logprobs") or []
         end = num_prompt + len(answer)
+        if len(own) > end + 1:  # the one token that is sampled after them
+            raise ConfigError(
+                f"{self.settings.base_url} scores other tokens than it was sent ({len(own)} for {end}), {SCORED}"
+            )
         if len(own) < end or len(best) < end or any(value is None for value in own[num_prompt:end]):
             raise ConfigError(f"{self.settings.base_url} does not score a given answer (it echoes none), {SCORED}")
         num_answer = len(answer) - encoder.num_ending(answer)
@@ -292,13 +301,17 @@ def key_of(settings: EndpointSettings) -> str:
     """The key, or "" where none is wanted.
 
     Raises:
-        ConfigError: the variable that is to hold it is not set.
+        ConfigError: the variable that is to hold it is not set, or can't be a key.
     """
     if settings.api_key_env is None:
         return ""
     if not (key := os.environ.get(settings.api_key_env, "").strip()):
         raise ConfigError(
             f"cluster.engines.api_key_env: {settings.api_key_env} is not set in this environment: export it"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"cluster.engines.api_key_env: {settings.api_key_env} holds a character that no key has, such as a line break: export it again"
         )
     return key
 
