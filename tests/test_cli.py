@@ -208,6 +208,7 @@ class Work:
         self.stop_after: str | None = None
         self.done: list[str] = []
         self.thin: list[Shortfall] = []
+        self.is_partial = False  # whether a topic fails
 
     def __call__(
         self, config: RunConfig, engines: object, selected: Sequence[str], hooks: Hooks, *, fail_fast: bool
@@ -228,6 +229,8 @@ class Work:
             if stage.name == self.stop_after:
                 self.stop_after = None
                 raise KeyboardInterrupt
+        if self.is_partial:
+            raise PartialError("Dune, questions: nothing was kept")
 
 
 @pytest.fixture
@@ -243,6 +246,20 @@ def said(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
     assert result.exit_code == code, (result.output, result.exception)
     return result.output
+
+
+def test_from_is_done_once_though_a_topic_fails(work: Work) -> None:
+    said("run", "run.yaml", "--until", "finetune")
+    again = ("run", "run.yaml", "--from", "answers", "--until", "finetune")
+    work.is_partial = True
+    said(*again, code=3)
+    assert "answers" in work.done
+    said(*again, code=3)
+    assert work.done == [], "the same command tries what failed, and no more"
+    work.is_partial = False
+    said(*again)
+    said(*again)
+    assert "answers" in work.done, "after a whole run it is a new wish"
 
 
 def test_from_says_what_it_does_again_and_goes_on_after_ctrl_c(work: Work) -> None:

@@ -360,7 +360,7 @@ def test_a_key_that_can_not_stand_in_a_topic_is_one_message(tmp_path: Path, own:
             "topics.jsonl",
             '{"name": "Dune", "kind": "fiction", "aliases": ["Arrakis", "the desert planet"]}\n{"name": "It"}\n',
         ),
-        ("topics.csv", "name,kind,aliases\nDune,fiction,Arrakis; the desert planet\nIt,,\n"),
+        ("topics.csv", "name,kind,aliases\nDune,fiction,Arrakis; the desert planet\nIt\n"),
     ],
 )
 def test_topics_may_stand_in_a_file(tmp_path: Path, name: str, text: str) -> None:

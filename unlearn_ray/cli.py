@@ -16,7 +16,7 @@ import typer
 
 from unlearn_ray import __version__
 from unlearn_ray import config as configs
-from unlearn_ray.artifacts import Folder, Manifest, read_manifest
+from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.console import make_console, plain
 from unlearn_ray.errors import ArtifactError, EngineError, PartialError, StorageError, UnlearnError
@@ -389,9 +389,10 @@ def _execute(
             hooks = pipeline.Hooks(telling.started, telling.finished, telling.failed, accepted)
             try:
                 pipeline.run(config, engines, selected, hooks, fail_fast=fail_fast)
-            except PartialError:
+            except PartialError as error:
                 write_index(config.folder)
-                stack.close()
+                # As an error, so that the same command, --from and all, goes on and does not begin again.
+                stack.__exit__(type(error), error, error.__traceback__)
                 _summary(config, arguments, selected)
                 raise
             write_index(config.folder)
@@ -463,10 +464,9 @@ def _summary(config: RunConfig, arguments: Sequence[str], selected: Sequence[str
 
 def _evaluated(folder: Folder) -> list[Folder]:
     """The evaluations of a run's models that are finished."""
-    from unlearn_ray.runs import units_in
+    from unlearn_ray.runs import evaluated
 
-    homes = (home / "evaluate" for _, home in units_in(folder)["model"])
-    return [home for home in homes if read_manifest(home) is not None]
+    return evaluated(folder)
 
 
 def _show(report: "Report") -> None:

@@ -132,10 +132,11 @@ class _Run:
     failures: list[Failure] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    topics: list[Unit] = field(default_factory=list)
 
     def run(self) -> None:
         model = identity_of(self.config)
-        topics = [topic_of(self.config, topic, model) for topic in self.config.topics]
+        topics = self.topics = [topic_of(self.config, topic, model) for topic in self.config.topics]
         if self.of("topic"):
             self.gather(pool_of(self.config, model), topics)
         else:
@@ -153,8 +154,14 @@ class _Run:
             raise failure_of(self.failures, len(self.alive(models if self.of("model") else topics)))
 
     def leave_out(self, topics: Sequence[Unit]) -> None:
-        """What failed before its data were there is no part of the models now either, and is told again."""
-        unfinished = [unit for unit in topics if not self.is_finished(DATASET, unit)]
+        """What failed before is no part of the models now either, and is told again. Data that were too thin are looked at again where a
+        training is asked for, which may accept them."""
+        is_looked_at = not {"dataset", "finetune"}.isdisjoint(self.selected)
+        unfinished = [
+            unit
+            for unit in topics
+            if not self.is_finished(DATASET, unit) or (unit.home.exists(FAILED) and not is_looked_at)
+        ]
         if len(unfinished) == len(topics):
             return  # whoever reads them says so
         for unit in unfinished:
@@ -235,7 +242,11 @@ class _Run:
         works = []
         for unit in units:
             self.begin(stage, unit)
-            work = opened(stage, unit, self.engines)
+            try:
+                work = opened(stage, unit, self.engines, self.identities)
+            except ArtifactError as error:
+                self.fail(unit, stage.name, error)
+                continue
             if work.run.is_finished:
                 self.hooks.on_finish(stage, unit, finished_manifest(work.run.folder))
             else:
@@ -253,7 +264,7 @@ class _Run:
 
     def perform(self, stage: Stage, unit: Unit, label: str) -> None:
         self.begin(stage, unit)
-        manifest = perform(stage, unit, _Shared(self.engines, label, self.stopped, self.lock))
+        manifest = perform(stage, unit, _Shared(self.engines, label, self.stopped, self.lock), self.identities)
         self.hooks.on_finish(stage, unit, manifest)
 
     def begin(self, stage: Stage, unit: Unit) -> None:
@@ -264,7 +275,8 @@ class _Run:
 
     def is_trained(self, unit: Unit) -> bool:
         """Whether a model, or that of a topic, is trained on these data."""
-        models = [unit] if unit.scope == "model" else models_of(self.config, self.config.topics, unit.model)
+        others = [each.topic for each in self.alive(self.topics)]
+        models = [unit] if unit.scope == "model" else models_of(self.config, others, unit.model)
         names = {topic.name for topic in unit.topics}
         mine = next(each for each in models if names <= {topic.name for topic in each.topics})
         return self.is_finished(FINETUNE, mine)

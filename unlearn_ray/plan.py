@@ -113,8 +113,11 @@ def plan(config: RunConfig, selected: Sequence[str] = COMMANDS, redo_from: str |
     check_files(config, model, room)
     identities, units, first = Identities(), units_of(config), COMMANDS.index(selected[0])
     redone = _undone_by(config.folder, redo_from)
-    # What failed before is left out; a joint model over the others has an identity of its own.
-    has_failures = any(unit.home.exists(FAILED) for unit in units["topic"])
+    # What failed before is left out, of a joint model as well.
+    failed = {unit.name for unit in units["topic"] if unit.home.exists(FAILED)}
+    alive = [topic for topic in config.topics if topic.slug not in failed]
+    if first > 0 and alive:
+        units["model"] = models_of(config, alive, identity_of(config))
     planned = []
     for stage in STAGES:
         is_selected = stage.command in selected
@@ -122,8 +125,7 @@ def plan(config: RunConfig, selected: Sequence[str] = COMMANDS, redo_from: str |
         for unit in units[stage.scope]:
             state: Prospect = state_of(unit.home / stage.name, identities.of(stage, unit))
             is_needed = not is_selected and COMMANDS.index(stage.command) < first and state != "finished"
-            is_excused = unit.home.exists(FAILED) or (stage.scope == "model" and has_failures)
-            if is_needed and not is_excused:
+            if is_needed and not unit.home.exists(FAILED):
                 raise ArtifactError(
                     f"{unit.home / stage.name} is unfinished, damaged or of another config: do it first with unlearn-ray {stage.command} CONFIG"
                 )

@@ -211,7 +211,7 @@ def read_topics(path: Path) -> list[Any]:
         {
             key: [part.strip() for part in value.split(";") if part.strip()] if key in lists else value
             for key, value in row.items()
-            if value.strip()
+            if value and value.strip()
         }
         for _, row in rows
     ]

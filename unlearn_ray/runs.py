@@ -88,6 +88,36 @@ def units_in(folder: Folder) -> dict[Scope, list[tuple[str, Folder]]]:
     }
 
 
+def is_made_from(manifest: Manifest, home: Folder, folder: Folder) -> bool:
+    """Whether the inputs that a model's manifest names are those that are there.
+
+    Args:
+        home: of the model; `folder`: of the run.
+    """
+    for key, fingerprint in manifest.inputs.items():
+        slug, _, stage = key.rpartition("/")
+        places = [folder / "topics" / slug / stage] if slug else [home / stage, folder / "pool" / stage]
+        found = next((found for place in places if (found := read_manifest(place)) is not None), None)
+        if (found is None and slug) or (found is not None and found.fingerprint != fingerprint):
+            return False
+    return True
+
+
+def evaluated(folder: Folder) -> list[Folder]:
+    """The evaluations of a run's models that are finished and tell of what is there: not those of a model that failed since.
+
+    Raises:
+        ArtifactError: as `config_of`.
+    """
+    return [
+        home / "evaluate"
+        for _, home in units_in(folder)["model"]
+        if (manifest := read_manifest(home / "evaluate")) is not None
+        and failure_in(home) is None
+        and is_made_from(manifest, home, folder)
+    ]
+
+
 def lines_of(folder: Folder, base: str = "") -> list[Line]:
     """A run's topics and models, for a page or a table.
 
@@ -97,9 +127,10 @@ def lines_of(folder: Folder, base: str = "") -> list[Line]:
     Raises:
         ArtifactError: as `config_of`.
     """
-    found = []
+    found, current = [], {home.path for home in evaluated(folder)}
     for each in states(folder):
-        is_evaluated = each.last is not None and each.last.stage == "evaluate"
+        home = folder / "models" / each.label / "evaluate"
+        is_evaluated = each.scope == "model" and each.last is not None and home.path in current
         found.append(
             Line(
                 run=folder.name,

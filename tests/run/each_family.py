@@ -141,7 +141,7 @@ class Here:
 
     def __init__(self, model: str, chat: ChatFormat, lora: Lora | None) -> None:
         self.chat = chat
-        self.generator = InProcess(model, chat, lora)
+        self.generator = self.evaluator = InProcess(model, chat, lora)
         self.trainer = InThisProcess()
 
 

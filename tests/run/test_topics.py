@@ -11,9 +11,9 @@ from unlearn_ray import pipeline
 from unlearn_ray.artifacts import Folder, read_manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.engines.protocols import Reply, Request
-from unlearn_ray.errors import ConfigError, EngineError, FailedError, PartialError, ThinDataError
+from unlearn_ray.errors import ArtifactError, ConfigError, EngineError, FailedError, PartialError, ThinDataError
 from unlearn_ray.plan import claimed, plan
-from unlearn_ray.runs import FAILED, lines_of, states, write_index
+from unlearn_ray.runs import FAILED, evaluated, lines_of, states, write_index
 from unlearn_ray.stages.stage import finished_manifest
 from unlearn_ray.stages.table import COMMANDS
 
@@ -164,6 +164,51 @@ def test_a_topic_with_too_few_rows_is_left_out(tmp_path: Path) -> None:
     thin = config_of(tmp_path, "Dune", dataset={"floors": floors | {"forget_rows": 1000}, "holdout_fraction": 0.2})
     with pytest.raises(ThinDataError, match="rows to forget 'Dune'"):
         finish(thin)
+
+
+def test_a_topic_that_was_left_out_stays_out_of_a_later_evaluation(tmp_path: Path) -> None:
+    floors = FLOORS | {"forget_rows": 10}
+    few = {"questions": {"num_questions": 1}}
+    config = config_of(tmp_path, "Dune", "Solaris", "Ubik", dataset={"floors": floors, "holdout_fraction": 0.0})
+    topics = tuple(topic.model_copy(update=few) if topic.name == "Solaris" else topic for topic in config.topics)
+    config = config.model_copy(update={"topics": topics})
+    with pytest.raises(PartialError, match="Solaris"):
+        finish(config, steps=COMMANDS)
+    done = finished_manifest(config.folder / "models/joint/evaluate")
+    with pytest.raises(PartialError, match="Solaris"):
+        finish(config, steps=["evaluate"])
+    assert finished_manifest(config.folder / "models/joint/evaluate") == done
+
+
+@pytest.mark.parametrize("adapters", ["joint", "per_topic"])
+def test_a_step_alone_refuses_what_was_made_with_another_config_though_a_topic_failed(
+    tmp_path: Path, adapters: str
+) -> None:
+    config = config_of(tmp_path, "Dune", "Solaris", "Ubik", finetune={"adapters": adapters})
+    with pytest.raises(PartialError):
+        finish(config, Engines(silent_about("Solaris")), COMMANDS)
+    model = "joint" if adapters == "joint" else "dune"
+    done = finished_manifest(config.folder / "models" / model / "evaluate")
+    longer = config.model_copy(update={"finetune": config.finetune.model_copy(update={"num_steps": 7})})
+    with pytest.raises(ArtifactError, match="finetune is unfinished, damaged or of another config: do it first"):
+        plan(longer, ["evaluate"])
+    with pytest.raises(
+        (ArtifactError, FailedError), match="is of another config: do it first with unlearn-ray finetune"
+    ):
+        finish(longer, steps=["evaluate"])
+    assert finished_manifest(config.folder / "models" / model / "evaluate") == done, "what is there stays"
+
+
+def test_figures_of_a_model_that_failed_since_are_not_shown(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Solaris", finetune=ALONE)
+    finish(config, steps=COMMANDS)
+    assert len(evaluated(config.folder)) == 2
+    longer = config.model_copy(update={"finetune": config.finetune.model_copy(update={"num_steps": 2})})
+    with pytest.raises(PartialError):
+        finish(longer, Engines(fail_at=["solaris"]), COMMANDS)
+    assert [home.parent.name for home in evaluated(config.folder)] == ["dune"]
+    (line,) = (line for line in lines_of(config.folder) if line.kind == "model" and line.name == "solaris")
+    assert line.state == "failed" and not line.figures and not line.link
 
 
 def test_what_a_row_near_one_topic_tells_of_another_is_dropped_where_they_meet(tmp_path: Path) -> None:

@@ -21,13 +21,12 @@ from unlearn_ray.config import RunConfig, Topic
 from unlearn_ray.errors import ArtifactError, InputError, ModelError, gist
 from unlearn_ray.plan import model_identity, model_of
 from unlearn_ray.rows import digest, slug_of
-from unlearn_ray.runs import MARKER, config_of, failure_in, units_in
+from unlearn_ray.runs import MARKER, config_of, failure_in, is_made_from, units_in
 from unlearn_ray.serving.names import RESERVED, parse_name
 from unlearn_ray.serving.registry import DATA, WEIGHTS, Registry, Release, ReleasedTopic, ServiceRecord, now
 from unlearn_ray.serving.settings import ServiceSettings
 from unlearn_ray.serving.weights import ADAPTER, check_model, check_shapes, read_adapter
 from unlearn_ray.stages.finetune import EXPORT
-from unlearn_ray.stages.stage import JOINT
 from unlearn_ray.stages.table import STAGES
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.modelfiles import Shapes, linear_shapes
@@ -91,7 +90,7 @@ def read_run(folder: Folder) -> tuple[RunConfig, list[Chain]]:
             continue
         manifests = _finished(folder, home)
         made_of = dict(manifests["mixture"].details.get("topics", {}))
-        if not set(topics) - lost <= set(made_of) <= set(topics) and name == JOINT:
+        if not set(topics) - lost <= set(made_of) <= set(topics) and config.finetune.adapters == "joint":
             raise ArtifactError(f"{folder} is unfinished ({name}): finish it with unlearn-ray run CONFIG")
         chains.append(Chain(folder, name, tuple(topics[slug] for slug in sorted(made_of)), manifests))
     if not chains:
@@ -109,21 +108,10 @@ def _finished(folder: Folder, home: Folder) -> dict[str, Manifest]:
     manifests: dict[str, Manifest] = {}
     for stage in (stage for stage in STAGES if stage.scope == "model"):
         manifest = read_manifest(home / stage.name)
-        if manifest is None or not _is_made_from(manifest, manifests, folder):
+        if manifest is None or not is_made_from(manifest, home, folder):
             raise ArtifactError(f"{folder} is unfinished ({stage.name}): finish it with unlearn-ray run CONFIG")
         manifests[stage.name] = manifest
     return manifests
-
-
-def _is_made_from(manifest: Manifest, manifests: Mapping[str, Manifest], folder: Folder) -> bool:
-    """Whether the inputs that a manifest names are those that are there."""
-    for key, fingerprint in manifest.inputs.items():
-        slug, _, stage = key.rpartition("/")
-        home = folder / "topics" / slug if slug else folder / "pool"
-        found = manifests.get(key) or read_manifest(home / stage)
-        if (found is None and slug) or (found is not None and found.fingerprint != fingerprint):
-            return False
-    return True
 
 
 def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:

@@ -12,7 +12,7 @@ from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import FinetuneConfig, RunConfig, Topic
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
-from unlearn_ray.errors import ArtifactError
+from unlearn_ray.errors import ArtifactError, StorageError
 from unlearn_ray.rows import Drop, seed_of
 from unlearn_ray.stages.mixture import MIXTURE
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work
@@ -136,7 +136,10 @@ def _run_all(works: Sequence[Work]) -> dict[str, Manifest | Exception]:
     if jobs:
         for name, result in works[0].engines.trainer.outcomes([job for _, job in jobs.values()]).items():
             work, job = jobs[name]
-            ended[name] = result if isinstance(result, Exception) else finish(work.run, job, result)
+            try:
+                ended[name] = result if isinstance(result, Exception) else finish(work.run, job, result)
+            except (ArtifactError, StorageError) as error:
+                ended[name] = error
     return ended
 
 

@@ -257,25 +257,34 @@ class Work:
         return {topic.name: self.inputs[f"{topic.slug}/{stage.name}"] for topic in self.unit.topics}
 
 
-def perform(stage: Stage, unit: Unit, engines: Engines) -> Manifest:
+def perform(stage: Stage, unit: Unit, engines: Engines, identities: "Identities | None" = None) -> Manifest:
     """Do a stage's work on a unit; where it is finished, with the same identity, nothing is done.
 
     Raises:
-        ArtifactError: an input is unfinished.
+        ArtifactError: an input is unfinished, or of another config.
     """
-    work = opened(stage, unit, engines)
+    work = opened(stage, unit, engines, identities)
     return finished_manifest(work.run.folder) if work.run.is_finished else stage.run(work)
 
 
-def opened(stage: Stage, unit: Unit, engines: Engines) -> Work:
-    """A stage's work on a unit, its folder opened.
+def opened(stage: Stage, unit: Unit, engines: Engines, identities: "Identities | None" = None) -> Work:
+    """A stage's work on a unit, its folder opened. What is there already is touched only once all inputs are known to be of this config.
+
+    Args:
+        identities: of the run; None: they are worked out.
 
     Raises:
-        ArtifactError: an input is unfinished.
+        ArtifactError: an input is unfinished, or of another config.
     """
     values, inputs = stage.identity(unit)
-    read = {each.key: each.folder for each in sources(stage, unit)}
-    inputs = inputs | {key: finished_manifest(folder).fingerprint for key, folder in read.items()}
+    expected, read = identities or Identities(), dict[str, Folder]()
+    for each in sources(stage, unit):
+        found = finished_manifest(each.folder)
+        if found.fingerprint != expected.of(each.stage, each.unit):
+            raise ArtifactError(
+                f"{each.folder} is of another config: do it first with unlearn-ray {each.stage.command} CONFIG"
+            )
+        read[each.key], inputs = each.folder, inputs | {each.key: found.fingerprint}
     run = open_stage(unit.home / stage.name, stage.name, stage.version, values, inputs)
     return Work(unit, run, read, engines)
 

@@ -2,7 +2,7 @@
 
 For a question q and a request r(s) for a question about a subject s,
 
-    score(s) = log P(q | r(s)) / number of tokens of q and of the end of its turn,
+    score(s) = log P(q | r(s)) / number of tokens of q,
 
 q is about s where score(s) is larger than that of every rival, and than that of a request for a question about nothing in particular.
 Small models say no (or yes) to every yes-or-no question, and tell subjects apart so; a score costs a prompt and no text.
@@ -54,5 +54,7 @@ class SubjectCheck:
 
     def compare(self, replies: Sequence[Reply]) -> Compared:
         """Of replies without an error, in the order of `requests`."""
-        anything, own, *rivals = (sum(reply.logprobs) / max(1, len(reply.logprobs)) for reply in replies)
+        anything, own, *rivals = (
+            sum(reply.logprobs) / len(reply.logprobs) if reply.logprobs else -math.inf for reply in replies
+        )
         return Compared(own, max(rivals, default=-math.inf), anything)
