@@ -189,7 +189,7 @@ def test_an_engine_that_fails_on_every_request_says_its_first_error_once(
 def test_an_error_of_a_batch_is_said_with_its_text_and_asked_once(ray_session: ClusterConfig) -> None:
     with fleet_of(RefusesInPython) as fleet:
         with pytest.raises(
-            EngineError, match=r"TemplateSyntaxError: roles must alternate .*\(unlearn_ray/engines/dispatcher"
+            EngineError, match=r"TemplateSyntaxError: roles must alternate .*\(unlearn_ray/engines/engine_actor"
         ):
             fleet.client.generate(requests("a", "twist"))
         assert fleet.client.generate(requests("b"))[0].texts == ("b",)  # it lives on

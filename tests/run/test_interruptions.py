@@ -73,7 +73,7 @@ def test_a_half_written_stage_is_redone_and_said(quickstart: Run, tmp_path: Path
     (run.local / TOPIC / "dataset" / "started.json").unlink()
     plan = unlearn("run", QUICKSTART, "--dry-run", cwd=tmp_path, timeout=300)
     line = next(line for line in plan.stdout.splitlines() if line.startswith("dataset"))
-    assert "redo" in line and "half written" in line
+    assert "redo" in line and "or half" in line  # the column ends there
 
 
 def test_two_runs_of_one_name_cannot_write_the_same_folder(quickstart: Run, tmp_path: Path) -> None:
