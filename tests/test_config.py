@@ -344,7 +344,7 @@ def test_keys_that_stand_in_a_topic_are_its_own(tmp_path: Path) -> None:
     [
         ("answers: {num_sample: 9}", "answers of 'Harry Potter': unknown key num_sample: did you mean 'num_samples'?"),
         ("answers: {num_samples: many}", "answers of 'Harry Potter': num_samples: give a whole number"),
-        ("dataset: {retain: {num_general: 3}}", "dataset.retain.num_general is no topic's"),
+        ("dataset: {retain: {num_general: 3}}", "a topic can't set dataset.retain.num_general"),
         ("finetune: {num_steps: 3}", "one model forgets all topics: set it for the run"),
     ],
 )

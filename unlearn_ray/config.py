@@ -496,7 +496,7 @@ class RunConfig(Strict):
             )
         for key in _paths_in(keys, name):
             if any(key == shared or key.startswith(f"{shared}.") for shared in _SHARED_KEYS):
-                raise ConfigError(f"{where}: {key} is no topic's, it holds for the whole run: set it there")
+                raise ConfigError(f"{where}: a topic can't set {key}, which holds for the whole run: set it there")
         values = _laid_over(section.model_dump(mode="json"), keys)
         try:
             merged = type(section).model_validate_json(as_json(values), strict=True)

@@ -154,8 +154,8 @@ class _Run:
             raise failure_of(self.failures, len(self.alive(models if self.of("model") else topics)))
 
     def leave_out(self, topics: Sequence[Unit]) -> None:
-        """What failed before is no part of the models now either, and is told again. Data that were too thin are looked at again where a
-        training is asked for, which may accept them."""
+        """Leave topics that failed before out of the models again, and say so. Where a training is asked for, thin data are checked again, as the user
+        may accept them now."""
         is_looked_at = not {"dataset", "finetune"}.isdisjoint(self.selected)
         unfinished = [
             unit

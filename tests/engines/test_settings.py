@@ -28,10 +28,13 @@ def test_the_names_that_are_read_are_those_of_vllms_own_class() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("swap_spaces", r"args\.swap_spaces is no argument of vLLM's engine: they are the fields of vllm\.EngineArgs"),
+        (
+            "swap_spaces",
+            r"args\.swap_spaces is not an argument of vLLM's engine: they are the fields of vllm\.EngineArgs",
+        ),
         ("kv_cache_dtpe", r"did you mean kv_cache_dtype or "),
         ("max_num_batch_tokens", r"did you mean max_num_batched_tokens or "),
-        ("_api_process_rank", r"is no argument"),
+        ("_api_process_rank", r"is not an argument"),
         ("tensor_parallel_size", r"can't be set here: set cluster\.engines\.tensor_parallel_size"),
         ("data_parallel_size", r"can't be set here: num_engines"),
         ("seed", r"can't be set here: each row has a seed"),

@@ -53,7 +53,7 @@ def check_arguments(settings: FleetSettings) -> None:
         if known and name not in known:
             near = difflib.get_close_matches(name, known - set(_REFUSED), 3, 0.6)
             hint = f"did you mean {' or '.join(near)}?" if near else "they are the fields of vllm.EngineArgs"
-            raise ConfigError(f"cluster.engines.args.{name} is no argument of vLLM's engine: {hint}")
+            raise ConfigError(f"cluster.engines.args.{name} is not an argument of vLLM's engine: {hint}")
 
 
 def check_arguments_without_gpu(settings: FleetSettings) -> None:

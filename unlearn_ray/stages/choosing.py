@@ -84,7 +84,7 @@ def choice_of(
 
 
 def apart_from(subjects: Sequence[str], topic: str, names: Sequence[str]) -> tuple[str, ...]:
-    """The subjects that share no name with a topic: what shares one is no choice."""
+    """The subjects that share no name with a topic: one that does can't be told apart from it."""
     return tuple(each for each in subjects if not mentions(each, names) and not mentions(topic, [each]))
 
 

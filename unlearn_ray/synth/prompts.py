@@ -141,7 +141,7 @@ class Prompts(BaseModel):
         return self
 
     def part(self, *keys: str) -> "Prompts":
-        """These keys alone, as a stage reads them: any other is no attribute of it, and its fingerprint covers no other.
+        """Only these keys, as a stage reads them: the part has no other attribute, and its fingerprint covers only these.
 
         Args:
             keys: names of fields, or of one entry of a mapping: `angles.fiction`; of none: `forms.`
