@@ -56,7 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups = {}
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        shared = [_SHARED[name] for name in fixtures if name in _SHARED]
+        own = vars(getattr(item, "module", object()))  # a module's own service is shared by its tests alone
+        shared = [_SHARED[name] for name in fixtures if name in _SHARED and name not in own]
         if _REAL.intersection(fixtures):
             item.add_marker(pytest.mark.real)
         if _LONG.intersection(fixtures):
