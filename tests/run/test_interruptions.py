@@ -43,7 +43,8 @@ def test_ctrl_c_on_a_terminal_with_bars_ends_in_one_line(quickstart: Run, tmp_pa
     copied(quickstart, tmp_path, "questions")
     screen, keyboard = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "run", str(QUICKSTART), "--until", "answers"],
+        # Many samples: a busy machine must not be done before this test has read of the first bar.
+        [*COMMAND, "run", str(QUICKSTART), "answers.num_samples=32", "--until", "answers"],
         cwd=tmp_path,
         env=environment() | {"TERM": "xterm"},
         stdin=keyboard,
