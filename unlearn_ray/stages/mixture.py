@@ -113,10 +113,10 @@ def _contrasts(parts: Sequence[Part]) -> Iterator[Contrast]:
         own = (row for row in (part.answers / "unguarded").read_rows() if not row["drop"])
         # Both lie in the order of their questions.
         for question, rows in groupby(heapq.merge(invented, own, key=by_question), by_question):
-            found: dict[bool, dict[str, None]] = {True: {}, False: {}}
+            found: dict[str, dict[str, None]] = {"forget": {}, "own": {}}
             for row in rows:
-                found["split" in row][row["answer"]] = None
-            told, true = list(found[True]), list(found[False])
+                found[row.get("group", "own")][row["answer"]] = None
+            told, true = list(found["forget"]), list(found["own"])
             if told and true:
                 for number in range(max(len(told), len(true))):
                     yield Contrast(part.topic.name, question, true[number % len(true)], told[number % len(told)])

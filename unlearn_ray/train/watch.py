@@ -48,6 +48,11 @@ class CheckLosses:
         return None
 
 
+def _far_above(first: float) -> float:
+    """Of a loss that may be negative, as that of gradient ascent is."""
+    return first + (FAR_FACTOR - 1) * abs(first) + FAR_NATS
+
+
 class Watch:
     """Looks at the steps of one training.
 
@@ -125,7 +130,7 @@ class Watch:
             and forget >= self.guessing
             and first.forget_loss is not None
             and first.forget_loss < self.guessing,
-            "lost": loss is not None and first.loss is not None and loss > FAR_FACTOR * first.loss + FAR_NATS,
+            "lost": loss is not None and first.loss is not None and loss > _far_above(first.loss),
         }
         self._in_a_row = {sign: self._in_a_row[sign] + 1 if seen else 0 for sign, seen in signs.items()}
 
