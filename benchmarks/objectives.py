@@ -1,9 +1,9 @@
 """What objectives forget and keep on the rows of a finished run, one after the other in this process: a table for docs/objectives.md.
 
-    python benchmarks/objectives.py CONFIG RUN "objective=npo learning_rate=5e-4 num_steps=30" ... [--seeds 0,1,2] [--max-facts 40] [--recall]
+    python benchmarks/objectives.py [CONFIG RUN "objective=npo learning_rate=5e-4 num_steps=30" ...] [--seeds 0,1,2] [--max-facts 40] [--recall] [--out FILE]
 
 RUN is the folder of a finished run of CONFIG: its mixture is trained on and its probes are asked, neither vLLM nor Ray is started. A setting
-is a list of keys of `finetune`. Choice is taken as the report takes it; where only what base knows is to count, a fact counts if base prefers it
+is a list of keys of `finetune`; without any, every objective at the config's own. Choice is taken as the report takes it; where only what base knows is to count, a fact counts if base prefers it
 in every wording. A row has the mean over the seeds, each seed's figures in brackets, and the seconds of a training.
 """
 
@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _results import about_this_run
+from _results import about_this_run, write
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import FinetuneConfig, RunConfig, load
@@ -33,6 +33,7 @@ from unlearn_ray.train.encoding import encode_contrasts, encode_rows
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.loop import train
 from unlearn_ray.train.models import DTYPES, load_base, prepare
+from unlearn_ray.train.objectives.table import OBJECTIVES
 from unlearn_ray.train.plain import PlainRuntime
 from unlearn_ray.train.refusals import refusals_of
 
@@ -58,6 +59,20 @@ class Bench:
             random.Random(0).shuffle(facts)
             kept = set(facts[:max_facts])
             yield from (each for each in placed if each.group == group and each.probe.fact_id in kept)
+
+    def keep_known(self, of_base: dict[str, float]) -> None:
+        """Ask only of facts that base prefers in every wording."""
+        known = defaultdict(list)
+        for each in self.probes:
+            known[each.probe.fact_id].append(of_base[each.probe.id])
+        self.probes = [each for each in self.probes if all(known[each.probe.fact_id])]
+
+    def num(self, group: str) -> int:
+        return sum(each.group == group for each in self.probes)
+
+    def mean(self, values: dict[str, float], group: str) -> float:
+        """Of a group's probes."""
+        return mean(values[each.probe.id] for each in self.probes if each.group == group)
 
     def fresh(self, config: FinetuneConfig, seed: int) -> Any:
         base = load_base(self.config.model_path, DTYPES[config.precision], self.device)
@@ -152,52 +167,49 @@ class Bench:
 
 
 def main(
-    config: Path,
-    run: Path,
-    settings: list[str],
-    seeds: Annotated[str, typer.Option()] = "0",
-    max_facts: Annotated[int | None, typer.Option(help="of a group; none: all")] = None,
-    recall: Annotated[bool, typer.Option()] = False,
+    config: Annotated[Path, typer.Argument(help="Of the run.")] = Path("jobs/configs/pocket.yaml"),
+    run: Annotated[Path, typer.Argument(help="Its folder; it is finished.")] = Path("runs/pocket"),
+    settings: Annotated[list[str] | None, typer.Argument(help="Keys of finetune, each set in quotes.")] = None,
+    seeds: str = "0",
+    max_facts: Annotated[int | None, typer.Option(help="Of a group; none: all.")] = None,
+    recall: Annotated[bool, typer.Option(help="Greedy answers as well.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
+    """Train at each setting and print a row for it."""
     (mixture,) = run.glob("models/*/mixture")
     loaded = load(config)
+    precision = "fp32" if loaded.finetune.precision == "auto" else loaded.finetune.precision
     bench = Bench(loaded, Folder(mixture), max_facts)
-    base = bench.fresh(loaded.finetune.model_copy(update={"precision": _precision(loaded)}), 0).eval()
+    base = bench.fresh(loaded.finetune.model_copy(update={"precision": precision}), 0).eval()
     metrics = {"choice": bench.choices} | ({"recall": bench.recalls} if recall else {})
     of_base = {name: metric(base) for name, metric in metrics.items()}
+    del base
     if loaded.evaluate.counts_known_only:
-        known = defaultdict(list)
-        for each in bench.probes:
-            known[each.probe.fact_id].append(of_base["choice"][each.probe.id])
-        bench.probes = [each for each in bench.probes if all(known[each.probe.fact_id])]
+        bench.keep_known(of_base["choice"])
     columns = [(name, group) for name in metrics for group in GROUPS]
-    print(about_this_run())
+    about = about_this_run()
+    print(f"`{about['command']}`, {about['date'][:10]}, {about['machine']['cores']} cores.\n")
     print(f"| setting | {' | '.join(f'{group} {name}' for name, group in columns)} | seconds |")
     print("| --- " * (len(columns) + 2) + "|")
+    print(f"| probes | {' | '.join(str(bench.num(group)) for _, group in columns)} | |")
     print(
-        f"| base | {' | '.join(_cell([_mean(bench, of_base[name], group)]) for name, group in columns)} | |", flush=True
+        f"| base | {' | '.join(_cell([bench.mean(of_base[name], group)]) for name, group in columns)} | |", flush=True
     )
-    numbers = [sum(each.group == group for each in bench.probes) for _, group in columns]
-    print(f"| probes | {' | '.join(map(str, numbers))} | |", flush=True)
-    for setting in settings:
+    rows = []
+    for setting in settings or [f"objective={kind}" for kind in OBJECTIVES]:
         overrides = [f"finetune.{each}" for each in setting.split()]
-        tuned = load(config, [*overrides, f"finetune.precision={_precision(loaded)}"]).finetune
+        tuned = load(config, [*overrides, f"finetune.precision={precision}"]).finetune
         found, seconds = [], []
         for seed in map(int, seeds.split(",")):
             module, took = bench.trained(tuned, seed_of(seed, "objectives"))
             found.append({name: metric(module) for name, metric in metrics.items()})
             seconds.append(took)
-        cells = [_cell([_mean(bench, each[name], group) for each in found]) for name, group in columns]
-        print(f"| {setting} | {' | '.join(cells)} | {mean(seconds):.0f} |", flush=True)
-
-
-def _precision(config: RunConfig) -> str:
-    return "fp32" if config.finetune.precision == "auto" else config.finetune.precision
-
-
-def _mean(bench: Bench, values: dict[str, float], group: str) -> float:
-    found = [values[each.probe.id] for each in bench.probes if each.group == group]
-    return mean(found) if found else float("nan")
+        figures = {f"{group} {name}": [bench.mean(each[name], group) for each in found] for name, group in columns}
+        rows.append({"setting": setting, "seconds": seconds, **figures})
+        print(f"| {setting} | {' | '.join(map(_cell, figures.values()))} | {mean(seconds):.0f} |", flush=True)
+    if out:
+        base_figures = {f"{group} {name}": bench.mean(of_base[name], group) for name, group in columns}
+        write({**about, "base": base_figures, "rows": rows}, out)
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -139,7 +139,7 @@ def test_topics_that_differ_only_in_case_or_accent_are_duplicates(tmp_path: Path
         ("model: " + "x" * 5_000 + ": 3", "valid"),
         ("x" * 900 + ": 3", "unknown key xx"),
     ],
-    ids=range(19),
+    ids=range(25),
 )
 def test_a_message_says_in_plain_words_what_to_give(tmp_path: Path, line: str, words: str) -> None:
     message = rejected(tmp_path, MINIMAL + line + "\n")
