@@ -305,8 +305,8 @@ class CeU(Lowering):
 
 class SatImp(Lowering):
     kind: Literal["satimp"] = "satimp"
-    beta1: NonNegativeFloat = 5.0  # saturation: tokens that are unlikely already count less
-    beta2: NonNegativeFloat = 1.0  # importance: tokens that are certain count less
+    saturation: NonNegativeFloat = 5.0  # tokens that are unlikely already count less
+    importance: NonNegativeFloat = 1.0  # tokens that are certain count less
 
 
 class Rmu(Lowering):

@@ -156,7 +156,7 @@ def test_what_is_lowered_may_have_any_loss_that_does_not_run_away(losses: list[f
 
 def test_a_lowering_that_runs_away_is_ended() -> None:
     with pytest.raises(DivergenceError, match=r"far above that of the first step, -1\.2, for 10 steps in a row"):
-        see([-1.2, *[3.0] * 30], config=LOWERING)
+        see([-1.2, *[4.0] * 30], config=LOWERING)
 
 
 def test_answers_that_are_lowered_may_become_unlikely_and_no_others() -> None:

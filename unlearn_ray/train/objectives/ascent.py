@@ -21,7 +21,7 @@ def wga(config: Wga, answers: Answers) -> torch.Tensor:
 
 
 def satimp(config: SatImp, answers: Answers) -> torch.Tensor:
-    """p^beta1 (1 - p)^beta2 log p, the weights without a gradient: saturation and importance (Yang et al. 2025, arXiv 2505.11953, section 5).
+    """p^saturation (1 - p)^importance log p, the weights without a gradient (Yang et al. 2025, arXiv 2505.11953, section 5).
     Per token."""
     p_N = answers.logp_N.detach().exp()
-    return (p_N**config.beta1 * (1 - p_N) ** config.beta2 * answers.logp_N).sum()
+    return (p_N**config.saturation * (1 - p_N) ** config.importance * answers.logp_N).sum()
