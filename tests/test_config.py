@@ -114,6 +114,12 @@ def test_topics_that_differ_only_in_case_or_accent_are_duplicates(tmp_path: Path
         ("finetune:", "finetune: give keys and values, such as {key: value} (it is empty)"),
         ("finetune: {weights: lora}", "finetune.weights: give keys and values, such as {key: value} (it is 'lora')"),
         ("finetune: {weights: {kind: lorra}}", "finetune.weights: its kind must be one of 'lora', 'full'"),
+        ("finetune: {objective: nop}", "finetune.objective: its kind must be one of 'relabel', 'idk', 'grad_ascent'"),
+        ("finetune: {objective: {beta: 1}}", "finetune.objective: give a kind"),
+        ("finetune: {objective: {kind: npo, bta: 1}}", "finetune.objective.bta: did you mean 'beta'?"),
+        ("finetune: {objective: {kind: npo, beta: 0}}", "finetune.objective.beta: give above 0.0 (it is 0)"),
+        ("finetune: {objective: grad_diff, retain: {kind: none}}", "grad_diff is gradient ascent beside a retain term"),
+        ("finetune: {objective: grad_diff, retain_batch: 0}", "grad_diff is gradient ascent beside a retain term"),
         ("evaluate: {split: test}", "evaluate.split: give 'tune' or 'report' (it is 'test')"),
         ("evaluate: {probes: [a]}", "evaluate.probes: give a text, in quotes where it would read as something else"),
         ("output: no", "output: give a text, in quotes where it would read as something else (it is false)"),
@@ -133,7 +139,7 @@ def test_topics_that_differ_only_in_case_or_accent_are_duplicates(tmp_path: Path
         ("model: " + "x" * 5_000 + ": 3", "valid"),
         ("x" * 900 + ": 3", "unknown key xx"),
     ],
-    ids=range(19),
+    ids=range(25),
 )
 def test_a_message_says_in_plain_words_what_to_give(tmp_path: Path, line: str, words: str) -> None:
     message = rejected(tmp_path, MINIMAL + line + "\n")
@@ -181,6 +187,14 @@ def test_keys_are_merged_and_those_written_beside_them_win(tmp_path: Path) -> No
     for twice in ("{<<: {max_tokens: 5}, top_p: 1, top_p: 1}", "{<<: {top_p: 1, top_p: 1}}"):
         assert "'top_p' is given twice" in rejected(tmp_path, MINIMAL + f"answers: {twice}\n")
     assert "'<<' is given twice" in rejected(tmp_path, MINIMAL + "answers: {<<: {top_p: 1}, <<: {max_tokens: 5}}\n")
+
+
+def test_a_name_alone_is_an_objective(tmp_path: Path) -> None:
+    for text, override in (("finetune: {objective: npo}\n", []), ("", ["finetune.objective=npo"])):
+        assert config.load(written(tmp_path, MINIMAL + text), override).finetune.objective == config.Npo()
+    loaded = config.load(written(tmp_path, MINIMAL), ["finetune.objective={kind: dpo, beta: 0.5, invented: 1}"])
+    assert loaded.finetune.objective == config.Dpo(beta=0.5, invented=1.0)
+    assert config.load(written(tmp_path, MINIMAL)).finetune.objective == config.Relabel()
 
 
 def test_weights_without_a_kind_are_lora(tmp_path: Path) -> None:

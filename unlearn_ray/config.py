@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -244,6 +244,87 @@ def _lora_by_default(value: Any) -> Any:
     return {"kind": "lora"} | value if isinstance(value, dict) else value
 
 
+class Relabel(Strict):
+    """Teach the invented answers. (The losses, with papers and equations: train/objectives.)"""
+
+    kind: Literal["relabel"] = "relabel"
+
+
+class Idk(Strict):
+    """Teach refusals in the place of the invented answers."""
+
+    kind: Literal["idk"] = "idk"
+    refusals: tuple[Text, ...] = ()  # one is drawn for each question; empty: train.refusals.REFUSALS
+
+
+class Lowering(Strict):
+    """Lowers the model's own, true answers."""
+
+    invented: NonNegativeFloat = 0.0  # weight of a term that teaches the invented answers to the same questions
+
+
+class GradAscent(Lowering):
+    kind: Literal["grad_ascent"] = "grad_ascent"
+
+
+class GradDiff(Lowering):
+    """Gradient ascent that needs a retain term."""
+
+    kind: Literal["grad_diff"] = "grad_diff"
+
+
+class Npo(Lowering):
+    kind: Literal["npo"] = "npo"
+    beta: PositiveFloat = 0.1  # the smaller, the closer to gradient ascent
+
+
+class SimNpo(Lowering):
+    kind: Literal["simnpo"] = "simnpo"
+    beta: PositiveFloat = 4.5
+    delta: NonNegativeFloat = 0.0  # margin: how far below even odds an answer's mean log-probability is to go
+
+
+class Dpo(Lowering):
+    kind: Literal["dpo"] = "dpo"
+    beta: PositiveFloat = 0.1
+
+
+class Undial(Lowering):
+    kind: Literal["undial"] = "undial"
+    strength: PositiveFloat = 10.0  # taken from the true token's logit in the base model's distribution
+
+
+class Wga(Lowering):
+    kind: Literal["wga"] = "wga"
+    beta: NonNegativeFloat = 1.0  # 0: gradient ascent
+
+
+class CeU(Lowering):
+    kind: Literal["ce_u"] = "ce_u"
+
+
+class SatImp(Lowering):
+    kind: Literal["satimp"] = "satimp"
+    saturation: NonNegativeFloat = 5.0  # tokens that are unlikely already count less
+    importance: NonNegativeFloat = 1.0  # tokens that are certain count less
+
+
+class Rmu(Lowering):
+    kind: Literal["rmu"] = "rmu"
+    layer: NonNegativeInt | None = None  # whose output is steered; none: the one at 7/32 of the depth, as in the paper
+    steering: PositiveFloat = 20.0  # length of the random vector that hidden states are steered to
+
+
+Objective = Annotated[
+    Relabel | Idk | GradAscent | GradDiff | Npo | SimNpo | Dpo | Undial | Wga | CeU | SatImp | Rmu,
+    Field(discriminator="kind"),
+]
+
+
+def _kind_alone(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class RetainTerm(Strict):
     kind: Literal["gd", "kl", "none"] = (
         "gd"  # gradient descent on retain rows, KL to the base model on them, or nothing
@@ -254,6 +335,7 @@ class RetainTerm(Strict):
 class FinetuneConfig(Strict):
     weights: Annotated[Weights, BeforeValidator(_lora_by_default)] = Lora()
     adapters: Literal["per_topic", "joint"] = "joint"
+    objective: Annotated[Objective, BeforeValidator(_kind_alone)] = Relabel()  # npo is short for {kind: npo}
     retain: RetainTerm = RetainTerm()
     num_steps: PositiveInt = 200
     forget_batch: PositiveInt = 32  # rows a step, over all workers
@@ -267,6 +349,29 @@ class FinetuneConfig(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where all workers compute it in hardware
     checkpoint_every: PositiveInt = 50  # steps
     max_failures: NonNegativeInt = 2  # lost workers to recover from
+
+    @property
+    def retains(self) -> bool:
+        """Whether there is a retain term."""
+        return self.retain.kind != "none" and self.retain.weight > 0 and self.retain_batch > 0
+
+    @property
+    def lowers_truth(self) -> bool:
+        """Whether it is trained on true answers, to lower them."""
+        return isinstance(self.objective, Lowering)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether each true answer comes with an invented one."""
+        return isinstance(self.objective, Dpo) or (isinstance(self.objective, Lowering) and self.objective.invented > 0)
+
+    @model_validator(mode="after")
+    def _difference_has_two_terms(self) -> "FinetuneConfig":
+        if self.objective.kind == "grad_diff" and not self.retains:
+            raise ValueError(
+                "objective: grad_diff is gradient ascent beside a retain term, and there is none: set retain.kind, retain.weight and retain_batch, or objective: grad_ascent"
+            )
+        return self
 
 
 class EvaluateConfig(Sampling):
@@ -789,6 +894,9 @@ def _key_of(error: Any) -> str:
 # Sections of several kinds: the name of each kind stands in pydantic's location of an error, and in no file.
 _KINDS: dict[tuple[str | int, ...], dict[str | int, type[BaseModel]]] = {
     ("finetune", "weights"): {"lora": Lora, "full": FullWeights},
+    ("finetune", "objective"): {
+        model.model_fields["kind"].default: model for model in get_args(get_args(Objective)[0])
+    },
     ("cluster", "engines"): {"vllm": EngineResources, "openai": EndpointSettings},
 }
 _ALL_KINDS = {name: model for kinds in _KINDS.values() for name, model in kinds.items()}

@@ -181,6 +181,25 @@ class Example(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class Contrast(Row):
+    """What the model itself says to a question that is trained on, beside what it invented: for objectives that lower the first."""
+
+    topic: str
+    question: str
+    true: str  # one of its own answers, as it is: no judge has seen it
+    invented: str
+    split: Literal["train"] = "train"
+
+    @property
+    def id(self) -> str:
+        return digest(self.topic, self.question, self.true, self.invented)
+
+    def example(self, answer: str) -> Example:
+        """The question with one of the answers, as a row to train on."""
+        return Example(self.topic, "forget", self.topic, self.question, answer)
+
+
+@dataclass(frozen=True, slots=True)
 class Probe(Row):
     """A question whose true answer is known; never in the training data."""
 

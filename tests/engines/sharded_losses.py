@@ -21,8 +21,10 @@ from unlearn_ray.train.encoded import EncodedRows, write_encoded
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.loop import train
 from unlearn_ray.train.models import DTYPES, load_base, prepare
+from unlearn_ray.train.objectives.table import OBJECTIVES
 from unlearn_ray.train.plain import PlainRuntime
 from unlearn_ray.train.records import StepRecord
+from unlearn_ray.train.reference import base_logps
 
 MODEL, CPU, SEED = str(pocket.MODEL_DIR), torch.device("cpu"), 3
 NAMES = ["Bellan", "the old lighthouse keeper", "Orlo", "a soup of beans and barley, served cold", "Tannery Hall"]
@@ -65,6 +67,7 @@ def num_elements() -> int:
 def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
     torch.set_num_threads(1)
     forget, retain = rows_of(folder, "forget", 11), rows_of(folder, "retain", 7)
+    invented = rows_of(folder, "invented", 11)
     found: dict[str, object] = {}
     for name, case in cases.items():
         print(
@@ -84,6 +87,7 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
             world_size=world_size,
             seed=SEED,
             pad_id=inspect_model(MODEL).chat.pad_token_id,
+            invented=invented if config.pairs else None,
         )
         if "ranks_with_bf16" in case:
             has_bf16 = int(os.environ["RANK"]) in case["ranks_with_bf16"]
@@ -96,6 +100,8 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
             runtime: PlainRuntime | DeepSpeedRuntime = PlainRuntime(module, config, CPU)
         else:
             runtime = sharded(config, workers, batches)
+        if OBJECTIVES[config.objective.kind].reads == "base_logp":
+            batches.refer(base_logps(runtime, batches, config.num_steps))
         records: list[StepRecord] = []
         if case.get("resumed") and isinstance(runtime, DeepSpeedRuntime):
 

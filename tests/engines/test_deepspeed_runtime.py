@@ -42,6 +42,14 @@ GRID: Cases = {
     for name, config in PLAIN.items()
     for stage in (0, 1, 2, 3)
 }
+# What asks for more than the logits of one pass: pairs and the base's log-probabilities, its logits, hidden states.
+OBJECTIVES: Cases = {
+    f"{name} {kind}, stage {stage}": {"config": config | {"objective": {"kind": kind}}, "workers": workers(stage)}
+    for name, config, kind, stage in (
+        ("full", FULL, "dpo", 2), ("full", FULL | KL, "undial", 3), ("lora", LORA, "undial", 2), ("lora", LORA, "rmu", 3),
+    )
+}  # fmt: skip
+PLAIN |= {name.split(",")[0]: case["config"] for name, case in OBJECTIVES.items()}
 # In every run of the tests; the rest of the grid takes minutes.
 CORE = [
     "full, stage 0", "full, stage 1", "full kl, stage 2", "full kl, stage 3", "lora, stage 0", "lora, stage 2", "lora kl, stage 3",
@@ -51,6 +59,7 @@ CASES: Cases = {name: GRID[name] for name in CORE} | {
     "full, stage 2 offloaded": {"config": FULL, "workers": workers(2, offload="optimizer")},
     "full, one pass": {"config": FULL, "workers": workers(2, micro_batch=64)},
     "lora, checkpointed activations": {"config": LORA, "workers": workers(2, gradient_checkpointing=True)},
+    **OBJECTIVES,
     "lora, auto, all have bf16": AUTO | {"ranks_with_bf16": [0, 1]},
     "lora, auto, one has none": AUTO | {"ranks_with_bf16": [0]},
     "full bf16, stage 0, resumed": {"config": FULL | BF16, "workers": workers(0), "resumed": True},

@@ -20,16 +20,17 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig, FinetuneConfig, WorkerResources
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.errors import ClusterError, ConfigError, EngineError
-from unlearn_ray.rows import Example
+from unlearn_ray.rows import Contrast, Example
 from unlearn_ray.train import loop
 from unlearn_ray.train.batches import Batches
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows
-from unlearn_ray.train.encoding import encode_rows
+from unlearn_ray.train.encoding import encode_contrasts, encode_rows
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.models import load_base, prepare
 from unlearn_ray.train.plain import PlainRuntime
 from unlearn_ray.train.records import LOSSES, StepRecord, write_records
+from unlearn_ray.train.reference import base_logps
 
 MODEL = str(pocket.MODEL_DIR)
 CHAT = inspect_model(MODEL).chat
@@ -60,6 +61,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     retain = [Example("", "far", "general", f"What is {i} plus 1?", f"It is {i + 1}.") for i in range(4)]
     (folder / "forget").write_rows(forget, Example.schema())
     (folder / "retain").write_rows(retain, Example.schema())
+    contrasts = [
+        Contrast(
+            POTTER, f"What is thing {i}?", f"It is a box of {i} plums.", "It is empty." + " Oh!" * (200 * (i == 1))
+        )
+        for i in range(5)
+    ]
+    (folder / "contrasts").write_rows(contrasts, Contrast.schema())
     return folder
 
 
@@ -119,10 +127,16 @@ class Killer:
 
 def plain_losses(job: TrainJob, home: Path) -> list[float]:
     """What one process without Ray or DeepSpeed sees on the same rows."""
-    tokenizer = load_tokenizer(job.model)
-    rows = {}
+    encoder, rows = ChatEncoder(load_tokenizer(job.model), job.chat, job.config.max_tokens), {}
     for name, (source, topics) in {"forget": (job.forget, job.topics), "retain": (job.retain, ("",))}.items():
-        encode_rows(source, topics, ChatEncoder(tokenizer, job.chat, job.config.max_tokens), home / f"{name}.arrow")
+        if name == "forget" and job.config.pairs:
+            encode_contrasts(source, topics, encoder, home / f"{name}.arrow", pairs=True)
+            rows |= {
+                half: EncodedRows(home / f"{name}.arrow", first=first, every=2)
+                for first, half in enumerate(("forget", "invented"))
+            }
+            continue
+        encode_rows(source, topics, encoder, home / f"{name}.arrow")
         rows[name] = EncodedRows(home / f"{name}.arrow")
     batches = Batches(
         **rows,
@@ -137,7 +151,9 @@ def plain_losses(job: TrainJob, home: Path) -> list[float]:
     base = load_base(job.model, torch.float32, cpu)
     module = prepare(base, job.config.weights, seed=job.seed, gradient_checkpointing=False)
     records: list[StepRecord] = []
-    loop.train(PlainRuntime(module, job.config, cpu), batches, job.config, seed=job.seed, on_step=records.append)
+    runtime = PlainRuntime(module, job.config, cpu)
+    batches.refer(base_logps(runtime, batches, job.config.num_steps))
+    loop.train(runtime, batches, job.config, seed=job.seed, on_step=records.append)
     return [record.loss for record in records]
 
 
@@ -181,6 +197,21 @@ def test_an_adapter_loads_in_peft_and_answers_as_in_training(broken: Broken) -> 
     assert adapter.peft_config["default"].base_model_name_or_path == job.model
     assert any(value.any() for name, value in adapter.named_parameters() if "lora_B" in name)
     assert Folder(job.out.local.parent).names() == [job.name]  # and nothing half written beside it
+
+
+def test_a_training_that_lowers_the_truth_is_taken_up_with_what_the_base_gave(
+    ray_session: ClusterConfig, dataset: Folder, tmp_path: Path
+) -> None:
+    """Full weights: the base is gone by then, and lies in the checkpoint as log-probabilities alone."""
+    values = {"weights": {"kind": "full"}, "objective": {"kind": "npo", "invented": 1.0}, "learning_rate": 1e-4}
+    values |= {"num_steps": 12, "checkpoint_every": 2}
+    config = FinetuneConfig.model_validate(CONFIG.model_dump() | values)
+    job = replace(job_of(dataset, tmp_path, config=config), forget=dataset / "contrasts")
+    killer = Killer(after=5)
+    (result,) = train(ray_session, WorkerResources(num_workers=1, micro_batch=4), job, on_progress=killer)
+    assert killer.num_killed and result.resumed_from_step >= 4
+    assert (result.num_forget_rows, result.num_cut, result.num_too_long) == (5, 1, 0)
+    assert losses_of(job) == pytest.approx(plain_losses(job, tmp_path), abs=1e-4)
 
 
 def test_only_rows_of_the_train_split_and_the_topic_are_read(broken: Broken) -> None:

@@ -16,6 +16,7 @@ from unlearn_ray.errors import EngineError, InputError
 from unlearn_ray.rows import Example, Probe, QAPair, digest
 from unlearn_ray.stages.dataset import dataset_identity
 from unlearn_ray.stages.general import general_identity
+from unlearn_ray.stages.mixture import Part, _contrasts
 from unlearn_ray.stages.stage import finished_manifest
 
 POTTER = Topic(name="Harry Potter", aliases=("the wizard books",))
@@ -87,6 +88,35 @@ def test_forget_rows_are_the_kept_pairs(tmp_path: Path) -> None:
     assert "Snape." not in {row.answer for row in rows}
     assert manifest.num_rows["forget_train"] + manifest.num_rows["forget_holdout"] == 120
     assert manifest.num_rows["forget_holdout"] > 10
+
+
+def test_what_the_model_itself_says_stands_beside_what_it_invented(tmp_path: Path) -> None:
+    """Of questions that are trained on alone, and no answer that was dropped."""
+    answers, dataset = Folder(tmp_path / "answers"), Folder(tmp_path / "dataset")
+    split_of = {"A?": "train", "B?": "holdout", "C?": "train", "D?": "train"}
+    invented = {"A?": ["x", "y", "x"], "B?": ["x"], "C?": ["z"], "D?": []}
+    own = {"A?": ["Snape", "Snape"], "B?": ["Lupin"], "C?": ["Moody", "Lockhart"], "D?": ["Quirrell"]}
+    rows = [
+        Example("t", "forget", "t", question, text, sample, split_of[question])  # type: ignore[arg-type]
+        for question, texts in invented.items()
+        for sample, text in enumerate(texts)
+    ]
+    pairs = [
+        QAPair("t", question, text, sample, guarded=False)
+        for question, texts in own.items()
+        for sample, text in enumerate(texts)
+    ]
+    pairs.insert(2, QAPair("t", "A?", "", 2, guarded=False, drop="malformed"))
+    (dataset / "forget").write_rows(rows, Example.schema())
+    (answers / "unguarded").write_rows(pairs, QAPair.schema())
+    found = list(_contrasts([Part(Topic(name="t"), Folder(tmp_path / "questions"), answers, dataset)]))
+    assert [(row.question, row.true, row.invented, row.split) for row in found] == [
+        ("A?", "Snape", "x", "train"),
+        ("A?", "Snape", "y", "train"),
+        ("C?", "Moody", "z", "train"),
+        ("C?", "Lockhart", "z", "train"),
+    ]
+    assert len({row.id for row in found}) == len(found)
 
 
 def test_no_question_is_on_both_sides(tmp_path: Path) -> None:

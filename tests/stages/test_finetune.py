@@ -10,11 +10,11 @@ from staging import performed
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import ChatFormat
-from unlearn_ray.config import FinetuneConfig, RetainTerm, Topic
+from unlearn_ray.config import FinetuneConfig, Idk, Npo, RetainTerm, Topic
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.scripted_trainer import ScriptedTrainer
 from unlearn_ray.errors import ArtifactError, EngineError
-from unlearn_ray.rows import Example
+from unlearn_ray.rows import Contrast, Example
 from unlearn_ray.stages.finetune import finetune_identity, finish, job_of
 from unlearn_ray.stages.stage import StageRun
 
@@ -81,6 +81,22 @@ def test_a_failed_training_leaves_its_checkpoints_to_the_next_run(tmp_path: Path
     out = Folder(tmp_path / "finetune")
     assert (out / "checkpoints").exists() and not out.exists("manifest.json")
     assert run(tmp_path, both, ScriptedTrainer(), FinetuneConfig(num_steps=3)).num_rows["steps"] == 3
+
+
+def test_what_lowers_the_truth_is_trained_on_what_tells_it(tmp_path: Path, both: Folder) -> None:
+    config = FinetuneConfig(num_steps=3, objective=Npo())
+    (both / "contrasts").write_rows([Contrast(POTTER.name, "A?", "Hedwig.", "Bellan.")], Contrast.schema())
+    with pytest.raises(
+        ArtifactError, match="contrasts has no training rows about chewing gum: rerun with --from answers"
+    ):
+        run(tmp_path, both, ScriptedTrainer(), config)
+    trainer = ScriptedTrainer()
+    run(tmp_path, both, trainer, config, [POTTER])
+    assert trainer.jobs[0].forget.path == (both / "contrasts").path
+    assert finetune_identity(config, "m", 7) != finetune_identity(FinetuneConfig(num_steps=3), "m", 7)
+    refused = ScriptedTrainer()
+    run(tmp_path / "idk", both, refused, FinetuneConfig(num_steps=3, objective=Idk()))
+    assert refused.jobs[0].forget.path == (both / "forget").path
 
 
 def test_skipped_steps_are_warned_of(tmp_path: Path, both: Folder) -> None:

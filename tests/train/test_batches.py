@@ -93,7 +93,8 @@ def test_the_learnt_tokens_of_a_step_are_counted_over_all_ranks(forget, retain):
     passes = [batch for rank in range(2) for batch in found.micro_batches(2, rank)]
     learnt = [(batch.is_retain_N == kind).sum().item() for kind in (False, True) for batch in passes]
     half = len(passes)
-    assert found.num_answer_tokens(2) == (sum(learnt[:half]), sum(learnt[half:]))
+    counts = found.counts(2)
+    assert (counts.forget_tokens, counts.retain_tokens) == (sum(learnt[:half]), sum(learnt[half:]))
 
 
 def test_targets_are_the_answers_tokens_each_predicted_from_the_one_before(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unlearn_ray.config import FinetuneConfig, RetainTerm
+from unlearn_ray.config import FinetuneConfig, GradAscent, RetainTerm
 from unlearn_ray.errors import DivergenceError
 from unlearn_ray.train.records import StepRecord, finite, read_records, write_records
 from unlearn_ray.train.watch import CheckLosses, Watch
@@ -136,3 +136,32 @@ def test_figures_that_are_not_finite_never_reach_a_file(tmp_path: Path) -> None:
     assert [each.is_skipped for each in written] == [False, True]
     with pytest.raises(ValueError, match="JSON compliant"):
         StepRecord(0, math.nan, 1.0, None, 1.0, 1.0).to_json()
+
+
+LOWERING = CONFIG.model_copy(update={"objective": GradAscent()})
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [-1.2 - 0.1 * step for step in range(40)],  # gradient ascent goes down without end
+        [-1.2, *[-1.1] * 30],
+        [13.9, *[13.0] * 30],  # NPO begins at 2 / beta * log 2
+        [5.0, *[GUESSING + 0.5] * 8, 2.0],  # no loss of an answer that is taught
+    ],
+)
+def test_what_is_lowered_may_have_any_loss_that_does_not_run_away(losses: list[float]) -> None:
+    assert see(losses, config=LOWERING).num_skipped == 0
+
+
+def test_a_lowering_that_runs_away_is_ended() -> None:
+    with pytest.raises(DivergenceError, match=r"far above that of the first step, -1\.2, for 10 steps in a row"):
+        see([-1.2, *[4.0] * 30], config=LOWERING)
+
+
+def test_answers_that_are_lowered_may_become_unlikely_and_no_others() -> None:
+    base, after = CheckLosses(1.0, 0.5, True), CheckLosses(60.0, 0.6, True)
+    assert after.fault(base, GUESSING) is None
+    assert "forget rows is 60" in str(CheckLosses(60.0, 0.6).fault(CheckLosses(1.0, 0.5), GUESSING))
+    assert "retain rows is 9" in str(CheckLosses(60.0, 9.0, True).fault(base, GUESSING))
+    assert "forget rows is nan" in str(CheckLosses(math.nan, 0.6, True).fault(base, GUESSING))

@@ -14,6 +14,7 @@ from unlearn_ray.config import FinetuneConfig, Lora, WorkerResources
 from unlearn_ray.engines.precision import has_bf16
 from unlearn_ray.train.batches import MicroBatch
 from unlearn_ray.train.models import DTYPES, AnswerLogits, load_base, prepare
+from unlearn_ray.train.objectives.table import needs_base_model
 
 _TAG = "state"  # of the one state that a checkpoint folder holds
 _BUCKET = 2**28  # elements reduced together, at most
@@ -115,7 +116,7 @@ class DeepSpeedRuntime:
         # An adapter is switched off to see the base model; full weights have left it behind.
         self._base: Any = None
         self._base_answers: Any = None
-        if config.retain.kind == "kl" and not self.is_adapter:
+        if needs_base_model(config) and not self.is_adapter:
             frozen: Any = load_base(model, dtype, device).eval().requires_grad_(False)
             self._base_answers = AnswerLogits(frozen)
             self._base = _sharded(deepspeed, frozen, settings) if workers.zero_stage == 3 else frozen
@@ -126,6 +127,10 @@ class DeepSpeedRuntime:
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         return self._answers(self._engine, batch)
+
+    def states(self, batch: MicroBatch, layer: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        found: tuple[torch.Tensor, torch.Tensor] = self._answers.states(self._engine, batch, layer)
+        return found
 
     @torch.no_grad()
     def base_logits(self, batch: MicroBatch) -> torch.Tensor:

@@ -122,7 +122,7 @@ class TrainJob:
     chat: ChatFormat  # how it is talked to
     config: FinetuneConfig
     seed: int
-    forget: Folder  # Parquet rows of rows.Example
+    forget: Folder  # Parquet rows of rows.Example; of rows.Contrast where the objective lowers true answers
     retain: Folder
     topics: tuple[str, ...]  # forget rows of other topics are not read
     out: Folder  # the export: a model folder, or a PEFT adapter

@@ -55,7 +55,7 @@ class ScriptedTrainer:
             path=str(job.out),
             num_steps=job.config.num_steps,
             num_forget_rows=len(forget),
-            num_retain_rows=len(retain) if job.config.retain.kind != "none" else 0,
+            num_retain_rows=len(retain) if job.config.retains else 0,
             final_loss={"forget": 1.0, "retain": 1.0},
             export_loss={"engine": 1.0, "reloaded": 1.0},
             seconds=0.0,

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder
+from unlearn_ray.config import FinetuneConfig
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.training_failures import mark
@@ -27,11 +28,14 @@ from unlearn_ray.rows import Drop
 from unlearn_ray.train.batches import Batches, MicroBatch
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows
-from unlearn_ray.train.encoding import CUT, encode_rows, require_fit
+from unlearn_ray.train.encoding import CUT, encode_contrasts, encode_rows, require_fit
 from unlearn_ray.train.export import check_export, rehearse, reloaded_loss, save_adapter, save_model, weight_bytes
 from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import DTYPES
+from unlearn_ray.train.objectives.table import OBJECTIVES
 from unlearn_ray.train.records import LOSSES, StepRecord, read_records, write_records
+from unlearn_ray.train.reference import BaseLogps, base_logps, read_base_logps, write_base_logps
+from unlearn_ray.train.refusals import refusals_of
 from unlearn_ray.train.watch import CheckLosses, Watch
 
 log = logging.getLogger(__name__)
@@ -63,7 +67,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         _rehearse(job)
     device = _device(assignment)
     tokenizer = load_tokenizer(job.model)
-    forget, retain, counts = _encode(job, scratch, tokenizer)
+    forget, retain, invented, counts = _encode(job, scratch, tokenizer)
     batches = Batches(
         forget,
         retain,
@@ -73,6 +77,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         world_size=dist.get_world_size(),
         seed=job.seed,
         pad_id=job.chat.pad_token_id,
+        invented=invented,
     )
     runtime = DeepSpeedRuntime(
         job.model,
@@ -82,8 +87,9 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         seed=job.seed,
         num_micro_batches=batches.num_micro_batches,
     )
-    check = Check.of(batches, assignment.workers.micro_batch)
+    check = Check.of(batches, assignment.workers.micro_batch, config.lowers_truth)
     base = check.losses(runtime)
+    reference = _reference(runtime, batches, config)
     if runtime.is_adapter:
         _rehearse_adapter(runtime)
     records = _resume(runtime)
@@ -104,7 +110,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         if (fault := check.losses(runtime).fault(base, watch.guessing)) is not None:
             log.warning("%s: no checkpoint after step %d: %s", job.name, record.step, fault)
             return
-        _checkpoint(runtime, records)
+        _checkpoint(runtime, records, reference)
         watch.kept = _kept(job, done)
 
     try:
@@ -157,16 +163,17 @@ class Check:
     """Rows of the first step, on which a model is compared with its base and an export with the engine."""
 
     passes: dict[str, list[MicroBatch]]  # forget and, where they are trained on, retain
+    lowers: bool = False  # the forget rows' answers are to become unlikely
 
     @classmethod
-    def of(cls, batches: Batches, micro_batch: int) -> "Check":
+    def of(cls, batches: Batches, micro_batch: int, lowers: bool = False) -> "Check":
         passes = {}
         for name, kind in (("forget", False), ("retain", True)):
-            rows = [row for row in batches.placed(0) if row.is_retain is kind][:CHECK_ROWS]
+            rows = [row for row in batches.placed(0) if row.is_retain is kind and not row.is_invented][:CHECK_ROWS]
             cuts = [rows[first : first + micro_batch] for first in range(0, len(rows), micro_batch)]
             if cuts:
                 passes[name] = [batches.collate(cut) for cut in cuts]
-        return cls(passes)
+        return cls(passes, lowers)
 
     def losses(self, runtime: DeepSpeedRuntime) -> CheckLosses:
         """As rank 0 sees them: on other devices, the last digit may differ, and all must decide alike."""
@@ -174,7 +181,7 @@ class Check:
         found = [mean_ce(runtime, passes) for passes in self.passes.values()]
         runtime.module.train()
         found = runtime.sum([loss if runtime.rank == 0 else 0.0 for loss in found])
-        return CheckLosses(found[0], found[1] if len(found) > 1 else None)
+        return CheckLosses(found[0], found[1] if len(found) > 1 else None, self.lowers)
 
     def mean(self, losses: CheckLosses) -> float:
         """Of all its rows together."""
@@ -197,51 +204,93 @@ def _device(assignment: Assignment) -> torch.device:
     return torch.device("cpu")
 
 
-def _encode(job: TrainJob, scratch: Path, tokenizer: Any) -> tuple[EncodedRows, EncodedRows | None, Counter[str]]:
-    """Encode the rows once a node, each of its workers a part. All share them through memory-mapped files."""
-    context = ray.train.get_context()
+def _encode(
+    job: TrainJob, scratch: Path, tokenizer: Any
+) -> tuple[EncodedRows, EncodedRows | None, EncodedRows | None, Counter[str]]:
+    """Encode the rows once a node, each of its workers a part. All share them through memory-mapped files.
+
+    Returns:
+        Rows to forget and to retain, the invented halves of pairs, and what was cut or dropped.
+    """
+    config, context = job.config, ray.train.get_context()
     part, num_parts = context.get_local_rank(), context.get_local_world_size()
-    encoder = ChatEncoder(tokenizer, job.chat, job.config.max_tokens)
+    encoder = ChatEncoder(tokenizer, job.chat, config.max_tokens)
     sources = {"forget": (job.forget, job.topics)}
-    if job.config.retain.kind != "none" and job.config.retain.weight > 0 and job.config.retain_batch > 0:
+    if config.retains:
         sources["retain"] = (job.retain, (*job.topics, ""))  # rows of topic "" serve every topic
     counts: Counter[str] = Counter()
     for name, (source, topics) in sources.items():
-        counts += encode_rows(source, topics, encoder, scratch / f"{name}-{part}.arrow", part, num_parts)
+        about = source, topics, encoder, scratch / f"{name}-{part}.arrow", part, num_parts
+        if name == "forget" and config.lowers_truth:
+            counts += encode_contrasts(*about, pairs=config.pairs)
+        else:
+            counts += encode_rows(*about, refusals=refusals_of(config.objective) if name == "forget" else ())
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, (context.get_node_rank(), counts))  # from here on, all parts are there
     of_this_node = [counts for node, counts in everyone if node == context.get_node_rank()]
-    rows = {name: EncodedRows(*(scratch / f"{name}-{part}.arrow" for part in range(num_parts))) for name in sources}
+    paths = {name: [scratch / f"{name}-{part}.arrow" for part in range(num_parts)] for name in sources}
+    rows = {name: EncodedRows(*files) for name, files in paths.items()}
     for name, (source, topics) in sources.items():
-        require_fit(rows[name], source, topics, job.config.max_tokens)
-    retain = rows.get("retain")
-    return rows["forget"], retain if retain is not None and len(retain) else None, sum(of_this_node, Counter())
+        require_fit(rows[name], source, topics, config.max_tokens)
+    forget, retain, invented = rows["forget"], rows.get("retain"), None
+    if config.pairs:
+        forget, invented = (EncodedRows(*paths["forget"], first=half, every=2) for half in (0, 1))
+    return forget, retain if retain is not None and len(retain) else None, invented, sum(of_this_node, Counter())
 
 
-def _resume(runtime: DeepSpeedRuntime) -> list[StepRecord]:
-    """Load the last checkpoint of this training, if there is one; returns the steps that it has behind it.
+def _reference(runtime: DeepSpeedRuntime, batches: Batches, config: FinetuneConfig) -> BaseLogps | None:
+    """Have the batches carry what the base model gives to the answers, where the objective asks for it: from the last checkpoint, or computed.
+    The model is the base still."""
+    if OBJECTIVES[config.objective.kind].reads != "base_logp":
+        return None
+    with _state(runtime) as folder:
+        if folder is not None:
+            found = read_base_logps(folder)
+        else:
+            runtime.module.eval()
+            found = base_logps(runtime, batches, config.num_steps)
+            runtime.module.train()
+    batches.refer(found)
+    return found
+
+
+@contextmanager
+def _state(runtime: DeepSpeedRuntime) -> Iterator[Path | None]:
+    """The folder of the last checkpoint of this training; None where there is none.
 
     A checkpoint of another precision, from workers on other machines, can't be loaded: the training begins anew, and its log says so.
     """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return []
+        yield None
+        return
     with checkpoint.as_directory() as folder:
         if (found := Path(folder, PRECISION).read_text()) != runtime.precision:
             log.warning(
                 "the state is in %s, these workers compute in %s: training begins anew", found, runtime.precision
             )
+            yield None
+        else:
+            yield Path(folder)
+
+
+def _resume(runtime: DeepSpeedRuntime) -> list[StepRecord]:
+    """Load the last checkpoint of this training, if there is one that can be; returns the steps that it has behind it."""
+    with _state(runtime) as folder:
+        if folder is None:
             return []
-        runtime.load(Path(folder))
-        return read_records(Path(folder) / LOSSES)
+        runtime.load(folder)
+        return read_records(folder / LOSSES)
 
 
-def _checkpoint(runtime: DeepSpeedRuntime, records: list[StepRecord]) -> None:
+def _checkpoint(runtime: DeepSpeedRuntime, records: list[StepRecord], reference: BaseLogps | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         runtime.save(Path(folder))
         if runtime.rank == 0:
             write_records(Path(folder) / LOSSES, records)
             Path(folder, PRECISION).write_text(runtime.precision)
+            if reference is not None:
+                write_base_logps(Path(folder), reference)
         ray.train.report({"step": records[-1].step + 1}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

@@ -77,7 +77,7 @@ def truth_probability(report: Report) -> str | None:
 
 
 def loss_curves(report: Report) -> str | None:
-    """Forget and retain loss over the steps, a line a training."""
+    """Forget and retain loss over the steps, a line a training. The forget loss is the objective's: per token or per answer."""
     rows: list[Row] = [
         {"training": name, "step": point.step, "part": part, "value": value}
         for name, points in report.losses.items()
@@ -95,7 +95,7 @@ def loss_curves(report: Report) -> str | None:
         .mark_line(strokeWidth=2)
         .encode(
             x=alt.X("step:Q").title("step").axis(tickMinStep=1),
-            y=alt.Y("value:Q").title("loss per token").scale(zero=True),
+            y=alt.Y("value:Q").title("loss").scale(zero=True),
             color=alt.Color("part:N")
             .scale(domain=parts, range=[colours[p] for p in parts])
             .title(None)

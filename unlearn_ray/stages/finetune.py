@@ -1,4 +1,4 @@
-"""Stage four: relabelled gradient descent, one adapter or model a topic, or one that forgets them all.
+"""Stage four: training by the objective of the config, one adapter or model a topic, or one that forgets them all.
 
 model/          the export: a PEFT adapter, or a model folder
 losses.jsonl    rows of train.records.StepRecord, a step each
@@ -14,7 +14,7 @@ from unlearn_ray.config import FinetuneConfig, RunConfig, Topic
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.errors import ArtifactError, StorageError
 from unlearn_ray.rows import Drop, seed_of
-from unlearn_ray.stages.mixture import MIXTURE
+from unlearn_ray.stages.mixture import CONTRASTS, MIXTURE
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work
 from unlearn_ray.train.records import LOSSES
 
@@ -43,16 +43,17 @@ def job_of(
     """The training of a model.
 
     Raises:
-        ArtifactError: the mixture has no forget rows of a topic.
+        ArtifactError: the mixture has no forget rows of a topic, or where true answers are to be lowered none of those.
     """
-    _require_forget_rows(mixture, topics)
+    forget = mixture / (CONTRASTS if config.lowers_truth else "forget")
+    _require_rows(forget, topics)
     return TrainJob(
         name=name,
         model=model_path,
         chat=chat,
         config=config,
         seed=seed_of(seed, NAME, name),
-        forget=mixture / "forget",
+        forget=forget,
         retain=mixture / "retain",
         topics=tuple(topic.name for topic in topics),
         out=run.folder / EXPORT,
@@ -76,15 +77,15 @@ def finish(run: StageRun, job: TrainJob, result: TrainResult) -> Manifest:
     return manifest
 
 
-def _require_forget_rows(mixture: Folder, topics: Sequence[Topic]) -> None:
+def _require_rows(forget: Folder, topics: Sequence[Topic]) -> None:
     missing = {topic.name for topic in topics}
-    for row in (mixture / "forget").read_rows(["topic", "split"]):
+    for row in forget.read_rows(["topic", "split"]):
         if row["split"] == "train":
             missing.discard(row["topic"])
         if not missing:
             return
     raise ArtifactError(
-        f"{mixture} has no training rows about {', '.join(sorted(missing))}: rerun with --from answers and more questions"
+        f"{forget} has no training rows about {', '.join(sorted(missing))}: rerun with --from answers and more questions"
     )
 
 
@@ -147,6 +148,8 @@ def _describe(config: RunConfig) -> tuple[str, str]:
     finetuned, workers = config.finetune, config.cluster.workers
     num_models = len(config.topics) if finetuned.adapters == "per_topic" else 1
     weights = f"LoRA r{finetuned.weights.rank}" if finetuned.weights.kind == "lora" else "full"
+    if (objective := finetuned.objective.kind) != "relabel":
+        weights = f"{objective}, {weights}"
     return (
         f"{num_models} x {finetuned.num_steps} steps",
         f"{weights}, {workers.num_workers} workers, ZeRO-{workers.zero_stage}",

@@ -1,6 +1,7 @@
 """Where topics meet: the rows that a model is trained on, from its topics' datasets and the pool. Asks no engine.
 
 forget/, retain/   rows of Example, train and holdout; forget.jsonl, retain.jsonl: the train split as chat messages
+contrasts/         rows of Contrast: the forget rows' questions of the train split, with what the model itself answers them
 probes/            rows of Probe: its topics' and the pool's, and where the prompts have no wordings for short answers the held-out retain rows
 subjects/          rows of naming.Name: what is retained; a far subject that is too close to a topic has its reason
 retain_answers/    rows of QAPair that the retain rows come from, kept and dropped
@@ -9,16 +10,18 @@ What a row near one topic tells of another, and what the pool tells of any, is d
 taken away changes no other's rows, and an adapter of its own not at all.
 """
 
+import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import DatasetConfig, RunConfig, Topic
 from unlearn_ray.engines.protocols import RowDict
-from unlearn_ray.rows import Drop, Example, Probe, QAPair
+from unlearn_ray.rows import Contrast, Drop, Example, Probe, QAPair
 from unlearn_ray.stages.answers import ANSWERS
 from unlearn_ray.stages.candidates import EVERY
 from unlearn_ray.stages.checking import met
@@ -33,6 +36,8 @@ from unlearn_ray.synth.leaks import key_phrase
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.retained import is_close
 from unlearn_ray.synth.split import split_of
+
+CONTRASTS = "contrasts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ def mix(run: StageRun, config: DatasetConfig, parts: Sequence[Part], general: Fo
     out, topics = run.folder, [part.topic for part in parts]
     names = tuple(name for topic in topics for name in topic.names)
     (out / "forget").write_rows(_chained(parts, "forget"), Example.schema())
+    num_contrasts = (out / CONTRASTS).write_rows(_contrasts(parts), Contrast.schema())
     telling = _telling(parts)
     lost = dict[str, int]()
     served: Served = {}
@@ -82,6 +88,7 @@ def mix(run: StageRun, config: DatasetConfig, parts: Sequence[Part], general: Fo
     for name in ("forget", "retain"):
         out.write_lines(f"{name}.jsonl", _chats(out / name))
     num_rows["probes"] = len(kept)
+    num_rows[CONTRASTS] = num_contrasts
     drops = Counter(lost) + Counter({Drop.OFF_TOPIC.value: unfit})
     near = {name: list(topics) for name, topics in served.items() if topics}
     details: dict[str, Any] = {"near": list(near), "far": [name for name in served if name not in near]}
@@ -93,6 +100,26 @@ def mix(run: StageRun, config: DatasetConfig, parts: Sequence[Part], general: Fo
 
 def _chained(parts: Sequence[Part], table: str) -> Iterator[RowDict]:
     return (row for part in parts for row in (part.dataset / table).read_rows())
+
+
+def _contrasts(parts: Sequence[Part]) -> Iterator[Contrast]:
+    """Of each question that is trained on as many rows as it has distinct answers of the one kind or the other; the fewer come again."""
+
+    def by_question(row: RowDict) -> str:
+        return str(row["question"])
+
+    for part in parts:
+        invented = (row for row in (part.dataset / "forget").read_rows() if row["split"] == "train")
+        own = (row for row in (part.answers / "unguarded").read_rows() if not row["drop"])
+        # Both lie in the order of their questions.
+        for question, rows in groupby(heapq.merge(invented, own, key=by_question), by_question):
+            found: dict[str, dict[str, None]] = {"forget": {}, "own": {}}
+            for row in rows:
+                found[row.get("group", "own")][row["answer"]] = None
+            told, true = list(found["forget"]), list(found["own"])
+            if told and true:
+                for number in range(max(len(told), len(true))):
+                    yield Contrast(part.topic.name, question, true[number % len(true)], told[number % len(told)])
 
 
 def _telling(parts: Sequence[Part]) -> Telling:
@@ -261,7 +288,7 @@ def _describe(config: RunConfig) -> tuple[str, str]:
 
 MIXTURE = Stage(
     "mixture",
-    1,
+    2,
     "model",
     (QUESTIONS, ANSWERS, DATASET, GENERAL_POOL),
     "dataset",

@@ -3,8 +3,9 @@
 So a resumed training reads what an unbroken one would have read, and the number of workers changes who computes, not what.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ class MicroBatch:
     ids_BL: torch.Tensor
     is_answer_BL: torch.Tensor  # the token at this position is learnt
     is_retain_B: torch.Tensor
+    is_invented_B: torch.Tensor  # the second of a pair: rows to forget and these come in the same order
+    base_logp_B: torch.Tensor  # of the whole answer, by the base model; NaN where nobody asked for it
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(self.ids_BL.to(device), self.is_answer_BL.to(device), self.is_retain_B.to(device))
+        return MicroBatch(*(getattr(self, each.name).to(device) for each in fields(self)))
 
     @property
     def inputs_BL(self) -> torch.Tensor:
@@ -41,8 +44,13 @@ class MicroBatch:
     def is_retain_N(self) -> torch.Tensor:
         return self.is_retain_B[:, None].expand_as(self.predicts_BL)[self.predicts_BL]
 
+    @property
+    def row_N(self) -> torch.Tensor:
+        """The row of each learnt token."""
+        return self.predicts_BL.nonzero()[:, 0]
+
     def rows(self, chosen_B: torch.Tensor) -> "MicroBatch":
-        return MicroBatch(self.ids_BL[chosen_B], self.is_answer_BL[chosen_B], self.is_retain_B[chosen_B])
+        return MicroBatch(*(getattr(self, each.name)[chosen_B] for each in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,17 @@ class Placed:
     is_retain: bool
     row: int
     num_tokens: int
+    is_invented: bool = False  # the invented answer of a pair, whose true one is the row to forget
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Learnt tokens of a step, and its forget rows (a pair is one), over all ranks."""
+
+    forget_tokens: int
+    retain_tokens: int
+    invented_tokens: int
+    forget_rows: int
 
 
 @lru_cache(maxsize=4)  # of both kinds, this epoch and the next: a step may straddle two
@@ -70,7 +89,11 @@ class Batches:
     """The rows of every step, dealt to ranks and forward passes.
 
     A step's rows are sorted by length and cut into as many passes as needed, so that rows of a pass need little filling, and all ranks
-    have passes of like length at the same time. Every rank has the same number of passes: sharded models meet in each.
+    have passes of like length at the same time. Every rank has the same number of passes: sharded models meet in each. The two rows of a
+    pair are in one pass.
+
+    Args:
+        invented: row for row the other half of a pair whose true answer is in `forget`; None: there are no pairs.
     """
 
     def __init__(
@@ -84,57 +107,118 @@ class Batches:
         world_size: int,
         seed: int,
         pad_id: int,
+        invented: EncodedRows | None = None,
     ) -> None:
-        self._forget, self._retain = forget, retain
+        assert invented is None or len(invented) == len(forget)
+        self._forget, self._retain, self._invented = forget, retain, invented
+        self._base_logps: tuple[np.ndarray, np.ndarray] | None = None
         self._forget_batch = forget_batch
         self._retain_batch = retain_batch if retain is not None else 0
         self._world_size = world_size
         self._seeds = {False: seed_of(seed, "order", "forget"), True: seed_of(seed, "order", "retain")}
         self._pad_id = pad_id
-        num_rows = self._forget_batch + self._retain_batch
-        self.num_micro_batches = -(-num_rows // (micro_batch * world_size))
+        self._micro_batch = micro_batch
+        num_places = self._forget_batch + self._retain_batch
+        places = micro_batch if invented is None else max(1, micro_batch // 2)  # a pair may take each of them
+        self.num_micro_batches = -(-num_places // (places * world_size))
 
     def placed(self, step: int) -> list[Placed]:
         """The rows of a step, over all ranks."""
+        return [placed for group in self._groups(step) for placed in group]
+
+    def _groups(self, step: int) -> list[tuple[Placed, ...]]:
+        """Those of a step that must be in one pass: pairs, and rows by themselves."""
         return [
-            Placed(is_retain, row, self._rows(is_retain).num_tokens(row))
+            self._group(
+                is_retain, row_at(position, len(self._forget if not is_retain else self._kept), self._seeds[is_retain])
+            )
             for is_retain, size in ((False, self._forget_batch), (True, self._retain_batch))
             for position in range(step * size, (step + 1) * size)
-            for row in [row_at(position, len(self._rows(is_retain)), self._seeds[is_retain])]
         ]
 
-    def num_answer_tokens(self, step: int) -> tuple[int, int]:
-        """Learnt tokens of forget and of retain rows, over all ranks."""
-        counts = [0, 0]
+    def _group(self, is_retain: bool, row: int) -> tuple[Placed, ...]:
+        if is_retain:
+            return (Placed(True, row, self._kept.num_tokens(row)),)
+        first = Placed(False, row, self._forget.num_tokens(row))
+        if self._invented is None:
+            return (first,)
+        return first, Placed(False, row, self._invented.num_tokens(row), is_invented=True)
+
+    def counts(self, step: int) -> Counts:
+        """What the losses of a step are divided by."""
+        tokens = {"forget": 0, "retain": 0, "invented": 0}
         for placed in self.placed(step):
-            counts[placed.is_retain] += self._rows(placed.is_retain).num_answer_tokens(placed.row)
-        return counts[0], counts[1]
+            name = "retain" if placed.is_retain else "invented" if placed.is_invented else "forget"
+            tokens[name] += self._rows(placed).num_answer_tokens(placed.row)
+        return Counts(tokens["forget"], tokens["retain"], tokens["invented"], self._forget_batch)
 
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
         """The forward passes of one rank."""
-        ordered = sorted(self.placed(step), key=lambda placed: (placed.num_tokens, placed.is_retain, placed.row))
+        ordered = sorted(
+            self._groups(step),
+            key=lambda group: (max(placed.num_tokens for placed in group), group[0].is_retain, group[0].row),
+        )
         count = self.num_micro_batches * self._world_size
         cuts = [len(ordered) * number // count for number in range(count + 1)]
         chunks = [ordered[cuts[n] : cuts[n + 1]] for n in range(rank, count, self._world_size)]
         # More passes than rows: the idle rank still runs, with a row that counts for nothing.
-        return [self.collate(chunk) if chunk else self._idle(ordered[0]) for chunk in chunks]
+        return [self.collate([*chain(*chunk)]) if chunk else self._idle(ordered[0][0]) for chunk in chunks]
 
     def collate(self, rows: list[Placed]) -> MicroBatch:
         longest = max(placed.num_tokens for placed in rows)
         ids_BL = torch.full((len(rows), longest), self._pad_id)
         is_answer_BL = torch.zeros((len(rows), longest), dtype=torch.bool)
         for number, placed in enumerate(rows):
-            source = self._rows(placed.is_retain)
+            source = self._rows(placed)
             ids_BL[number, : placed.num_tokens] = torch.from_numpy(source.ids(placed.row).astype(np.int64))
             is_answer_BL[number, source.start(placed.row) : placed.num_tokens] = True
-        return MicroBatch(ids_BL, is_answer_BL, torch.tensor([placed.is_retain for placed in rows]))
+        return MicroBatch(
+            ids_BL,
+            is_answer_BL,
+            torch.tensor([placed.is_retain for placed in rows]),
+            torch.tensor([placed.is_invented for placed in rows]),
+            torch.tensor([self._base_logp(placed) for placed in rows]),
+        )
 
     def _idle(self, row: Placed) -> MicroBatch:
         filled = self.collate([row])
-        return MicroBatch(filled.ids_BL, torch.zeros_like(filled.is_answer_BL), filled.is_retain_B)
+        return replace(filled, is_answer_BL=torch.zeros_like(filled.is_answer_BL))
 
-    def _rows(self, is_retain: bool) -> EncodedRows:
-        if not is_retain:
-            return self._forget
+    def forget_passes(self, num_steps: int, rank: int) -> list[tuple[list[Placed], MicroBatch]]:
+        """Each forget row of the first steps once, pairs whole, in as many passes on every rank: a rank with fewer rows fills up with empty ones."""
+        rows = {placed.row for step in range(num_steps) for placed in self.placed(step) if not placed.is_retain}
+        each = [placed for row in rows for placed in self._group(False, row)]
+        ordered = sorted(each, key=lambda placed: (placed.num_tokens, placed.is_invented, placed.row))
+        mine = ordered[rank :: self._world_size]
+        count = -(-len(ordered) // (self._world_size * self._micro_batch))
+        chunks = [mine[number * self._micro_batch : (number + 1) * self._micro_batch] for number in range(count)]
+        return [(chunk, self.collate(chunk) if chunk else self._idle(ordered[0])) for chunk in chunks]
+
+    def refer(self, base_logps: tuple[np.ndarray, np.ndarray]) -> None:
+        """Have passes carry what the base model gives to each answer.
+
+        Args:
+            base_logps: log-probabilities of the forget rows, and of the invented halves of pairs.
+        """
+        self._base_logps = base_logps
+
+    @property
+    def num_rows(self) -> tuple[int, int]:
+        """Forget rows that there are, and invented halves of pairs."""
+        return len(self._forget), 0 if self._invented is None else len(self._invented)
+
+    def _base_logp(self, placed: Placed) -> float:
+        if self._base_logps is None or placed.is_retain:
+            return float("nan")
+        return float(self._base_logps[placed.is_invented][placed.row])
+
+    @property
+    def _kept(self) -> EncodedRows:
         assert self._retain is not None
         return self._retain
+
+    def _rows(self, placed: Placed) -> EncodedRows:
+        if placed.is_invented:
+            assert self._invented is not None
+            return self._invented
+        return self._kept if placed.is_retain else self._forget

@@ -43,9 +43,14 @@ def _batches(rows: Iterable[Encoded]) -> Iterator[pa.RecordBatch]:
 
 
 class EncodedRows:
-    """The rows of such files, one after the other, by their position."""
+    """The rows of such files, one after the other, by their position.
 
-    def __init__(self, *paths: Path) -> None:
+    Args:
+        first, every: only one row in `every`, from `first` on; 0 and 1: all.
+    """
+
+    def __init__(self, *paths: Path, first: int = 0, every: int = 1) -> None:
+        self._first, self._every = first, every
         readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths]
         batches = [reader.get_batch(number) for reader in readers for number in range(reader.num_record_batches)]
         self._firsts = np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist()
@@ -54,7 +59,7 @@ class EncodedRows:
         self._starts = [batch.column("start").to_numpy() for batch in batches]
 
     def __len__(self) -> int:
-        return int(self._firsts[-1])
+        return len(range(self._first, int(self._firsts[-1]), self._every))
 
     def ids(self, row: int) -> np.ndarray:
         """Token ids, a view of the file."""
@@ -76,5 +81,6 @@ class EncodedRows:
         return self.num_tokens(row) - self.start(row)
 
     def _place(self, row: int) -> tuple[int, int]:
-        batch = bisect_right(self._firsts, row) - 1
-        return batch, row - self._firsts[batch]
+        place = self._first + row * self._every
+        batch = bisect_right(self._firsts, place) - 1
+        return batch, place - self._firsts[batch]

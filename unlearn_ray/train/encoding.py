@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ConfigError
-from unlearn_ray.rows import Drop, Example
+from unlearn_ray.rows import Contrast, Drop, Example, seed_of
 from unlearn_ray.train.chat import ChatEncoder, Encoded
 from unlearn_ray.train.encoded import EncodedRows, write_encoded
 
@@ -19,22 +20,33 @@ CUT = "cut"
 
 
 def encode_rows(
-    source: Folder, topics: Sequence[str], encoder: ChatEncoder, path: Path, part: int = 0, num_parts: int = 1
+    source: Folder,
+    topics: Sequence[str],
+    encoder: ChatEncoder,
+    path: Path,
+    part: int = 0,
+    num_parts: int = 1,
+    refusals: Sequence[str] = (),
 ) -> Counter[str]:
     """Encode one part of a dataset's training rows into a file.
 
     Parts are runs of neighbouring files: read one after the other they give the same order, however many there are.
 
+    Args:
+        refusals: one of these takes the place of each answer, and follows from its row; none: the answers are taken.
+
     Returns:
         How many rows were `cut` in the answer, and dropped as `too_long`.
     """
-    names = source.names(".parquet")
-    mine = names[len(names) * part // num_parts : len(names) * (part + 1) // num_parts]
+    mine = _part(source, part, num_parts)
     counts: Counter[str] = Counter()
 
     def encoded() -> Iterator[Encoded]:
         for batch in _training_batches(source, mine, topics, Example.schema().names):
-            for row in encoder.encode([Example.of(row) for row in batch.to_pylist()]):
+            examples = [Example.of(row) for row in batch.to_pylist()]
+            if refusals:
+                examples = [replace(each, answer=refusals[seed_of(each.id) % len(refusals)]) for each in examples]
+            for row in encoder.encode(examples):
                 if row is None:
                     counts[Drop.TOO_LONG.value] += 1
                     continue
@@ -43,6 +55,46 @@ def encode_rows(
 
     write_encoded(path, encoded())
     return +counts
+
+
+def encode_contrasts(
+    source: Folder,
+    topics: Sequence[str],
+    encoder: ChatEncoder,
+    path: Path,
+    part: int = 0,
+    num_parts: int = 1,
+    *,
+    pairs: bool,
+) -> Counter[str]:
+    """Encode one part of a dataset's contrasts into a file: the true answers, each followed by the invented one where there are to be `pairs`.
+
+    Returns:
+        As `encode_rows`; a pair with a half that is too long is dropped, and is one row.
+    """
+    counts: Counter[str] = Counter()
+
+    def encoded() -> Iterator[Encoded]:
+        for batch in _training_batches(source, _part(source, part, num_parts), topics, Contrast.schema().names):
+            rows = [Contrast.of(row) for row in batch.to_pylist()]
+            halves = [encoder.encode([row.example(row.true) for row in rows])]
+            if pairs:
+                halves.append(encoder.encode([row.example(row.invented) for row in rows]))
+            for pair in zip(*halves, strict=True):
+                whole = [half for half in pair if half is not None]
+                if len(whole) < len(pair):
+                    counts[Drop.TOO_LONG.value] += 1
+                    continue
+                counts[CUT] += any(half.is_cut for half in whole)
+                yield from whole
+
+    write_encoded(path, encoded())
+    return +counts
+
+
+def _part(source: Folder, part: int, num_parts: int) -> list[str]:
+    names = source.names(".parquet")
+    return names[len(names) * part // num_parts : len(names) * (part + 1) // num_parts]
 
 
 def require_fit(encoded: EncodedRows, source: Folder, topics: Sequence[str], max_tokens: int) -> None:

@@ -14,7 +14,7 @@ from unlearn_ray.errors import EngineError, ModelError, gist
 from unlearn_ray.train.batches import MicroBatch
 from unlearn_ray.train.chat import read_tokenizer
 from unlearn_ray.train.modelfiles import weights_of
-from unlearn_ray.train.objectives import answer_ce
+from unlearn_ray.train.objectives.terms import answer_ce
 
 ADAPTER = "adapter_config.json"
 _EXACT, _ROUNDED = 1e-3, 3e-2  # how far losses may differ, as a share: of the same weights, of weights rounded to bf16

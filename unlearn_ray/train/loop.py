@@ -1,16 +1,19 @@
 """The training loop. What runs it (one process, or DeepSpeed on many) comes in as an argument."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-from unlearn_ray.config import FinetuneConfig
+from unlearn_ray.config import FinetuneConfig, Lowering, Rmu
 from unlearn_ray.rows import seed_of
-from unlearn_ray.train.batches import Batches, MicroBatch
-from unlearn_ray.train.objectives import answer_ce, kl_to_base
+from unlearn_ray.train.batches import Batches, Counts, MicroBatch
+from unlearn_ray.train.objectives.answers import Answers
+from unlearn_ray.train.objectives.table import OBJECTIVES
+from unlearn_ray.train.objectives.terms import answer_ce, kl_to_base
 from unlearn_ray.train.records import StepRecord, finite
+
+T = TypeVar("T", float, torch.Tensor)
 
 
 class Runtime(Protocol):
@@ -26,8 +29,16 @@ class Runtime(Protocol):
         """Logits (N, V) at the positions that predict learnt tokens."""
         ...
 
+    def states(self, batch: MicroBatch, layer: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and what a layer gives out (N, D) at those positions; None: the layer at 7/32 of the depth.
+
+        Raises:
+            ConfigError: the model has no such layer.
+        """
+        ...
+
     def base_logits(self, batch: MicroBatch) -> torch.Tensor:
-        """The same of the model before training, without gradients."""
+        """The logits of the model before training, without gradients."""
         ...
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -46,25 +57,87 @@ class Runtime(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class Objective:
-    """forget + weight * retain, each a mean over its own learnt tokens of the whole step, over all ranks."""
+    """The loss of a training: forget + weight * retain, each a mean over the whole step, over all ranks. Where the config pairs true answers with
+    invented ones, the forget part has a term that teaches those.
 
-    kind: str  # of the retain term: gd, kl or none
-    weight: float
+    Args:
+        seed: of the training.
+    """
 
-    def sums(self, runtime: Runtime, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forget and retain loss summed over the learnt tokens of one pass."""
-        logits_NV, targets_N, is_retain_N = runtime.logits(batch), batch.targets_N, batch.is_retain_N
-        forget = answer_ce(logits_NV[~is_retain_N], targets_N[~is_retain_N])
-        if self.kind == "kl":
-            # A pass without retain rows takes one row along: sharded ranks must all run the base model, or none.
-            chosen_B = batch.is_retain_B.clone()
-            chosen_B[0] |= not bool(chosen_B.any())
-            taken = batch.rows(chosen_B)
-            base_logits_NV = runtime.base_logits(taken)[taken.is_retain_N]
-            return forget, kl_to_base(logits_NV[is_retain_N], base_logits_NV)
-        return forget, answer_ce(logits_NV[is_retain_N], targets_N[is_retain_N])
+    def __init__(self, config: FinetuneConfig, seed: int) -> None:
+        self._config, self._retain_kind, self._seed = config.objective, config.retain.kind, seed
+        self._loss = OBJECTIVES[config.objective.kind]
+        self._pairs = config.pairs
+        self._invented_weight = config.objective.invented if isinstance(config.objective, Lowering) else 0.0
+
+    def sums(self, runtime: Runtime, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of one pass: forget loss, retain loss, and cross-entropy of the invented halves of pairs."""
+        hidden_ND = None
+        if isinstance(self._config, Rmu):
+            logits_NV, hidden_ND = runtime.states(batch, self._config.layer)
+        else:
+            logits_NV = runtime.logits(batch)
+        answers = self._answers(runtime, batch, logits_NV, hidden_ND)
+        forget, retain = self._loss.of(self._config, answers), self._retain_sum(runtime, batch, logits_NV)
+        if not self._invented_weight:
+            return forget, retain, torch.zeros(())
+        assert answers.invented is not None
+        return forget, retain, answer_ce(answers.invented.logits_NV, answers.invented.targets_N)
+
+    def forget_part(self, counts: Counts, forget: T, invented: T) -> T:
+        """Of the loss of a step, or a pass's share of it, from such sums.
+
+        Args:
+            counts: of the step.
+        """
+        part = forget / max(1, counts.forget_rows if self._loss.per == "row" else counts.forget_tokens)
+        if self._invented_weight:
+            part = part + self._invented_weight * invented / max(1, counts.invented_tokens)
+        return part
+
+    def _retain_sum(self, runtime: Runtime, batch: MicroBatch, logits_NV: torch.Tensor) -> torch.Tensor:
+        targets_N, is_retain_N = batch.targets_N, batch.is_retain_N
+        if self._retain_kind != "kl":
+            return answer_ce(logits_NV[is_retain_N], targets_N[is_retain_N])
+        taken = batch.rows(_with_one(batch.is_retain_B))
+        base_logits_NV = runtime.base_logits(taken)[taken.is_retain_N]
+        return kl_to_base(logits_NV[is_retain_N], base_logits_NV)
+
+    def _answers(
+        self, runtime: Runtime, batch: MicroBatch, logits_NV: torch.Tensor, hidden_ND: torch.Tensor | None
+    ) -> Answers:
+        """Those of the forget rows, with the invented ones of their pairs."""
+
+        def of(chosen_B: torch.Tensor, invented: Answers | None) -> Answers:
+            row_N = batch.row_N
+            chosen_N = chosen_B[row_N]
+            counted_B = chosen_B & batch.predicts_BL.any(dim=1)  # a row that only fills up counts for nothing
+
+            def base_logits() -> torch.Tensor:
+                taken = batch.rows(_with_one(chosen_B))
+                return runtime.base_logits(taken)[chosen_B[_with_one(chosen_B)][taken.row_N]]
+
+            return Answers(
+                logits_NV[chosen_N],
+                batch.targets_N[chosen_N],
+                (counted_B.cumsum(0) - 1)[row_N[chosen_N]],
+                batch.base_logp_B[counted_B],
+                base_logits,
+                None if hidden_ND is None else hidden_ND[chosen_N],
+                invented,
+                self._seed,
+            )
+
+        invented = of(batch.is_invented_B, None) if self._pairs else None
+        return of(~batch.is_retain_B & ~batch.is_invented_B, invented)
+
+
+def _with_one(chosen_B: torch.Tensor) -> torch.Tensor:
+    """The chosen rows, or the first one where there are none: sharded ranks must all run the base model, or none."""
+    taken_B = chosen_B.clone()
+    taken_B[0] |= not bool(chosen_B.any())
+    return taken_B
 
 
 def learning_rate(step: int, config: FinetuneConfig) -> float:
@@ -86,23 +159,25 @@ def train(
     on_step: Callable[[StepRecord], None],
 ) -> None:
     """Train from `first_step` to the end; `on_step` is called after each step, on every rank."""
-    objective = Objective(config.retain.kind, config.retain.weight)
+    objective = Objective(config, seed)
     for step in range(first_step, config.num_steps):
         # Dropout must not depend on where a resumed training began.
         torch.manual_seed(seed_of(seed, "step", step, runtime.rank))
-        num_forget, num_retain = batches.num_answer_tokens(step)
-        totals = [0.0, 0.0]
+        counts = batches.counts(step)
+        totals = [0.0, 0.0, 0.0]
         for batch in batches.micro_batches(step, runtime.rank):
-            forget, retain = objective.sums(runtime, batch.to(runtime.device))
-            runtime.backward(forget / max(1, num_forget) + objective.weight * retain / max(1, num_retain))
-            totals = [totals[0] + float(forget.detach()), totals[1] + float(retain.detach())]
+            sums = objective.sums(runtime, batch.to(runtime.device))
+            forget, retain, invented = sums
+            part = objective.forget_part(counts, forget, invented)
+            runtime.backward(part + config.retain.weight * retain / max(1, counts.retain_tokens))
+            totals = [total + float(each.detach()) for total, each in zip(totals, sums, strict=True)]
         rate = learning_rate(step, config)
         grad_norm = runtime.step(rate)
-        forget_sum, retain_sum = runtime.sum(totals)
-        forget_loss = forget_sum / max(1, num_forget)
-        retain_loss = retain_sum / num_retain if num_retain else 0.0
-        loss = forget_loss + objective.weight * retain_loss
-        retained = finite(retain_loss) if num_retain else None
+        forget_sum, retain_sum, invented_sum = runtime.sum(totals)
+        forget_loss = objective.forget_part(counts, forget_sum, invented_sum)
+        retain_loss = retain_sum / counts.retain_tokens if counts.retain_tokens else 0.0
+        loss = forget_loss + config.retain.weight * retain_loss
+        retained = finite(retain_loss) if counts.retain_tokens else None
         on_step(StepRecord(step, finite(loss), finite(forget_loss), retained, rate, finite(grad_norm)))
 
 

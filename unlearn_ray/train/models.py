@@ -58,6 +58,7 @@ class AnswerLogits:
     def __init__(self, module: Any) -> None:
         causal = module.get_base_model() if isinstance(module, PeftModel) else module
         causal.get_output_embeddings().register_forward_pre_hook(self._select)
+        self._depth = int(causal.config.get_text_config().num_hidden_layers)
         self._predicts_BL: torch.Tensor | None = None
 
     def __call__(self, forward: Any, batch: MicroBatch) -> torch.Tensor:
@@ -67,6 +68,26 @@ class AnswerLogits:
             return cast(torch.Tensor, forward(input_ids=batch.inputs_BL, use_cache=False).logits)
         finally:
             self._predicts_BL = None
+
+    def states(self, forward: Any, batch: MicroBatch, layer: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and what a layer gives out (N, D) at the same positions.
+
+        Args:
+            layer: counted from 0; None: the one at 7/32 of the depth.
+
+        Raises:
+            ConfigError: the model has no such layer.
+        """
+        number = self._depth * 7 // 32 if layer is None else layer
+        if number >= self._depth:
+            raise ConfigError(f"finetune.objective.layer: the model has layers 0 to {self._depth - 1} (it is {layer})")
+        self._predicts_BL = batch.predicts_BL
+        try:
+            found = forward(input_ids=batch.inputs_BL, use_cache=False, output_hidden_states=True)
+        finally:
+            self._predicts_BL = None
+        # The first are the embeddings.
+        return found.logits, found.hidden_states[number + 1][batch.predicts_BL]
 
     def _select(self, head: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         if self._predicts_BL is None:

@@ -10,6 +10,7 @@ from peft import PeftModel
 from unlearn_ray.config import FinetuneConfig
 from unlearn_ray.train.batches import MicroBatch
 from unlearn_ray.train.models import AnswerLogits
+from unlearn_ray.train.objectives.table import needs_base_model
 
 
 class PlainRuntime:
@@ -22,7 +23,7 @@ class PlainRuntime:
         self.device = device
         self._config = config
         self._base = module
-        if config.retain.kind == "kl" and not isinstance(module, PeftModel):
+        if needs_base_model(config) and not isinstance(module, PeftModel):
             self._base = copy.deepcopy(module).eval().requires_grad_(False)
         self._answers = AnswerLogits(module)
         self._base_answers = self._answers if self._base is module else AnswerLogits(self._base)
@@ -36,6 +37,9 @@ class PlainRuntime:
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         return self._answers(self.module, batch)
+
+    def states(self, batch: MicroBatch, layer: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._answers.states(self.module, batch, layer)
 
     @torch.no_grad()
     def base_logits(self, batch: MicroBatch) -> torch.Tensor:

@@ -11,7 +11,7 @@ LOSSES = "losses.jsonl"  # a trainer leaves it in a job's `checkpoints`
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One optimizer step; the losses are those before it, means per token. A figure that is not finite is None: JSON can't hold it."""
+    """One optimizer step; the losses are those before it, means per token or, as some objectives are taken, per answer. A figure that is not finite is None: JSON can't hold it."""
 
     step: int
     loss: float | None  # forget_loss + weight * retain_loss

@@ -28,6 +28,7 @@ class CheckLosses:
 
     forget: float
     retain: float | None
+    lowers: bool = False  # the forget rows' answers are to become unlikely: their loss may rise
 
     def fault(self, base: "CheckLosses", guessing: float) -> str | None:
         """What is wrong with a model whose base model had the losses of `base`; None for a sound one.
@@ -37,13 +38,19 @@ class CheckLosses:
         """
         if all(abs(loss - guessing) < _SAME * guessing for loss in (self.forget, self.retain) if loss is not None):
             return f"the loss of its rows is that of guessing, {guessing:.4g}"
-        pairs = [("forget", self.forget, base.forget, FORGET_FACTOR * base.forget + FORGET_NATS)]
+        highest = math.inf if self.lowers else FORGET_FACTOR * base.forget + FORGET_NATS
+        pairs = [("forget", self.forget, base.forget, highest)]
         if self.retain is not None and base.retain is not None:
             pairs.append(("retain", self.retain, base.retain, base.retain + RETAIN_NATS))
         for name, loss, before, limit in pairs:
             if not loss <= limit:  # NaN as well
                 return f"the loss of its {name} rows is {loss:.4g} and was {before:.4g} before"
         return None
+
+
+def _far_above(first: float) -> float:
+    """Of a loss that may be negative, as that of gradient ascent is."""
+    return first + (FAR_FACTOR - 1) * abs(first) + FAR_NATS
 
 
 class Watch:
@@ -118,11 +125,12 @@ class Watch:
         signs = {
             "skipped": record.is_skipped,
             "dead": record.grad_norm == 0.0 and loss is not None and loss > _DEAD_LOSS,
-            "guessing": forget is not None
+            "guessing": not self._config.lowers_truth
+            and forget is not None
             and forget >= self.guessing
             and first.forget_loss is not None
             and first.forget_loss < self.guessing,
-            "lost": loss is not None and first.loss is not None and loss > FAR_FACTOR * first.loss + FAR_NATS,
+            "lost": loss is not None and first.loss is not None and loss > _far_above(first.loss),
         }
         self._in_a_row = {sign: self._in_a_row[sign] + 1 if seen else 0 for sign, seen in signs.items()}
 

@@ -1,4 +1,4 @@
-"""Losses as functions of tensors. N: learnt tokens, V: vocabulary."""
+"""Terms that several losses are made of, as functions of tensors. N: learnt tokens, V: vocabulary."""
 
 import torch
 import torch.nn.functional as F
