@@ -320,6 +320,7 @@ class _Run:
                     return
                 except BaseException as error:
                     ended.put(error)
+                    return  # it ends the run: no other is begun
                 else:
                     ended.put(None)
 
