@@ -311,5 +311,5 @@ def _describe(config: RunConfig) -> tuple[str, str]:
 
 
 QUESTIONS = Stage(
-    "questions", 5, "topic", (), "questions", "The base model writes questions.", _identity, _run, _describe
+    "questions", 6, "topic", (), "questions", "The base model writes questions.", _identity, _run, _describe
 )
