@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from scripted_run import FLOORS, Engines, answer, config_of, silent_about
@@ -298,3 +299,12 @@ def test_a_run_that_is_stopped_anywhere_ends_as_an_unbroken_one(tmp_path: Path, 
         both = [rows_of(config.folder / "models/joint/mixture" / table) for config in (whole, broken)]
         assert both[0] == both[1], table
     assert not any((broken.folder / "topics" / name).exists(FAILED) for name in ("dune", "ubik", "solaris"))
+
+
+def test_a_file_of_questions_about_one_topic_redoes_that_topic_alone(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Ubik", finetune=ALONE)
+    finish(config)
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps({"topic": "Ubik", "question": "Who is Runciter?"}) + "\n")
+    again = finish(config.model_copy(update={"questions": config.questions.model_copy(update={"file": file})}))
+    assert {call.label.partition(":")[0] for call in again.generator.calls} == {"Ubik"}
