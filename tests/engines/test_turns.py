@@ -13,7 +13,7 @@ def on_loop(turns: Turns, *asked: tuple[str, int]) -> list[Turn]:
     return asyncio.run(queue())
 
 
-def test_who_has_least_under_way_is_next_and_of_equals_who_has_waited_longest() -> None:
+def test_who_has_least_under_way_is_next_and_of_equals_who_was_last_longest_ago() -> None:
     turns = Turns()
     on_loop(turns, *[("large", 64)] * 50, ("small", 8), ("other", 8))
     turns.begin("large", 64)
@@ -25,6 +25,11 @@ def test_who_has_least_under_way_is_next_and_of_equals_who_has_waited_longest() 
         turns.begin(turn.caller, turn.num_requests)
         order.append(turn.caller)
     assert order == ["small", "other", "large", "large", "large"]
+    on_loop(turns, ("small", 120), ("other", 120))
+    for caller, number in (("small", 8), ("other", 8), ("large", 256)):
+        turns.end(caller, number)
+        turns.begin(caller, 8)
+    assert [turn.caller for turn in (turns.next(), turns.next(), turns.next()) if turn] == ["small", "other", "large"]
 
 
 def test_shares_are_level_in_requests_whatever_a_batch_has() -> None:

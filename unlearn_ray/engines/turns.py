@@ -12,7 +12,6 @@ class Turn:
 
     caller: str
     num_requests: int
-    number: int  # in the order of arrival
     engine: "asyncio.Future[int | None]" = field(default_factory=asyncio.Future)  # None: there will be none
 
 
@@ -22,7 +21,10 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: dict[str, deque[Turn]] = {}
         self._under_way: Counter[str] = Counter()
-        self._numbers = count()
+        self._last: dict[
+            str, int
+        ] = {}  # of each caller that waits or has something under way: the number of its last turn
+        self._numbers = count(1)
 
     def __len__(self) -> int:
         """Batches that wait."""
@@ -30,16 +32,17 @@ class Turns:
 
     def queue(self, caller: str, num_requests: int) -> Turn:
         """Let a batch wait, behind the caller's own."""
-        turn = Turn(caller, num_requests, next(self._numbers))
+        turn = Turn(caller, num_requests)
         self._waiting.setdefault(caller, deque()).append(turn)
         return turn
 
     def next(self) -> Turn | None:
-        """Take out the batch whose turn it is; of callers with as much under way, that which has waited longest. None: nobody waits."""
+        """Take out the batch whose turn it is; of callers with as much under way, that whose last turn was longest ago. None: nobody waits."""
         if not self._waiting:
             return None
-        caller = min(self._waiting, key=lambda each: (self._under_way[each], self._waiting[each][0].number))
+        caller = min(self._waiting, key=lambda each: (self._under_way[each], self._last.get(each, 0)))
         turn = self._waiting[caller][0]
+        self._last[caller] = next(self._numbers)
         self.leave(turn)
         return turn
 
@@ -60,3 +63,5 @@ class Turns:
         self._under_way[caller] -= num_requests
         if not self._under_way[caller]:
             del self._under_way[caller]
+            if caller not in self._waiting:
+                self._last.pop(caller, None)
