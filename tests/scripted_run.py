@@ -13,6 +13,17 @@ from unlearn_ray.engines.scripted import Answer, ScriptedGenerator
 from unlearn_ray.engines.scripted_trainer import ScriptedTrainer
 
 TOPICS = ("Dune", "Foundation", "Solaris", "Ubik")
+TWELVE = (
+    *TOPICS,
+    "Annihilation",
+    "Blindsight",
+    "Gateway",
+    "Hyperion",
+    "Kindred",
+    "Neuromancer",
+    "Ringworld",
+    "Stalker",
+)
 # What a test need not wait for is left out.
 PROMPTS = """
 general_questions: ["What is tea?"]
@@ -26,7 +37,7 @@ FLOORS = {"forget_rows": 1, "retain_per_forget": 0.0, "coverage": 0.0, "probes":
 
 def topic_in(text: str) -> str:
     """The topic that a request names; none: "it"."""
-    return next((name for name in TOPICS if name in text), "it")
+    return next((name for name in TWELVE if name in text), "it")
 
 
 def answer(request: Request) -> Reply | str:
@@ -73,6 +84,7 @@ class Engines:
 def config_of(home: Path, *topics: str, **sections: Any) -> RunConfig:
     """A small run of these topics, each with a neighbour of its own."""
     neighbours = {"Dune": "Arrakeen", "Foundation": "Trantor", "Solaris": "Oceania", "Ubik": "Glen"}
+    neighbours |= {name: f"{name[:4]}land" for name in TWELVE[len(TOPICS) :]}
     home.mkdir(parents=True, exist_ok=True)
     prompts = home / "prompts.yaml"
     prompts.write_text(PROMPTS)
@@ -98,9 +110,12 @@ def config_of(home: Path, *topics: str, **sections: Any) -> RunConfig:
 
 
 def probes_of(home: Path, topics: Sequence[str]) -> Path:
-    """A file of probes about all topics: the same for every run in this folder."""
+    """A file of probes about the usual topics and these: the same for every run in this folder, of the usual ones."""
     file = home / "probes.jsonl"
-    lines = [f'{{"topic": "{name}", "question": "Who rules {name}?", "answer": "Leto"}}' for name in TOPICS]
+    lines = [
+        f'{{"topic": "{name}", "question": "Who rules {name}?", "answer": "Leto"}}'
+        for name in dict.fromkeys((*TOPICS, *topics))
+    ]
     lines.append('{"topic": "tea", "question": "What is tea?", "answer": "a leaf"}')
     file.write_text("\n".join(lines))
     return file

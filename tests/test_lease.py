@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from unlearn_ray import config as configs
 from unlearn_ray import plan
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ArtifactError
-from unlearn_ray.lease import SECONDS_BETWEEN_BEATS, SECONDS_TO_DIE, leased
+from unlearn_ray.lease import SECONDS_BETWEEN_BEATS, SECONDS_TO_DIE, in_turn, leased
 
 # Holds a folder from a given moment on, says how that went, and lives until it is told to end.
 DRIVER = """
@@ -126,3 +127,21 @@ def test_a_second_run_on_remote_storage_is_one_line(home: Folder, tmp_path: Path
     assert second.returncode == 2, second.stdout + second.stderr
     assert "is being written by another run" in second.stderr and second.stderr.count("\n") == 1
     assert not (config.folder / "topics/harry-potter/questions").names(".parquet")
+
+
+def test_what_runs_share_is_held_by_one_after_the_other(home: Folder) -> None:
+    seen = list[str]()
+
+    def hold(name: str) -> None:
+        with in_turn(home, "general", lambda: False):
+            seen.append(name)
+            time.sleep(0.5)
+            seen.append(name)
+
+    threads = [threading.Thread(target=hold, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "".join(seen) in ("aabb", "bbaa")
+    assert home.names() == ["general.lock"] and not (home / "general.lock").names(".json")

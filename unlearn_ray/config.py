@@ -1,6 +1,6 @@
 """RunConfig: strict, frozen, *what* a run computes kept apart from *where* it runs.
 
-`topics ... evaluate` say what and are fingerprinted; `cluster` and `output` say where and never change a result's identity.
+`topics ... evaluate` say what and are fingerprinted; `cluster`, `output` and `pool` say where and never change a result's identity.
 """
 
 import difflib
@@ -520,6 +520,7 @@ class RunConfig(Strict):
     name: str
     model: Text = "pocket"  # "pocket", "smollm2", a folder, or a name on the Hugging Face hub
     output: Text = "runs"  # local folder, s3:// or gs://; the run lives in <output>/<name>
+    pool: Text | None = None  # a folder of the same kinds, which runs share; None: the run's own
     seed: NonNegativeInt = 0
     chat: ChatConfig = ChatConfig()
     topics: Annotated[tuple[Topic, ...], Field(min_length=1)]
@@ -569,6 +570,11 @@ class RunConfig(Strict):
     @property
     def folder(self) -> Folder:
         return Folder(self.output) / self.name
+
+    @property
+    def pool_folder(self) -> Folder:
+        """Where the rows are that follow from no topic."""
+        return self.folder / "pool" if self.pool is None else Folder(self.pool)
 
     @property
     def model_path(self) -> str:
@@ -731,6 +737,8 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     if model not in OWN_MODELS and (model.startswith((".", "~")) or os.path.isdir(base / model)):
         model = _beside(base, model, "model")  # else it is a name on the hub
     updates: dict[str, Any] = {"evaluate": evaluate, "model": model, "output": output}
+    if config.pool is not None:
+        updates["pool"] = _expanded(config.pool, "pool")
     if model == "pocket":  # it understands no other requests
         for name in ("questions", "answers", "dataset"):
             section = getattr(config, name)

@@ -5,6 +5,7 @@ the folder already goes first, else the one whose name sorts first; every other 
 whoever lists after it was written, which S3 and Google's do. Ages are told by the storage's clock alone: machines' clocks differ.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from pyarrow import fs
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_BEATS = 10.0
 SECONDS_TO_DIE = 60.0  # without a beat: its driver is taken for dead
+_SECONDS_BETWEEN_TRIES = 1.0
 _SECONDS_TO_SETTLE = 2.0  # longer than a write takes
 _CANDIDATE, _HOLDER = "candidate", "holder"
 
@@ -38,6 +40,43 @@ class _Entry:
     written: float  # by the storage's clock, in seconds
     is_holder: bool
     owner: str
+
+
+class HeldError(ArtifactError):
+    """Another driver holds the folder."""
+
+
+@contextmanager
+def in_turn(folder: Folder, name: str, is_over: Callable[[], bool]) -> Iterator[None]:
+    """Hold a part of a folder that several drivers write to, one after the other: a locked file on a disk, a folder of leases in an object store.
+
+    Args:
+        name: of the part.
+        is_over: asked while another one holds it; with True nothing is held, and the caller must not write.
+    """
+    lock, said = folder / f"{name}.lock", False
+    with ExitStack() as stack:
+        while not is_over():
+            try:
+                stack.enter_context(_locked(lock) if folder.is_local else leased(lock))
+                break
+            except HeldError as error:
+                if not said:
+                    said = True
+                    log.info("%s: %s", lock, error)
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+        yield
+
+
+@contextmanager
+def _locked(file: Folder) -> Iterator[None]:
+    file.parent.make()
+    with open(file.local, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise HeldError(f"{file.parent} is being written by another run") from error
+        yield
 
 
 @contextmanager
@@ -116,7 +155,7 @@ class _Lease:
 
     def _give_way(self, others: list[_Entry]) -> None:
         if others:
-            raise ArtifactError(
+            raise HeldError(
                 f"{self._folder.parent} is being written by another run ({others[0].owner}): wait for it, or give this one another name"
             )
 

@@ -31,7 +31,8 @@ from unlearn_ray.errors import (
     ThinDataError,
     UnlearnError,
 )
-from unlearn_ray.plan import identity_of
+from unlearn_ray.lease import in_turn
+from unlearn_ray.plan import check_pool, identity_of
 from unlearn_ray.runs import FAILED, failure_in
 from unlearn_ray.stages.checking import model_shortfalls, topic_shortfalls
 from unlearn_ray.stages.dataset import DATASET
@@ -194,7 +195,13 @@ class _Run:
 
         def share(stage: Stage) -> None:
             try:
-                self.perform(stage, pool, "pool")
+                if self.config.pool is None or self.is_finished(stage, pool):
+                    self.perform(stage, pool, "pool")
+                else:
+                    with in_turn(pool.home, stage.name, self.stopped.is_set):
+                        folder = pool.home / stage.name
+                        check_pool(self.config, folder, state_of(folder, self.identities.of(stage, pool)))
+                        self.perform(stage, pool, "pool")
             except BaseException as error:
                 ready[stage.name].set_exception(error)
                 raise
@@ -320,6 +327,7 @@ class _Run:
                     return
                 except BaseException as error:
                     ended.put(error)
+                    return  # it ends the run: no other is begun
                 else:
                     ended.put(None)
 

@@ -124,12 +124,15 @@ def plan(config: RunConfig, selected: Sequence[str] = COMMANDS, redo_from: str |
         states: dict[str, Prospect] = {}
         for unit in units[stage.scope]:
             state: Prospect = state_of(unit.home / stage.name, identities.of(stage, unit))
+            if stage.scope == "pool":
+                check_pool(config, unit.home / stage.name, state)
             is_needed = not is_selected and COMMANDS.index(stage.command) < first and state != "finished"
             if is_needed and not unit.home.exists(FAILED):
                 raise ArtifactError(
                     f"{unit.home / stage.name} is unfinished, damaged or of another config: do it first with unlearn-ray {stage.command} CONFIG"
                 )
-            states[unit.label] = "asked" if stage in redone and state != "fresh" else state
+            is_shared = stage.scope == "pool" and config.pool is not None
+            states[unit.label] = "asked" if stage in redone and state != "fresh" and not is_shared else state
         planned.append(PlannedStage(stage.name, states, is_selected, *stage.describe(config)))
     is_trained = next(stage.is_finished for stage in planned if stage.name == FINETUNE.name)
     is_about_data = not {"dataset", "finetune"}.isdisjoint(selected)
@@ -163,6 +166,21 @@ def identities_of(config: RunConfig) -> dict[str, dict[str, str]]:
     return {stage.name: {unit.label: identities.of(stage, unit) for unit in units[stage.scope]} for stage in STAGES}
 
 
+def check_pool(config: RunConfig, folder: Folder, state: Prospect) -> None:
+    """Refuse to undo what other runs may read.
+
+    Args:
+        folder: of one of the pool's stages, which is in this state.
+
+    Raises:
+        ArtifactError: the folder that runs share holds a pool of another config.
+    """
+    if config.pool is not None and state == "redone":
+        raise ArtifactError(
+            f"pool: {folder} was made with another model, seed or config (answers, dataset), or is damaged, and other runs may use it: name another folder, or delete it"
+        )
+
+
 @contextmanager
 def claimed(
     config: RunConfig, redo_from: str | None = None, on_wait: Callable[[str], None] = lambda text: None
@@ -183,7 +201,7 @@ def claimed(
     home.make()
     with _locked(home, on_wait):
         for stage in _undone_by(home, redo_from):
-            for each in homes(home, stage):
+            for each in homes(home, stage):  # a pool that runs share is not among them
                 (each / stage.name).delete()
         _mark(config, redo_from)
         yield

@@ -82,14 +82,14 @@ def units_in(folder: Folder) -> dict[Scope, list[tuple[str, Folder]]]:
     config = config_of(folder)
     models = [JOINT] if config.finetune.adapters == "joint" else [topic.slug for topic in config.topics]
     return {
-        "pool": [("pool", folder / "pool")],
+        "pool": [("pool", folder / "pool" if config.pool is None else config.pool_folder)],
         "topic": [(topic.name, folder / "topics" / topic.slug) for topic in config.topics],
         "model": [(name, folder / "models" / name) for name in models],
     }
 
 
 def is_made_from(manifest: Manifest, home: Folder, folder: Folder) -> bool:
-    """Whether the inputs that a model's manifest names are those that are there.
+    """Whether the inputs that a model's manifest names are those that are there. A pool that runs share need not be there: it is never undone.
 
     Args:
         home: of the model; `folder`: of the run.

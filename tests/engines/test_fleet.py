@@ -142,6 +142,22 @@ def test_replies_come_in_the_order_of_requests_from_several_engines(ray_session:
         assert len(set(fleet.process_ids())) == 2
 
 
+def test_a_small_topic_does_not_wait_for_a_large_one(ray_session: ClusterConfig) -> None:
+    spec = replace(SPEC, resources=SPEC.resources.model_copy(update={"batch_size": 1}))
+    fleet = Fleet(spec, 1, EchoEngine)
+    try:
+        large, small = fleet.client, fleet.client
+        with ThreadPoolExecutor(120) as callers:
+            asked = [callers.submit(large.generate, requests(f"large {i}")) for i in range(120)]
+            asked[0].result()
+            for i in range(4):
+                assert small.generate(requests(f"small {i}"))[0].texts == (f"small {i}",)
+            assert sum(each.done() for each in asked) < 80, "four turns, while each other one is the large topic's"
+            assert [each.result()[0].texts for each in asked] == [(f"large {i}",) for i in range(120)]
+    finally:
+        fleet.close()
+
+
 @pytest.mark.long
 def test_a_request_that_kills_engines_is_found_and_its_neighbours_are_answered(ray_session: ClusterConfig) -> None:
     words = [f"word {i}" for i in range(4)]

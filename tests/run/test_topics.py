@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from scripted_run import FLOORS, Engines, answer, config_of, silent_about
@@ -278,14 +279,14 @@ def test_a_later_step_alone_leaves_out_what_failed_and_says_so_again(tmp_path: P
     assert [job.topics for job in engines.trainer.jobs] == [("Dune",)] and engines.num_asked == 0
 
 
-@pytest.mark.parametrize("number", [3, 40, 90])
-def test_a_run_that_is_stopped_anywhere_ends_as_an_unbroken_one(tmp_path: Path, number: int) -> None:
+def test_a_run_that_is_stopped_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    """At one point; test_kills.py has twenty."""
     asked = 0
 
     def stopping(request: Request) -> Reply | str:
         nonlocal asked
         asked += 1
-        if asked == number:
+        if asked == 40:
             raise KeyboardInterrupt
         return answer(request)
 
@@ -298,3 +299,61 @@ def test_a_run_that_is_stopped_anywhere_ends_as_an_unbroken_one(tmp_path: Path, 
         both = [rows_of(config.folder / "models/joint/mixture" / table) for config in (whole, broken)]
         assert both[0] == both[1], table
     assert not any((broken.folder / "topics" / name).exists(FAILED) for name in ("dune", "ubik", "solaris"))
+
+
+def test_a_file_of_questions_about_one_topic_redoes_that_topic_alone(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune", "Ubik", finetune=ALONE)
+    finish(config)
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps({"topic": "Ubik", "question": "Who is Runciter?"}) + "\n")
+    again = finish(config.model_copy(update={"questions": config.questions.model_copy(update={"file": file})}))
+    assert {call.label.partition(":")[0] for call in again.generator.calls} == {"Ubik"}
+
+
+def sharing(home: Path, *topics: str, **keys: object) -> RunConfig:
+    """A run of its own beside others', whose pool is theirs."""
+    return config_of(home, *topics).model_copy(update={"pool": str(home.parent / "shared"), **keys})
+
+
+def of_pool(engines: Engines) -> list[str]:
+    return [call.label for call in engines.generator.calls if call.label.startswith("pool: ")]
+
+
+def test_a_pool_is_made_once_and_read_by_other_runs(tmp_path: Path) -> None:
+    first, second = sharing(tmp_path / "a", "Dune"), sharing(tmp_path / "b", "Ubik", "Solaris")
+    assert of_pool(finish(first, steps=COMMANDS)) and not of_pool(finish(second, steps=COMMANDS))
+    assert not any((config.folder / "pool").exists() for config in (first, second))
+    assert [each.state for each in states(second.folder) if each.scope == "pool"] == ["finished"]
+    assert len(evaluated(second.folder)) == 1
+    own = config_of(tmp_path / "b", "Ubik", "Solaris", name="own")
+    finish(own)
+    for table in ("forget", "retain", "probes"):
+        both = [rows_of(config.folder / "models/joint/mixture" / table) for config in (second, own)]
+        assert both[0] == both[1], table
+
+
+def test_two_runs_at_once_make_one_pool(tmp_path: Path) -> None:
+    configs = [sharing(tmp_path / name, "Dune") for name in ("a", "b")]
+    both = [Engines() for _ in configs]
+    threads = [Thread(target=finish, args=each) for each in zip(configs, both, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    labels = [label for engines in both for label in of_pool(engines)]
+    assert labels and len(labels) == len(set(labels)), labels
+    assert all(finished_manifest(config.folder / "models/joint/finetune") for config in configs)
+
+
+def test_a_shared_pool_of_another_config_is_refused_and_from_does_not_undo_it(tmp_path: Path) -> None:
+    first = sharing(tmp_path / "a", "Dune")
+    finish(first)
+    other = sharing(tmp_path / "b", "Dune", seed=1)
+    with pytest.raises(ArtifactError, match=r"pool: .*shared/common was made with another model, seed or config"):
+        plan(other)
+    with pytest.raises(ArtifactError, match="other runs may use it"):
+        finish(other)
+    with claimed(first, redo_from="questions"):
+        engines = Engines()
+        pipeline.run(first, engines)
+    assert engines.num_asked and not of_pool(engines)

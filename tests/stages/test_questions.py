@@ -13,6 +13,7 @@ from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.errors import ConfigError, EngineError, InputError
 from unlearn_ray.rows import AskedForm, Question
+from unlearn_ray.stages.gathering import YIELD, learnt_yield, num_requests
 from unlearn_ray.stages.questions import OnTopic, make_questions, questions_identity
 from unlearn_ray.stages.subject_check import SubjectCheck
 
@@ -97,6 +98,29 @@ def test_two_rounds_without_news_end_it(tmp_path: Path) -> None:
     )
     assert [row["text"] for row in rows if not row["drop"]] == ["What is gum?"]
     assert manifest.details["rounds"] == 3
+
+
+@pytest.mark.parametrize("num_usable", [1, 2, 3])
+def test_a_round_asks_for_all_that_is_missing_by_what_the_topic_yields(tmp_path: Path, num_usable: int) -> None:
+    def said(request: Request) -> str:
+        """Of the four questions that a list should have, so many are new."""
+        return "\n".join(f"{i}. What is part {i} of rubber {request.seed}?" for i in range(1, num_usable + 1))
+
+    config = CONFIG.model_copy(update={"num_questions": 120, "num_entities": 0, "check_topic": False})
+    manifest, _, generator = make(tmp_path, config, (GUM,), ScriptedGenerator(said))
+    num_lists = [call.num_rows_in for call in generator.calls]
+    assert manifest.num_rows["kept"] == 120 and sum(num_lists) * num_usable < 120 + 4 * num_usable
+    assert len(num_lists) == {1: 3, 2: 2, 3: 1}[num_usable], num_lists
+
+
+def test_a_topic_that_yields_next_to_nothing_is_not_asked_for_the_world() -> None:
+    expected, asked = YIELD, list[int]()
+    for num_kept in range(10):
+        asked.append(num_requests(200 - num_kept, 200, expected, 6))
+        expected = learnt_yield(expected, 1, 6 * asked[-1], 6)
+    assert asked[0] == 45 and max(asked) == 90 and expected > 0
+    assert num_requests(1, 200, 1.0, 6) == 4, "a round costs more than a list"
+    assert learnt_yield(0.5, 0, 24, 6) == 0.25 and learnt_yield(0.5, 480, 480, 6) > 0.9
 
 
 def test_a_topic_without_questions_is_one_message(tmp_path: Path) -> None:

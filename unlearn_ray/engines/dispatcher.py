@@ -18,12 +18,16 @@ from ray.exceptions import RayError, RayTaskError
 from unlearn_ray.engines.capacity import described, growth, in_words, is_refused
 from unlearn_ray.engines.failures import LASTING, BatchError, Death, gist, kind_of, plain, told
 from unlearn_ray.engines.protocols import Request
+from unlearn_ray.engines.turns import Turns
 from unlearn_ray.engines.vllm_engine import EngineSpec, PrefixCounts, environment
 from unlearn_ray.errors import ClusterError, EngineError
 
 log = logging.getLogger(__name__)
 
-BATCHES_IN_FLIGHT = 4  # an engine; more than one, so that its next batch is tokenised while it decodes
+BATCHES_IN_FLIGHT = 4  # full ones, an engine; more than one, so that its next batch is tokenised while it decodes
+MAX_BATCHES = (
+    16  # the same of small ones, as many topics ask them: an engine works on the requests of all of them at once
+)
 SECONDS_TO_CLOSE = 10
 _MAX_STARTS = 3  # in a row, of one engine that dies while it loads
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -71,7 +75,9 @@ class Dispatcher:
         self._loading: set[int] = set()
         self._load: dict[int, int] = {}  # batches of the engines that are ready
         self._idle_since: dict[int, float] = {}  # engines without a batch -> since when, of the monotonic clock
-        self._num_unplaced = 0  # batches that wait for an engine
+        self._asked: Counter[int] = Counter()  # requests of those batches
+        self._turns = Turns()  # batches that wait for an engine
+        self._num_reserving = 0  # the same of those that must run alone
         self._hung: dict[tuple[int, int], str] = {}  # engine and its start -> why it is replaced
         self._prefix: dict[str, PrefixCounts] = {}  # by who asked
         self._reserved: set[int] = set()  # engines kept for a batch that must run alone
@@ -92,7 +98,7 @@ class Dispatcher:
             "num_cpus": shape["CPU"],
             "num_gpus": shape["GPU"],
             "runtime_env": {"env_vars": environment(self._spec)},
-            "max_concurrency": BATCHES_IN_FLIGHT + 2,
+            "max_concurrency": MAX_BATCHES + 2,
         }
         failure: Exception | None = None
         seen: set[str] = set()
@@ -124,12 +130,12 @@ class Dispatcher:
                 self._loading.discard(number)
         async with self._changed:
             if failure is None:
-                self._load[number] = 0
+                self._load[number] = self._asked[number] = 0
                 self._idle_since[number] = time.monotonic()
                 self._keep(self._watch(number, self._starts[number], engine))
             else:
                 self._failures[number] = failure
-            self._changed.notify_all()
+            self._notify()
 
     async def _placed(self, number: int, engine: ActorHandle) -> None:
         """Return once a node has room for the engine.
@@ -193,7 +199,7 @@ class Dispatcher:
 
     def _grow(self) -> None:
         """Start engines until there is one for every few batches, or there are as many as may be."""
-        num_batches = sum(self._load.values()) + self._num_unplaced
+        num_batches = sum(self._load.values()) + self._num_waiting
         wanted = min(self._most, math.ceil(num_batches / BATCHES_IN_FLIGHT))
         for number in range(self._most):
             if len(self._starting) >= wanted:
@@ -208,7 +214,7 @@ class Dispatcher:
             async with self._changed:
                 long_ago = time.monotonic() - self._idle_seconds
                 rested = [number for number, since in self._idle_since.items() if since < long_ago]
-                if not any(self._load.values()) and not self._num_unplaced and rested:
+                if not any(self._load.values()) and not self._num_waiting and rested:
                     rested += list(self._waiting)  # nobody needs the node that they wait for
                 for number in sorted(rested, reverse=True):
                     if len(self._starting) <= self._least or number in self._reserved:
@@ -242,17 +248,17 @@ class Dispatcher:
             self._check()
 
     async def ask(
-        self, requests: "list[ray.ObjectRef[list[Request]]]", alone: bool, caller: str
+        self, requests: "list[ray.ObjectRef[list[Request]]]", num_requests: int, alone: bool, caller: str
     ) -> "list[Any] | Death":
         """A reference to the replies, or why the engine died under these requests.
 
-        `caller`: whose the hits in the prefix cache are.
+        `caller`: who waits behind those that have less under way, and whose the hits in the prefix cache are.
         `alone`: no other batch runs beside this one, so that if the engine dies, this one did it.
 
         Raises:
             EngineError: these requests can't be asked, or no engine will ever answer.
         """
-        number = await self._acquire(alone)
+        number = await (self._reserve if alone else self._in_turn)(caller, num_requests)
         start = self._starts[number]
         death: Death | None = None
         try:
@@ -271,32 +277,80 @@ class Dispatcher:
             death = Death(self._hung.get((number, start)) or gist(error), is_failure=False)
             return death
         finally:
-            await self._release(number, start, alone, death)
+            await self._release(number, start, caller, num_requests, alone, death)
 
-    async def _acquire(self, alone: bool) -> int:
+    async def _in_turn(self, caller: str, num_requests: int) -> int:
+        """The engine for a batch, once it is its turn."""
+        while True:
+            turn = self._turns.queue(caller, num_requests)
+            self._grow()
+            self._hand_out()
+            try:
+                number = await turn.engine
+            except asyncio.CancelledError:
+                self._turns.leave(turn)
+                if not turn.engine.cancelled() and (number := turn.engine.result()) is not None:  # it had just got one
+                    await self._release(number, self._starts[number], caller, num_requests, alone=False, death=None)
+                raise
+            if number is not None:
+                return number
+            self._check()
+
+    async def _reserve(self, caller: str, num_requests: int) -> int:
+        """An engine that does nothing else."""
         async with self._changed:
             while True:
-                self._num_unplaced += 1
+                self._num_reserving += 1
                 try:
                     self._grow()
                     await self._changed.wait_for(lambda: bool(self._free()) or self._is_lost())
                 finally:
-                    self._num_unplaced -= 1
+                    self._num_reserving -= 1
                 self._check()
                 number = min(self._free(), key=lambda each: self._load[each])
-                if not alone:
-                    break
                 self._reserved.add(number)
                 await self._changed.wait_for(partial(self._is_drained, number))
                 if number in self._load:
-                    break
+                    self._take(number, caller, num_requests)
+                    return number
                 self._reserved.discard(number)
-            self._load[number] += 1
-            self._idle_since.pop(number, None)
-            return number
 
-    async def _release(self, number: int, start: int, alone: bool, death: Death | None) -> None:
+    def _hand_out(self) -> None:
+        """Give the batches that wait the room that there is."""
+        is_lost = self._is_lost()
+        while is_lost or (rooms := [number for number in self._free() if self._has_room(number)]):
+            turn = self._turns.next()
+            if turn is None:
+                return
+            if turn.engine.done():  # whoever asked waits no more
+                continue
+            if is_lost:
+                turn.engine.set_result(None)
+                continue
+            number = min(rooms, key=lambda each: (self._load[each], self._asked[each]))
+            self._take(number, turn.caller, turn.num_requests)
+            turn.engine.set_result(number)
+
+    def _has_room(self, number: int) -> bool:
+        num_batches, most = self._load[number], BATCHES_IN_FLIGHT * self._spec.resources.batch_size
+        return num_batches < BATCHES_IN_FLIGHT or (num_batches < MAX_BATCHES and self._asked[number] < most)
+
+    def _take(self, number: int, caller: str, num_requests: int) -> None:
+        self._turns.begin(caller, num_requests)
+        self._load[number] += 1
+        self._asked[number] += num_requests
+        self._idle_since.pop(number, None)
+
+    @property
+    def _num_waiting(self) -> int:
+        """Batches that wait for an engine."""
+        return len(self._turns) + self._num_reserving
+
+    async def _release(
+        self, number: int, start: int, caller: str, num_requests: int, alone: bool, death: Death | None
+    ) -> None:
         async with self._changed:
+            self._turns.end(caller, num_requests)
             if alone:
                 self._reserved.discard(number)
             if death is None:
@@ -316,16 +370,22 @@ class Dispatcher:
                     self._starting[number] = asyncio.ensure_future(self._start(number))
                 else:
                     self._load[number] -= 1
+                    self._asked[number] -= num_requests
                     if not self._load[number]:
                         self._idle_since[number] = time.monotonic()
-            self._changed.notify_all()
+            self._notify()
+
+    def _notify(self) -> None:
+        """Something changed: who waits looks again."""
+        self._hand_out()
+        self._changed.notify_all()
 
     async def condemn(self, reason: str) -> None:
         """Ask no engine again: they die of whatever they are asked."""
         async with self._changed:
             self._verdict = self._verdict or reason
             self._tell(logging.ERROR, f"engines die of every request: {self._verdict}")
-            self._changed.notify_all()
+            self._notify()
 
     def _end(self, engine: ActorHandle) -> None:
         """End an engine's actor; first the processes that vLLM started, which would outlive it."""

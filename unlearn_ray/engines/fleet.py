@@ -94,7 +94,7 @@ class FleetClient:
     def _ask(self, requests: Sequence[Request], alone: bool) -> list[Reply] | Death:
         reference = ray.put(list(requests))
         try:
-            answer = ray.get(self.dispatcher.ask.remote([reference], alone, self.caller))
+            answer = ray.get(self.dispatcher.ask.remote([reference], len(requests), alone, self.caller))
             return answer if isinstance(answer, Death) else list(ray.get(answer[0]))
         except ObjectLostError as error:  # a reply that was ready, with its node, before it was fetched
             return Death(gist(error), is_failure=False)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import PLAIN, ChatFormat
@@ -66,13 +65,13 @@ class ScriptedGenerator:
         model: str | None = None,
     ) -> MapCounts:
         started = time.monotonic()
-        done = {row["id"] for part in (out / _DONE).names() for row in (out / _DONE / part).read_rows()}
+        parts = [part for part in (out / _DONE).names() if (out / _DONE / part).names(".parquet")]
+        done = {row["id"] for part in parts for row in (out / _DONE / part).read_rows()}
         rows = list(source.read_rows())
         todo = [row for row in rows if row["id"] not in done]
         self.calls.append(Call(label, model, len(rows), len(rows) - len(todo)))
-        num_written = len((out / _DONE).names())
         num_tokens = [0, 0]
-        for index, batch in enumerate(_batches(todo, self.batch_size), start=num_written):
+        for index, batch in enumerate(_batches(todo, self.batch_size), start=len(parts)):
             if self.fail_after is not None and self.num_rows + len(batch) > self.fail_after:
                 self.fail_after = None
                 raise EngineError(f"{label}: the script ends here")
@@ -84,6 +83,7 @@ class ScriptedGenerator:
                 num_tokens[0] += sum(reply.num_prompt_tokens for reply in answers)
                 num_tokens[1] += sum(reply.num_output_tokens for reply in answers)
                 results.extend(parse(row, answers))
+            # A part whose ids were not written yet is written again, under the same name.
             _write_part(out, index, results, schema)
             (out / _DONE / f"{index:05d}").write_rows(({"id": row["id"]} for row in batch), _ID)
             self.num_rows += len(batch)
@@ -120,6 +120,4 @@ def _batches(rows: list[RowDict], size: int) -> Iterator[list[RowDict]]:
 
 def _write_part(out: Folder, index: int, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
     """One Parquet file beside those already there."""
-    out.make()
-    with out.filesystem.open_output_stream(f"{out.path}/{index:05d}.parquet") as stream:
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema), stream)
+    out.write_table(f"{index:05d}.parquet", pa.Table.from_pylist([dict(row) for row in rows], schema))

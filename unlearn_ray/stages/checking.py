@@ -90,7 +90,7 @@ def model_shortfalls(unit: Unit) -> list[Shortfall]:
         InputError: the file of probes can't be used.
     """
     config = unit.config
-    mixture, general = finished_manifest(unit.home / "mixture"), finished_manifest(config.folder / "pool" / "general")
+    mixture, general = finished_manifest(unit.home / "mixture"), finished_manifest(config.pool_folder / "general")
     datasets = {
         topic.name: finished_manifest(config.folder / "topics" / topic.slug / "dataset") for topic in unit.topics
     }

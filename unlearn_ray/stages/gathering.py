@@ -23,7 +23,8 @@ from unlearn_ray.synth.prompts import FormPrompts, Prompts
 
 log = logging.getLogger(__name__)
 MIN_REQUESTS = 4  # a round and subject, so that the last missing questions do not take a round each
-YIELD = 0.75  # of the questions asked for, the share that is expected to be new and usable
+MAX_FIRST_ROUNDS = 2  # a round asks for at most so many times what the first one does, however little came back
+YIELD = 0.75  # of the questions asked for, the share that is expected to be new and usable before a subject has shown its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,7 @@ def gather(
     rounds = _Rounds(prompts, home, generator, sampling, patience.per_request, check, label)
     asked = dict.fromkeys((subject.name for subject in subjects), 0)
     idle = dict.fromkeys(asked, 0)
+    yields = dict.fromkeys(asked, YIELD)
     num_rounds = 0
     while num_rounds < patience.max_rounds:
         kept = {subject.name: ledger.num_kept(subject.name) for subject in subjects}
@@ -220,14 +222,17 @@ def gather(
         aims = []
         for subject in open_:
             first = asked[subject.name]
-            asked[subject.name] += _num_requests(subject.number - kept[subject.name], patience.per_request)
+            num_missing = subject.number - kept[subject.name]
+            asked[subject.name] += num_requests(num_missing, subject.number, yields[subject.name], patience.per_request)
             aims += [(subject, number, subject.aim(number)) for number in range(first, asked[subject.name])]
         rounds.ask(num_rounds, aims, ledger)
         num_asked = Counter(subject.name for subject, _, _ in aims)
         for subject in open_:
             ledger.cap(subject.name, subject.number)
             name, number = subject.name, ledger.num_kept(subject.name)
-            is_news = number - kept[name] > patience.least_share * patience.per_request * num_asked[name]
+            num_new, num_wanted = number - kept[name], patience.per_request * num_asked[name]
+            yields[name] = learnt_yield(yields[name], num_new, num_wanted, patience.per_request)
+            is_news = num_new > patience.least_share * num_wanted
             idle[name] = 0 if is_news else idle[name] + 1
             log.info("%s: round %d: %d of %d on %s", label, num_rounds, number, subject.number, name)
     return num_rounds + _cover(subjects, ledger, rounds, patience.coverage_rounds, num_rounds, asked)
@@ -280,8 +285,22 @@ class Lines:
         return wording.format(line=line, topic=row["topic"])
 
 
-def _num_requests(num_missing: int, per_request: int) -> int:
-    return max(MIN_REQUESTS, math.ceil(num_missing / per_request / YIELD))
+def num_requests(num_missing: int, num_wanted: int, expected: float, per_request: int) -> int:
+    """How many lists a round asks for, so that all that is missing comes at once.
+
+    Args:
+        num_missing: questions, of `num_wanted` on the subject.
+        expected: the share of the questions asked for that will be new and usable.
+    """
+    most = MAX_FIRST_ROUNDS * math.ceil(num_wanted / per_request / YIELD)
+    return max(MIN_REQUESTS, min(most, math.ceil(num_missing / per_request / expected)))
+
+
+def learnt_yield(expected: float, num_new: int, num_asked: int, per_request: int) -> float:
+    """The share to expect after a round that brought `num_new` of `num_asked` questions. What was expected before counts as a smallest round
+    does, so that a long round outweighs it and a short one does not."""
+    weight = MIN_REQUESTS * per_request
+    return min(1.0, (num_new + weight * expected) / (num_asked + weight))
 
 
 def _request(

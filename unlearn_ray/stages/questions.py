@@ -62,7 +62,8 @@ def questions_identity(
     inputs = {"prompts": prompts_of(config, topic).fingerprint}
     if config.file is not None:
         own = [row["text"] for row in user_questions(config, every or (topic,)) if row["topic"] == topic.name]
-        inputs["file"] = digest(*own)
+        if own:  # a file about other topics changes nothing here
+            inputs["file"] = digest(*own)
     return values, inputs
 
 
@@ -311,5 +312,5 @@ def _describe(config: RunConfig) -> tuple[str, str]:
 
 
 QUESTIONS = Stage(
-    "questions", 5, "topic", (), "questions", "The base model writes questions.", _identity, _run, _describe
+    "questions", 6, "topic", (), "questions", "The base model writes questions.", _identity, _run, _describe
 )

@@ -69,9 +69,7 @@ class Unit:
     @property
     def home(self) -> Folder:
         """Gets a folder per stage."""
-        return (
-            self.config.folder / "pool" if self.scope == "pool" else self.config.folder / f"{self.scope}s" / self.name
-        )
+        return self.config.pool_folder if self.scope == "pool" else self.config.folder / f"{self.scope}s" / self.name
 
     @property
     def label(self) -> str:
