@@ -197,5 +197,5 @@ def _describe(config: RunConfig) -> tuple[str, str]:
 
 
 DATASET = Stage(
-    "dataset", 5, "topic", (QUESTIONS, ANSWERS), "dataset", "Forget and retain rows.", _identity, _run, _describe
+    "dataset", 6, "topic", (QUESTIONS, ANSWERS), "dataset", "Forget and retain rows.", _identity, _run, _describe
 )

@@ -148,4 +148,4 @@ def _describe(config: RunConfig) -> tuple[str, str]:
     return "your own retain rows" if rows.file else f"up to {number:,} far rows", asked_in_words(config)
 
 
-GENERAL_POOL = Stage("general", 1, "pool", (), "dataset", "Rows about everyday subjects.", _identity, _run, _describe)
+GENERAL_POOL = Stage("general", 2, "pool", (), "dataset", "Rows about everyday subjects.", _identity, _run, _describe)
