@@ -97,6 +97,12 @@ def config_of(home: Path, *topics: str, **sections: Any) -> RunConfig:
     return configs.parse(values)
 
 
+def with_own(config: RunConfig, name: str, **own: Any) -> RunConfig:
+    """The run, where a topic has keys of its own."""
+    topics = (topic.model_copy(update=own) if topic.name == name else topic for topic in config.topics)
+    return config.model_copy(update={"topics": tuple(topics)})
+
+
 def probes_of(home: Path, topics: Sequence[str]) -> Path:
     """A file of probes about all topics: the same for every run in this folder."""
     file = home / "probes.jsonl"
