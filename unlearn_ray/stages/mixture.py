@@ -55,8 +55,10 @@ def mixture_identity(
         own: as in `share_held_out`.
     """
     fields = {"name", "aliases", "terms"}
-    values = {"holdout_fraction": config.holdout_fraction, "seed": seed, "has_file": config.retain.file is not None}
-    values |= {"own_holdout_fractions": dict(own)} if own else {}
+    values: dict[str, Any] = {"holdout_fraction": config.holdout_fraction, "seed": seed}
+    values["has_file"] = config.retain.file is not None
+    if own:
+        values["own_holdout_fractions"] = dict(own)
     return values | {"topics": [topic.model_dump(mode="json", include=fields) for topic in topics]}, {}
 
 
