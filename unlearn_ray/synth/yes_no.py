@@ -94,7 +94,9 @@ def _is_before(words: Sequence[str]) -> bool:
 
 def _is_tag(words: Sequence[str], sentence: str) -> bool:
     """Whether the rest of a question only asks for agreement."""
+    if len(words) > _MAX_TAG:
+        return False
     if _PARTICLES_INSIDE.search(sentence) or (len(words) == 1 and words[0] in _PARTICLES):
         return True
     tag = re.split("[,，、،]", sentence)
-    return len(tag) > 1 and folded_words(tag[-1]) == list(words) and len(words) <= _MAX_TAG
+    return len(tag) > 1 and folded_words(tag[-1]) == list(words)
