@@ -85,20 +85,22 @@ class Scripted(NamedTuple):
 
 
 @contextmanager
-def scripted(say: Callable[[dict[str, Any], int], Answer], models: Answer | None = None) -> Iterator[Scripted]:
+def scripted(
+    say: Callable[[dict[str, Any], int], Answer], models: Answer | list[Answer] | None = None
+) -> Iterator[Scripted]:
     """A server that answers with `say(body, how many were asked before)`.
 
     Args:
-        models: what it says of its models; none: that it has one, `m`.
+        models: what it says of its models, or says one time after the other; none: that it has one, `m`.
     """
     asked: list[dict[str, Any]] = []
-    listed = models or Answer(body={"data": [{"id": "m"}]})
+    listed = models if isinstance(models, list) else [models or Answer(body={"data": [{"id": "m"}]})]
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._send(listed)
+            self._send(listed.pop(0) if len(listed) > 1 else listed[0])
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -107,13 +109,14 @@ def scripted(say: Callable[[dict[str, Any], int], Answer], models: Answer | None
 
         def _send(self, answer: Answer) -> None:
             time.sleep(answer.seconds)
-            text = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
+            text = answer.body if isinstance(answer.body, str | bytes) else json.dumps(answer.body)
+            data = text if isinstance(text, bytes) else text.encode()
             try:
                 self.send_response(answer.status)
-                for name, value in {"Content-Length": str(len(text.encode())), **answer.headers}.items():
+                for name, value in {"Content-Length": str(len(data)), **answer.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(text.encode())
+                self.wfile.write(data)
             except (BrokenPipeError, ConnectionResetError):
                 return  # who asked did not wait
 
@@ -121,7 +124,7 @@ def scripted(say: Callable[[dict[str, Any], int], Answer], models: Answer | None
             """Nothing: tests print what fails."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield Scripted(f"http://127.0.0.1:{server.server_address[1]}/v1", asked)

@@ -109,6 +109,12 @@ def config_of(home: Path, *topics: str, **sections: Any) -> RunConfig:
     return configs.parse(values)
 
 
+def with_own(config: RunConfig, name: str, **own: Any) -> RunConfig:
+    """The run, where a topic has keys of its own."""
+    topics = (topic.model_copy(update=own) if topic.name == name else topic for topic in config.topics)
+    return config.model_copy(update={"topics": tuple(topics)})
+
+
 def probes_of(home: Path, topics: Sequence[str]) -> Path:
     """A file of probes about the usual topics and these: the same for every run in this folder, of the usual ones."""
     file = home / "probes.jsonl"

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from storage import Storage
 
 from unlearn_ray import config, pocket
+from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.words import name_key
 
@@ -360,6 +362,10 @@ def test_keys_that_stand_in_a_topic_are_its_own(tmp_path: Path) -> None:
         ("answers: {num_samples: many}", "answers of 'Harry Potter': num_samples: give a whole number"),
         ("dataset: {retain: {num_general: 3}}", "a topic can't set dataset.retain.num_general"),
         ("finetune: {num_steps: 3}", "one model forgets all topics: set it for the run"),
+        (
+            "dataset: {floors: {probes: 3}}",
+            "a topic can't set dataset.floors.probes where one model forgets all topics",
+        ),
     ],
 )
 def test_a_key_that_can_not_stand_in_a_topic_is_one_message(tmp_path: Path, own: str, message: str) -> None:
@@ -385,12 +391,62 @@ def test_topics_may_stand_in_a_file(tmp_path: Path, name: str, text: str) -> Non
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffname,kind,aliases\r\nDune,fiction,Arrakis; the desert planet\r\n",
+        'name;kind;aliases\nDune;fiction;"Arrakis; the desert planet"\n',
+        "name\tkind\taliases\nDune\tfiction\tArrakis; the desert planet\n",
+        "\n name , kind,aliases ,,\n\n Dune ,fiction, Arrakis ;the desert planet,,\n , ,\n,,,,\n",
+    ],
+    ids=["a byte order mark", "semicolons", "tabs", "spaces and empty cells"],
+)
+def test_a_csv_of_topics_may_be_as_spreadsheets_write_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "topics.csv").write_text(text)
+    (dune,) = config.load(written(tmp_path, "name: mine\ntopics: topics.csv\n")).topics
+    assert (dune.name, dune.kind, dune.aliases) == ("Dune", "fiction", ("Arrakis", "the desert planet"))
+
+
+def test_paths_in_a_file_of_topics_are_relative_to_it(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "topics.yaml").write_text("- name: Dune\n  answers: {prompts: mine.yaml}\n")
+    (dune,) = config.load(written(tmp_path, "name: mine\ntopics: below/topics.yaml\n")).topics
+    assert dune.answers == {"prompts": str(tmp_path / "below" / "mine.yaml")}
+
+
+def test_a_file_of_topics_may_be_remote(tmp_path: Path, s3_storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in s3_storage.environment.items():
+        monkeypatch.setenv(key, value)
+    for name, text in (("t.csv", "name\nDune\n"), ("t.yaml", "- name: Dune\n")):
+        folder = Folder(s3_storage.bucket) / "topics"
+        folder.write_text(name, text)
+        (dune,) = config.load(written(tmp_path, f"name: mine\ntopics: {folder}/{name}\n")).topics
+        assert dune.name == "Dune"
+    assert "can't be read" in rejected(tmp_path, f"name: mine\ntopics: {s3_storage.bucket}/none.yaml\n")
+
+
+def test_a_file_that_must_be_local_says_so(tmp_path: Path) -> None:
+    for section in ("questions: {file: 's3://b/q.csv'}", "answers: {prompts: 's3://b/p.yaml'}"):
+        assert "in remote storage: give a local file" in rejected(tmp_path, f"{MINIMAL}{section}\n")
+    own = MINIMAL + "    answers: {prompts: 's3://b/p.yaml'}\n"
+    assert "in remote storage: give a local file" in rejected(tmp_path, own)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("none.csv", None, "none.csv"),
         ("topics.txt", "Dune", "topics.txt can't be used"),
         ("topics.yaml", "name: Dune", "must hold a list of topics"),
         ("topics.jsonl", "{]", "topics.jsonl, line 1"),
+        ("topics.csv", "name,kind\n\nDune,fiction\nIt,film\n", "topics.csv, line 4: kind: give 'fiction'"),
+        ("topics.csv", "name,kint\nDune,fiction\n", "topics.csv, line 1: unknown key kint: did you mean 'kind'?"),
+        ("topics.csv", "name,kind\n,fiction\n", "topics.csv, line 2: name is missing"),
+        ("topics.csv", "name,\nDune,fiction\n", "topics.csv, line 2: has a cell in a column without a name"),
+        ("topics.csv", "name\nDune\nIt\ndune\n", "topics.csv, line 2 and 4: 'dune' and 'Dune' are the same topic"),
+        ("topics.jsonl", '\n{"name": "It", "terms": "a"}', "topics.jsonl, line 2: terms: give a list"),
+        ("topics.yaml", "- name: Dune\n\n- It\n", "topics.yaml, line 3: give keys and values"),
+        ("topics.yaml", "- name: 2024-01-01\n", "topics.yaml, line 1: name: reads as a date"),
+        ("topics.yaml", "- name: A\n- name: B\n  answers: {num_sample: 3}\n", "line 2: answers of 'B': unknown key"),
     ],
 )
 def test_a_file_of_topics_that_can_not_be_used_is_one_message(
@@ -399,3 +455,22 @@ def test_a_file_of_topics_that_can_not_be_used_is_one_message(
     if text is not None:
         (tmp_path / name).write_text(text)
     assert message in rejected(tmp_path, f"name: mine\ntopics: {name}\n")
+
+
+@pytest.mark.parametrize("value", ["3", "true", "{name: Dune}", ""])
+def test_topics_that_are_neither_a_list_nor_a_file_are_told_what_to_be(tmp_path: Path, value: str) -> None:
+    message = rejected(tmp_path, f"name: mine\ntopics: {value}\n")
+    assert "topics: give a list of topics, such as [{name: Dune}], or the name of a file" in message
+
+
+def test_an_override_of_a_topic_in_a_file_says_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "topics.csv").write_text("name\nDune\n")
+    text = "name: mine\ntopics: topics.csv\n"
+    assert "the topics are in topics.csv: change them there" in rejected(tmp_path, text, "topics.0.name=It")
+    (it,) = config.load(written(tmp_path, text), ["topics=[{name: It}]"]).topics
+    assert it.name == "It"
+
+
+def test_what_is_wrong_with_a_config_as_a_whole_has_no_key_before_it(tmp_path: Path) -> None:
+    message = rejected(tmp_path, "name: mine\ntopics: [{name: Dune}, {name: dune}]\n")
+    assert message.partition("run.yaml: ")[2].startswith("topics: 'dune' and 'Dune' are the same topic")

@@ -2,13 +2,24 @@
 
 import io
 import logging
+from typing import Any
 
 import pytest
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 
 from unlearn_ray.artifacts import Manifest
 from unlearn_ray.cli import _OneLine
-from unlearn_ray.console import Progression, make_console, plain, plan_table, stage_line, status_table
+from unlearn_ray.console import (
+    Progression,
+    _short,
+    failure_line,
+    make_console,
+    plain,
+    plan_table,
+    stage_line,
+    status_table,
+)
 from unlearn_ray.plan import PlannedStage
 from unlearn_ray.runs import UnitState
 
@@ -115,8 +126,37 @@ def test_the_status_has_a_line_per_topic_with_what_stopped_it() -> None:
     ]
     lines = [" ".join(line.split()) for line in printed(status_table(states)).splitlines()]
     assert lines[1] == "Dune dataset finished 7 forget_train 3 (most: 2 leak) 12"
-    assert lines[2] == "It [red] questions failed the model wrote no usable question"
+    assert lines[2] == "It [red] questions failed"
     assert len(lines) == 3
+    assert printed(failure_line("It [red], questions", states[1].reason)).split() == [
+        *"✗ It [red], questions the model wrote no usable question".split()
+    ]
+
+
+@pytest.mark.parametrize("name", ["A topic with a name that goes on and on " * 3, "哈利波特与魔法石" * 7, "x" * 120])
+def test_a_long_name_is_wrapped_and_hides_nothing(name: str) -> None:
+    values: dict[str, Any] = {"stage": "dataset", "fingerprint": "f", "version": 1, "config": {}, "inputs": {}}
+    manifest = Manifest(**values, num_rows={"forget_train": 7000}, drops={})
+    drops = {"leak": 2, "duplicate": 1000}
+    console, text = make_console(), io.StringIO()
+    console.file, console.width = text, 80
+    console.print(status_table([UnitState("topic", name, "dataset", "finished", manifest, drops, 12.4)]))
+    lines = text.getvalue().splitlines()
+    assert max(map(cell_len, lines)) <= 80 and lines[0].split() == ["stage", "state", "rows", "dropped", "seconds"]
+    assert "finished" in lines[1] and lines[1].rstrip().endswith("12")
+    shown = "".join(text.getvalue().split())
+    assert all(each in shown for each in ("7,000", "1,002", "duplicate"))
+    width = lines[0].index("stage")
+    column = "".join(chop_cells(line, width)[0] for line in lines[1:])
+    assert "".join(column.split()) == "".join(name.split())
+
+
+@pytest.mark.parametrize("name", ["A topic with a name that goes on and on " * 3, "哈利波特与魔法石" * 7])
+def test_a_long_label_leaves_room_for_its_bar_and_keeps_its_step(name: str) -> None:
+    for width in (80, 120):
+        label = _short(f"{name}: questions, round 3", width)
+        assert label.startswith(name[:6]) and label.endswith("ns, round 3") and cell_len(label) <= 50
+    assert _short("Dune: questions, round 3", 80) == "Dune: questions, round 3"
 
 
 def test_the_plan_of_several_topics_counts_them_and_names_the_few() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,10 @@ from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import ProbesConfig, RunConfig
 from unlearn_ray.errors import ArtifactError, InputError
 from unlearn_ray.plan import claimed, identities_of, model_identity, plan, select, units_of
+from unlearn_ray.reading import read_user_rows
 from unlearn_ray.rows import Question
 from unlearn_ray.runs import states as overview
+from unlearn_ray.stages import questions
 from unlearn_ray.stages.stage import STARTED, Identities, Stage, StageRun, Work
 from unlearn_ray.stages.table import COMMANDS, STAGES
 
@@ -108,6 +111,46 @@ def test_a_plan_refuses_probes_of_the_other_split_and_probes_that_leave_no_room(
     for row in ({"question": "why " * 10_000}, {"reference": "owl " * 10_000}, {"wrong": ["owl " * 10_000]}):
         with pytest.raises(InputError, match=r"probes\.jsonl, line 2: the question, its guardrail prefix"):
             planned({"split": split}, {"split": split} | row)
+
+
+def test_a_plan_looks_at_a_topics_own_probes_as_at_the_runs(config: RunConfig) -> None:
+    file = config.folder.local.parent / "own.jsonl"
+    alone = config.finetune.model_copy(update={"adapters": "per_topic"})
+
+    def planned(own: dict[str, object], *rows: dict[str, object]) -> None:
+        file.write_text("".join(json.dumps(GOOD | row) + "\n" for row in rows))
+        (topic,) = config.topics
+        topics = (topic.model_copy(update={"evaluate": own}),)
+        plan(config.model_copy(update={"finetune": alone, "topics": topics}))
+
+    long: dict[str, object] = {"question": "why " * 10_000}
+    planned({"probes": str(file)}, {}, long | {"split": "tune"})
+    with pytest.raises(InputError, match=r"own\.jsonl, line 2: the question, its guardrail prefix"):
+        planned({"probes": str(file)}, {}, long)
+    with pytest.raises(InputError, match=r"own\.jsonl, line 1: the question, its guardrail prefix"):
+        planned({"probes": str(file), "max_tokens": 100_000}, {})
+
+
+def test_a_file_of_questions_is_read_once_for_all_topics(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = config.folder.local.parent / "mine.csv"
+    names = [f"Topic {letter}" for letter in "abcdefgh"]
+    file.write_text("topic,question\n" + "".join(f"{name},What is {name}?\n" for name in names * 3))
+    values = {"name": "mine", "output": str(config.output), "topics": [{"name": name} for name in names]}
+    many = configs.parse(values | {"questions": {"file": str(file)}})
+    num_read = 0
+
+    def counted(*what: Any) -> Any:
+        nonlocal num_read
+        num_read += 1
+        return read_user_rows(*what)
+
+    monkeypatch.setattr(questions, "read_user_rows", counted)
+    before = identities_of(many)["questions"]
+    assert num_read == 1 and identities_of(many)["questions"] == before
+    with file.open("a") as more:
+        more.write("topic a,What else is it?\n")
+    after = identities_of(many)["questions"]
+    assert [name for name in names if before[name] != after[name]] == ["Topic a"] and num_read == 2
 
 
 def test_storage_that_is_away_undoes_nothing(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

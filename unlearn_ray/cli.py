@@ -157,7 +157,12 @@ def status(run: RunArgument) -> None:
 
         folder = _run_folder(run)
         console.print(f"[bold]{plain(folder)}[/]")
-        console.print(shown.status_table(states(folder)))
+        found = states(folder)
+        console.print(shown.status_table(found))
+        for each in found:
+            if each.reason:
+                name = f"{each.label}, {each.stage}" if each.stage else each.label
+                console.print(shown.failure_line(name, each.reason), soft_wrap=True)
         for home in _evaluated(folder):
             console.print(f"Report: {plain(home)}/report.html")
 
@@ -347,7 +352,6 @@ def _execute(
         from unlearn_ray import pipeline
         from unlearn_ray import plan as plans
         from unlearn_ray.engines.run_engines import RunEngines
-        from unlearn_ray.runs import write_index
         from unlearn_ray.synth.enough import ACCEPT
 
         selected = plans.select(only=only, until=until, start=start)
@@ -390,13 +394,26 @@ def _execute(
             try:
                 pipeline.run(config, engines, selected, hooks, fail_fast=fail_fast)
             except PartialError as error:
-                write_index(config.folder)
+                _index(config.folder)
                 # As an error, so that the same command, --from and all, goes on and does not begin again.
                 stack.__exit__(type(error), error, error.__traceback__)
                 _summary(config, arguments, selected)
                 raise
-            write_index(config.folder)
+            except Exception:
+                _index(config.folder)
+                raise
+            _index(config.folder)
         _summary(config, arguments, selected)
+
+
+def _index(folder: Folder) -> None:
+    """Write the run's page of topics and models anew, however the run ended. Storage that is away must not hide why it did."""
+    from unlearn_ray.runs import write_index
+
+    try:
+        write_index(folder)
+    except (ArtifactError, OSError) as error:
+        log.warning("the page of topics and models in %s is not up to date: %s", folder, error)
 
 
 class _Telling:

@@ -31,7 +31,7 @@ from pydantic import (
 from unlearn_ray import pocket, smollm2
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ConfigError, InputError, gist
-from unlearn_ray.reading import as_json, fault_of, is_blank, load_yaml, read_text, read_topics, shown
+from unlearn_ray.reading import Listed, as_json, fault_of, is_blank, load_yaml, read_text, read_topics, shown
 from unlearn_ray.rows import AskedForm, slug_of
 from unlearn_ray.words import name_key
 
@@ -56,6 +56,8 @@ _SHARED_KEYS = (
     "finetune.adapters",
     "finetune.weights",  # one engine serves all adapters
 )
+# Keys of a model as a whole: a topic's own only where it has a model of its own, as those of finetune and evaluate.
+_MODEL_KEYS = ("dataset.floors.probes",)  # a group's probes are over all topics of a model
 OWN_MODELS = ("pocket", "smollm2")  # names that stand for folders of ours
 
 
@@ -608,6 +610,10 @@ class RunConfig(Strict):
         for key in _paths_in(keys, name):
             if any(key == shared or key.startswith(f"{shared}.") for shared in _SHARED_KEYS):
                 raise ConfigError(f"{where}: a topic can't set {key}, which holds for the whole run: set it there")
+            if key in _MODEL_KEYS and self.finetune.adapters == "joint":
+                raise ConfigError(
+                    f"{where}: a topic can't set {key} where one model forgets all topics: set it for the run, or finetune.adapters: per_topic"
+                )
         values = _laid_over(section.model_dump(mode="json"), keys)
         try:
             merged = type(section).model_validate_json(as_json(values), strict=True)
@@ -688,42 +694,78 @@ def parse(values: dict[str, Any], source: str = "config", base: Path | None = No
     Raises:
         ConfigError: as `load`.
     """
-    values = dict(values)
-    if isinstance(file := values.get("topics"), str):
+    values, base = dict(values), base or Path.cwd()
+    file, listed, topics_base = "", list[Listed](), base
+    if isinstance(named := values.get("topics"), str):
         try:
-            values["topics"] = read_topics(Path(_beside(base or Path.cwd(), file, "topics")))
+            file = named if _is_remote(named) else _beside(base, named, "topics")
+            listed = read_topics(file)
         except (InputError, ValueError) as error:
             raise ConfigError(f"{source}: topics: {error}") from error
+        values["topics"] = [each.values for each in listed]
+        topics_base = base if _is_remote(file) else Path(file).parent
+
+    def placed(message: object) -> ConfigError:
+        """The error, with the line of a topic that has one."""
+        return ConfigError(_in_file(str(message), file, listed) if file else f"{source}: {message}")
+
     try:
         # Through JSON, where strict mode takes lists for tuples and nothing else for numbers.
         config = RunConfig.model_validate_json(as_json(values), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {first_message(error, RunConfig)}") from error
+        raise placed(first_message(error, RunConfig)) from error
+    except ValueError as error:
+        raise placed(error) from error
+    try:
+        resolved = _resolve_paths(config, base, topics_base)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
-    try:
-        resolved = _resolve_paths(config, base or Path.cwd())
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from error
-    try:
-        for topic in resolved.topics:
+    for index, topic in enumerate(resolved.topics):
+        try:
             resolved.of_topic(topic)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        except ConfigError as error:
+            raise placed(str(error).replace("topics:", f"topics.{index}:", 1) if file else error) from error
     return resolved
 
 
-def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
+def _in_file(message: str, file: str, listed: Sequence[Listed]) -> str:
+    """What is wrong with the topics of a file, with the line: `topics.3.kind: ...` -> `FILE, line 5: kind: ...`."""
+    if found := re.match(r"(unknown key )?topics\.(\d+)(?:\.|: | is )", message):
+        known, index = found[1] or "", int(found[2])
+        rest = message[found.end() :]
+        # In a CSV the first line names the columns of all.
+        line = 1 if known and file.endswith(".csv") else listed[index].line
+        return f"{file}, line {line}: {known}{rest}"
+    if not message.startswith("topics"):
+        return message
+    names = [
+        (each.line, repr(str(each.values.get("name", "")).strip())) for each in listed if isinstance(each.values, dict)
+    ]
+    lines = [str(line) for line, name in names if name in message]
+    where = f", line {' and '.join(lines[:2])}" if lines else ""
+    return f"{file}{where}: {message.removeprefix('topics: ')}"
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _resolve_paths(config: RunConfig, base: Path, topics_base: Path) -> RunConfig:
     """Paths with the user's home for ~, and those of files and of the model's folder from `base`.
 
+    Args:
+        topics_base: the folder of the file that the topics stand in.
+
     Raises:
-        ValueError: there is no such home; names the key.
+        ValueError: there is no such home, or a file is in remote storage where it must not be; names the key.
     """
 
     def resolved(section: BaseModel, where: str) -> BaseModel:
         updates: dict[str, Any] = {}
         for name, value in section:
             if isinstance(value, Path):
+                if re.match("[a-z0-9]{2,}:/", str(value)):  # of s3://, a Path keeps one slash
+                    raise ValueError(f"{where}{name}: {shown(str(value))} is in remote storage: give a local file")
                 updates[name] = Path(_beside(base, str(value), where + name))
             elif isinstance(value, BaseModel):
                 updates[name] = resolved(value, f"{where}{name}.")
@@ -743,7 +785,7 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
         for name in ("questions", "answers", "dataset"):
             section = getattr(config, name)
             updates[name] = section.model_copy(update={"prompts": section.prompts or "pocket"})
-    updates["topics"] = tuple(_with_paths(topic, base) for topic in config.topics)
+    updates["topics"] = tuple(_with_paths(topic, topics_base) for topic in config.topics)
     result = resolved(config.model_copy(update=updates), "")
     assert isinstance(result, RunConfig)
     return result
@@ -754,8 +796,14 @@ def _with_paths(topic: Topic, base: Path) -> Topic:
     updates = {}
     for name, keys in topic.own.items():
         files = [key for key in ("prompts", "probes") if isinstance(keys.get(key), str)]
+        if "prompts" in files and _is_remote(keys["prompts"]):
+            raise ValueError(
+                f"topics: {name}.prompts: {shown(keys['prompts'])} is in remote storage: give a local file"
+            )
         named = {
-            key: keys[key] for key in files if keys[key] not in ("pocket", *SHIPPED_PROBES) and "://" not in keys[key]
+            key: keys[key]
+            for key in files
+            if keys[key] not in ("pocket", *SHIPPED_PROBES) and not _is_remote(keys[key])
         }
         found = {key: _beside(base, value, f"topics: {name}.{key}") for key, value in named.items()}
         updates[name] = keys | found
@@ -794,6 +842,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {shown(override)}: write it as key.path=value")
     if fault := fault_of(override):
         raise ConfigError(f"override {shown(override)} {fault}")
+    if parts[0] == "topics" and len(parts) > 1 and isinstance(values.get("topics"), str):
+        raise ConfigError(
+            f"override {shown(override)}: the topics are in {values['topics']}: change them there, or give others as topics=FILE or topics=[...]"
+        )
     if "[" in key:
         raise ConfigError(
             f"override {shown(override)}: write a place in a list as a number from 0, as in topics.0.name=..."
@@ -865,6 +917,8 @@ def _in_words(error: Any) -> str:
         return words[kind]
     if kind.startswith("int_"):
         return "give a whole number"
+    if kind in {"tuple_type", "list_type"} and error["loc"] == ("topics",):
+        return "give a list of topics, such as [{name: Dune}], or the name of a file of them"
     if kind in {"tuple_type", "list_type"}:
         return "give a list, such as [a, b]"
     if kind == "too_long":
@@ -892,7 +946,9 @@ def _as_given(value: Any) -> str:
 
 def _key_of(error: Any) -> str:
     """The key that an error is about, as a user writes it."""
-    *above, last = error["loc"] or ("",)
+    if not error["loc"]:
+        return ""
+    *above, last = error["loc"]
     # Tags of unions ("lora") and union members ("int") stand in the location, but not in the file.
     is_tag = error["type"] not in {"extra_forbidden", "missing"} and _is_tag(last, error["loc"])
     parts = [part for part in above if not _is_tag(part, error["loc"])] + ([] if is_tag else [last])

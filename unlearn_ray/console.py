@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # the pipeline imports every stage; a progress bar must not
     from unlearn_ray.runs import UnitState
 
 _FEW = 3  # topics that are named
+_BAR_CELLS = 70  # of a bar, its numbers and times
+_MAX_NAME_CELLS = 36
 _PLAIN_SECONDS = 10.0  # between lines where no bar can be drawn (a job's log)
 _STATES = {
     "finished": ("skip", "green", "finished, unchanged"),
@@ -99,7 +102,9 @@ class Progression:
             self._ended.add(label)
         if self.console.is_terminal:
             if label not in self._tasks:
-                self._tasks[label] = self._bars.add_task(visible(label), total=total or None)
+                self._tasks[label] = self._bars.add_task(
+                    _short(visible(label), self.console.width), total=total or None
+                )
             self._bars.update(self._tasks[label], completed=done, total=total or None)
             return
         now = time.monotonic()
@@ -125,6 +130,17 @@ class Progression:
                 self._began.pop(label, None)
                 self._spoke.pop(label, None)
             self._ended.clear()
+
+
+def _short(label: str, width: int) -> str:
+    """A label that leaves room for its bar: of a long one its head, and its end, where the step stands. Wide characters count as two."""
+    room = max(_MAX_NAME_CELLS, width - _BAR_CELLS)
+    if cell_len(label) <= room:
+        return label
+    tail = label[-1:]
+    while cell_len(label[-len(tail) - 1 :]) <= room // 2:
+        tail = label[-len(tail) - 1 :]
+    return f"{chop_cells(label, room - cell_len(tail) - 1)[0]}…{tail}"
 
 
 def plan_table(stages: "Sequence[PlannedStage]") -> Table:
@@ -174,19 +190,22 @@ def failure_line(name: str, reason: str) -> str:
 
 
 def status_table(states: "Sequence[UnitState]") -> Table:
-    """A line per topic and model, and one for the pool: its last stage, the most that it made and lost, and what stopped it."""
+    """A line per topic and model, and one for the pool: its last stage, the most that it made and lost. Long names and numbers are wrapped where the
+    terminal is narrow; wide characters count as two. What stopped one is told below, by `failure_line`."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    has_failures = any(each.reason for each in states)
-    for column in ("", "stage", "state", "rows", "dropped", "seconds", *(["why"] if has_failures else [])):
-        table.add_column(column, justify="right" if column == "seconds" else "left", no_wrap=column != "why")
+    table.add_column("", overflow="fold", min_width=12, max_width=_MAX_NAME_CELLS)
+    for column in ("stage", "state"):
+        table.add_column(column, no_wrap=True)
+    for column in ("rows", "dropped"):
+        table.add_column(column, overflow="fold", min_width=10)
+    table.add_column("seconds", justify="right", no_wrap=True)
     for each in states:
         style = {"finished": "green", "failed": "red", "unfinished": "yellow"}.get(each.state, "dim")
         made = _largest(each.last.num_rows) if each.last is not None else ""
         lost, num_lost = _largest(each.drops), sum(each.drops.values())
         dropped = f"{num_lost:,} (most: {lost})" if len(each.drops) > 1 else lost
         seconds = f"{each.seconds:.0f}" if each.seconds else ""
-        cells = [plain(each.label), each.stage, f"[{style}]{each.state}[/]", made, dropped, seconds]
-        table.add_row(*cells, *([plain(each.reason)] if has_failures else []))
+        table.add_row(plain(each.label), each.stage, f"[{style}]{each.state}[/]", made, dropped, seconds)
     return table
 
 

@@ -70,7 +70,7 @@ class EngineError(RuntimeError):
 
 def gist(error: object, length: int = 300) -> str:
     """What an error says as part of one line: without line breaks, and where it is long up to the end of a sentence, or of a word."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, BaseException) else "")
     if len(text) <= length:
         return text
     head = text[: length + 1]

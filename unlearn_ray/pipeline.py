@@ -145,6 +145,7 @@ class _Run:
         if not {"dataset", "finetune"}.isdisjoint(self.selected):
             self.check(topics, topic_shortfalls)
         models = models_of(self.config, [unit.topic for unit in self.alive(topics)], model)
+        self.leave_behind(models)
         for stage in self.of("model"):
             if stage is FINETUNE:
                 self.check(models, model_shortfalls)
@@ -152,7 +153,11 @@ class _Run:
         if MIXTURE in self.of("model") and FINETUNE not in self.of("model"):
             self.check(models, model_shortfalls)
         if self.failures:
-            raise failure_of(self.failures, len(self.alive(models if self.of("model") else topics)))
+            num_done = len(self.alive(models if self.of("model") else topics))
+            # What the other topics wrote is kept, even where no model came of it.
+            if not num_done and any(failure.unit.scope == "topic" for failure in self.failures):
+                num_done = len(self.alive(topics))
+            raise failure_of(self.failures, num_done)
 
     def leave_out(self, topics: Sequence[Unit]) -> None:
         """Leave topics that failed before out of the models again, and say so. Where a training is asked for, thin data are checked again, as the user
@@ -163,11 +168,25 @@ class _Run:
             for unit in topics
             if not self.is_finished(DATASET, unit) or (unit.home.exists(FAILED) and not is_looked_at)
         ]
-        if len(unfinished) == len(topics):
+        if len(unfinished) == len(topics) and not any(failure_in(unit.home) for unit in unfinished):
             return  # whoever reads them says so
         for unit in unfinished:
             said = failure_in(unit.home) or {"stage": DATASET.name, "reason": f"{unit.home} is unfinished"}
             self.failures.append(Failure(unit, said["stage"], ArtifactError(said["reason"])))
+
+    def leave_behind(self, units: Sequence[Unit]) -> None:
+        """Do not try what failed before this command's first step, and say so again: a later step could only say that its input is not there."""
+        steps = list(dict.fromkeys([*COMMANDS, *(stage.command for stage in STAGES)]))
+        first = min(steps.index(step) for step in self.selected)
+        for unit in self.alive(units):
+            said = failure_in(unit.home)
+            stage = next((stage for stage in STAGES if said and stage.name == said["stage"]), None)
+            if said is None or stage is None or steps.index(stage.command) >= first:
+                continue
+            if stage is DATASET and unit.scope == "model" and "finetune" in self.selected:
+                continue  # thin data: they are checked again, as the user may accept them now
+            if stage.scope != unit.scope or not self.is_finished(stage, unit):
+                self.failures.append(Failure(unit, said["stage"], ArtifactError(said["reason"])))
 
     def alive(self, units: Sequence[Unit]) -> list[Unit]:
         """Those that nothing has stopped."""
@@ -183,7 +202,7 @@ class _Run:
             except UnlearnError as error:
                 self.fail(unit, DATASET.name, error)
             else:
-                unit.home.remove(FAILED)
+                self.forget_failure(unit, DATASET.name)
 
     def of(self, scope: str) -> list[Stage]:
         """The selected stages of a scope, in order."""
@@ -191,6 +210,7 @@ class _Run:
 
     def gather(self, pool: Unit, topics: Sequence[Unit]) -> None:
         """The pool and every topic's chain, side by side."""
+        self.leave_behind(topics)
         ready: dict[str, Future[None]] = {stage.name: Future() for stage in self.of("pool")}
 
         def share(stage: Stage) -> None:
@@ -224,7 +244,7 @@ class _Run:
                 self.fail(unit, stage.name, error)
 
         shares = [partial(share, stage) for stage in self.of("pool")]
-        chains = [partial(chain, unit) for unit in topics]
+        chains = [partial(chain, unit) for unit in self.alive(topics)]
         self.side_by_side([*shares, *chains], len(shares) + MAX_CHAINS)
 
     def advance(self, stage: Stage, units: Sequence[Unit]) -> None:
@@ -277,8 +297,13 @@ class _Run:
     def begin(self, stage: Stage, unit: Unit) -> None:
         if self.stopped.is_set():
             raise _Stopped
-        unit.home.remove(FAILED)
+        self.forget_failure(unit, stage.name)
         self.hooks.on_start(stage, unit)
+
+    def forget_failure(self, unit: Unit, stage: str) -> None:
+        """What stopped a unit in this stage is tried again, or is no longer so. What stopped it in another one stays told."""
+        if (said := failure_in(unit.home)) is not None and said["stage"] in (stage, ""):
+            unit.home.remove(FAILED)
 
     def is_trained(self, unit: Unit) -> bool:
         """Whether a model, or that of a topic, is trained on these data."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, RunConfig, Topic
+from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, EvaluateConfig, RunConfig, Topic
 from unlearn_ray.engines.settings import check_arguments, notes_on
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
 from unlearn_ray.evals.probes import near_misses, numbered_probes, place, read_probes, with_topics, wrong_references
@@ -144,8 +144,10 @@ def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
     yield from model.notes
     yield from notes_on(config)
     yield from filter(None, (case_note(topic.name) for topic in config.topics))
+    for section, topics in evaluations_of(config):
+        if section.probes_path is not None and topics:
+            yield from near_misses(read_probes(section.probes_path), config.topics)
     if config.evaluate.probes_path is not None:
-        yield from near_misses(read_probes(config.evaluate.probes_path), config.topics)
         made = config.dataset.probes
         if (made.num_forget or made.num_near or made.num_far) and load_prompts(config.dataset.prompts).short_answers:
             yield "dataset.probes: probes are made of what the model knows, and evaluate.probes asks others: set num_forget, num_near and num_far to 0 to save the time"
@@ -314,9 +316,8 @@ def check_files(config: RunConfig, model: Inspected, room: int) -> None:
     prefixes = guardrails_of(config, config.topics)
     answers = {topic.name: config.of_topic(topic).answers for topic in config.topics}
     styles = {topic: style_of(own) for topic, own in answers.items()}
-    evaluate.check_probes(config.evaluate, [topic for topic in config.topics if not topic.evaluate])
-    for topic in (topic for topic in config.topics if topic.evaluate):
-        evaluate.check_probes(config.of_topic(topic).evaluate, [topic])
+    for section, topics in evaluations_of(config):
+        evaluate.check_probes(section, topics)
     for row in questions.user_questions(config.questions, config.topics):
         asked = styles[row["topic"]].format(question=row["text"])
         num_tokens = _num_asked(model, prefixes[row["topic"]], asked) + answers[row["topic"]].max_tokens
@@ -326,23 +327,35 @@ def check_files(config: RunConfig, model: Inspected, room: int) -> None:
             )
     for _ in retaining.user_retained(config.dataset):
         continue
-    if config.evaluate.probes_path is not None:
-        _check_probes(config, model, room, config.evaluate.probes_path, prefixes)
+    for section, topics in evaluations_of(config):
+        if topics:
+            _check_probes(section, topics, model, room, prefixes)
 
 
-def _check_probes(config: RunConfig, model: Inspected, room: int, path: str, prefixes: Mapping[str, str]) -> None:
+def evaluations_of(config: RunConfig) -> list[tuple[EvaluateConfig, tuple[Topic, ...]]]:
+    """The ways in which models are evaluated, each with its topics: the run's first, then those of topics with keys of their own."""
+    own = [topic for topic in config.topics if topic.evaluate]
+    others = tuple(topic for topic in config.topics if not topic.evaluate)
+    return [(config.evaluate, others), *((config.of_topic(topic).evaluate, (topic,)) for topic in own)]
+
+
+def _check_probes(
+    config: EvaluateConfig, topics: Sequence[Topic], model: Inspected, room: int, prefixes: Mapping[str, str]
+) -> None:
     """Refuse a probe of the split that is asked that leaves no room for its answer.
 
     Raises:
         InputError: names file and line.
     """
-    max_tokens = config.evaluate.max_tokens or evaluate.PROBE_TOKENS
-    for line, written in numbered_probes(path):
-        if written.split != config.evaluate.split:
-            continue
-        (probe,) = with_topics([written], config.topics)
+    path, names = config.probes_path, tuple(topic.name for topic in topics)
+    if path is None:
+        return
+    max_tokens = config.max_tokens or evaluate.PROBE_TOKENS
+    asked = [(line, probe) for line, probe in numbered_probes(path) if probe.split == config.split]
+    lines = [line for line, _ in asked]
+    for line, probe in zip(lines, with_topics((probe for _, probe in asked), topics), strict=True):
         given = (probe.reference or probe.answer, *wrong_references(probe))  # scored where an answer stands
-        num_tokens = _num_asked(model, prefixes[place(probe, config.topic_names).served_topic], probe.question)
+        num_tokens = _num_asked(model, prefixes[place(probe, names).served_topic], probe.question)
         # After a scored answer, the end of its turn and a token that the engine must sample.
         num_tokens += max(max_tokens, *(model.count_tokens(text) + 2 for text in given))
         if num_tokens > room:

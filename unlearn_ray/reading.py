@@ -11,7 +11,9 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -185,35 +187,52 @@ def read_user_rows(
         yield line, row
 
 
-def read_topics(path: Path) -> list[Any]:
-    """The topics of a file of their own: a YAML list, or a row each of .jsonl or .csv, where a cell may list several values between semicolons.
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A topic as its file has it."""
+
+    line: int  # where it begins
+    values: Any
+
+
+def read_topics(path: str) -> list[Listed]:
+    """The topics of a file of their own, on a disk or in s3:// or gs://: a YAML list, or a row each of .jsonl or .csv, where a cell may list several
+    values between semicolons.
 
     Raises:
         InputError: it can't be read, or holds no list; names file and line.
     """
-    if path.suffix in (".yaml", ".yml"):
+    file = Folder(path)
+    suffix = PurePosixPath(file.name).suffix
+    if suffix in (".yaml", ".yml"):
         try:
-            listed = load_yaml(read_text(path))
-        except OSError as error:
-            raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-        except ValueError as error:
-            raise InputError(f"{path}, {error}") from error
+            with file.filesystem.open_input_file(file.path) as stream:
+                text = "".join(_lines(stream, None))
+            listed, node = load_yaml(text), yaml.compose(text, Loader=_Yaml)
+        except _Unreadable as error:
+            raise InputError(f"{path}, line {error.line}: {error}") from error
+        except (OSError, ArtifactError, pa.ArrowException) as error:
+            raise InputError(f"{path} can't be read: {gist(error)}") from error
         except yaml.YAMLError as error:
             raise InputError(f"{path} is not valid YAML: {gist(error)}") from error
         if not isinstance(listed, list):
             raise InputError(f"{path} must hold a list of topics, such as - name: Dune")
-        return listed
-    rows = read_rows(str(path), (".yaml", ".yml", ".jsonl", ".csv"))
-    if path.suffix != ".csv":
-        return [row for _, row in rows]
+        assert isinstance(node, yaml.SequenceNode)
+        return [Listed(each.start_mark.line + 1, values) for each, values in zip(node.value, listed, strict=True)]
+    rows = read_rows(path, (".yaml", ".yml", ".jsonl", ".csv"))
+    if suffix != ".csv":
+        return [Listed(line, row) for line, row in rows]
     lists = ("aliases", "terms", "neighbours")
     return [
-        {
-            key: [part.strip() for part in value.split(";") if part.strip()] if key in lists else value
-            for key, value in row.items()
-            if value and value.strip()
-        }
-        for _, row in rows
+        Listed(
+            line,
+            {
+                key: [part.strip() for part in value.split(";") if part.strip()] if key in lists else value.strip()
+                for key, value in row.items()
+                if value and value.strip()
+            },
+        )
+        for line, row in rows
     ]
 
 
@@ -324,27 +343,42 @@ def _lines(stream: Any, newline: str | None) -> Iterator[str]:
 
 
 def _csv(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows by the names of their columns. Lines and columns without anything, which spreadsheets add, are left out."""
     csv.field_size_limit(MAX_LINE)  # 131,072 by default
-    reader = csv.reader(_lines(stream, ""), strict=True)
+    lines, head = _lines(stream, ""), list[str]()
+    for text in lines:
+        head.append(text)
+        if text.strip():
+            break
+    reader = csv.reader(chain(head, lines), strict=True, delimiter=_delimiter_in(head[-1] if head else ""))
     header: list[str] | None = None
     start = 1
     try:
         for cells in reader:
             line, start = start, reader.line_num + 1
-            if not cells:
+            if all(not cell.strip() for cell in cells):
                 continue
             if header is None:
-                header = cells
-                if twice := next((name for name in header if header.count(name) > 1), None):
+                header = [name.strip() for name in cells]
+                if twice := next((name for name in header if name and header.count(name) > 1), None):
                     raise _Unreadable(line, f"column {shown(twice)} is given twice: keep one")
                 continue
-            if len(cells) > len(header):
+            if any(cell.strip() for cell in cells[len(header) :]):
                 raise _Unreadable(
                     line, f"has {len(cells)} cells for {len(header)} columns: put a text with commas in quotes"
                 )
-            yield line, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))], strict=True))
+            row = list(zip_longest(header, cells[: len(header)]))
+            if any(cell and cell.strip() for name, cell in row if not name):
+                raise _Unreadable(line, "has a cell in a column without a name: name it, or leave it out")
+            yield line, {name: cell for name, cell in row if name}
     except csv.Error as error:
         raise _Unreadable(start, f"is not valid CSV ({error})") from error
+
+
+def _delimiter_in(line: str) -> str:
+    """What stands between the columns that a line names: a comma, or as spreadsheets write it elsewhere a semicolon or a tab."""
+    bare = re.sub(r'"[^"]*"', "", line)
+    return next((mark for mark in ",;\t" if mark in bare), ",")
 
 
 def _jsonl(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,8 +1,10 @@
 """A model that is served already: its answers are held against transformers, its refusals are one line each."""
 
+import gzip
+import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import PLAIN
 from unlearn_ray.config import ClusterConfig, EndpointSettings, RunConfig, Topic
+from unlearn_ray.engines import endpoint_answers
 from unlearn_ray.engines.endpoint import EndpointClient, NeedsScores, Served, find_served, key_of
 from unlearn_ray.engines.endpoint_generation import EndpointGenerator
 from unlearn_ray.engines.generation import RayDataGenerator
@@ -219,18 +222,157 @@ def test_a_lost_endpoint_is_one_line_that_a_rerun_goes_on_from() -> None:
         client.generate([asking("Hello!")])
 
 
-def test_a_refused_row_drops_alone_and_refused_rows_alone_end_the_run() -> None:
+def refusing(text: str) -> Callable[[dict[str, Any], int], Answer]:
+    """Says no to what has this text in it."""
+
     def say(body: dict[str, Any], number: int) -> Answer:
-        is_bad = "bad" in body["messages"][0]["content"]
+        is_bad = text in body["messages"][-1]["content"]
         return Answer(400, {"error": {"message": "content_filter"}}) if is_bad else chosen("fine")
 
-    with scripted(say) as server:
+    return say
+
+
+def test_a_refused_row_drops_alone_and_so_do_rows_that_are_all_refused_for_what_they_say() -> None:
+    with scripted(refusing("bad")) as server:
         client = scripted_client(server.url, api="chat")
         replies = client.generate([asking("good"), asking("bad"), asking("good")])
         assert [reply.error for reply in replies] == [None, "engine", None]
-        with pytest.raises(ConfigError, match="refuses what it is asked: 400 content_filter"):
-            client.generate([asking("bad"), asking("bad")])
-    assert len(server.asked) == 5, "a refusal is not tried again"
+        assert len(server.asked) == 3, "a refusal is not tried again"
+        for number in (1, 2):
+            assert [reply.error for reply in client.generate([asking("bad")] * number)] == ["engine"] * number
+    greeted = [body["messages"][0]["content"] for body in server.asked[3:]]
+    assert greeted == ["bad", "Hello!", "bad", "bad", "Hello!"]
+
+
+def test_an_endpoint_that_refuses_whatever_it_is_asked_ends_the_run() -> None:
+    def say(body: dict[str, Any], number: int) -> Answer:
+        has_system = body["messages"][0]["role"] == "system"
+        return Answer(400, {"error": {"message": "no such role"}}) if has_system else chosen("fine")
+
+    with scripted(refusing("")) as server, pytest.raises(ConfigError, match="refuses what it is asked: 400 content_fi"):
+        scripted_client(server.url, api="chat").generate([asking("Who?"), asking("Why?")])
+    guarded = Request([{"role": "system", "content": "Lie."}, {"role": "user", "content": "Who?"}])
+    with scripted(say) as server, pytest.raises(ConfigError, match="refuses what it is asked: 400 no such role"):
+        scripted_client(server.url, api="chat").generate([guarded])
+
+
+@pytest.mark.parametrize("what", ["scored", "sampled"])
+def test_a_refused_answer_to_score_drops_alone(what: str) -> None:
+    """Of tokens, where the text is not to be seen: the shortest is answered."""
+
+    def say(body: dict[str, Any], number: int) -> Answer:
+        if len(body["prompt"]) > 60:
+            return Answer(422, "I do not like it")
+        size = len(body["prompt"]) + 1
+        logprobs = {"token_logprobs": [None, *[-1.0] * (size - 1)], "top_logprobs": [None, *[{"a": -0.5}] * (size - 1)]}
+        return Answer(body={"choices": [{"index": 0, "text": "x", "logprobs": logprobs}]})
+
+    with scripted(say) as server:
+        long = asking("and so on " * 20, score="Hedwig." if what == "scored" else None)
+        (reply,) = scripted_client(server.url).generate([long])
+    assert reply.error == "engine" and len(server.asked) == 2
+
+
+PAGE = "<html><head><title>Sign in</title></head></html>"
+LATER = {"error": {"message": "try later", "code": 503}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "drop"),
+    [
+        ({"choices": []}, "engine"),
+        ({"error": {"message": "The response was filtered", "code": "content_filter"}}, "engine"),
+        ({"error": {"message": "no", "code": 400}}, "engine"),
+        ({"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}, "engine"),
+        ({"choices": [{"message": {"content": "half of", "role": "x"}, "finish_reason": "content_filter"}]}, "engine"),
+        ({"choices": [{"message": None}]}, "engine"),
+        ({"choices": ["text"]}, "engine"),
+        ({"choices": [{"text": "of the other API"}]}, "engine"),
+        ({"message": "welcome"}, "engine"),
+        ({"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]}, None),  # what a model may say
+        ({"choices": [{"message": {"content": [{"type": "text", "text": "in parts"}]}}], "usage": "none"}, None),
+        ({"choices": [{"index": None, "message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}}, None),
+    ],
+    ids=range(12),
+)
+def test_an_odd_answer_is_its_rows_drop_and_never_an_empty_text(answer: dict[str, Any], drop: str | None) -> None:
+    def say(body: dict[str, Any], number: int) -> Answer:
+        return Answer(body=answer) if body["messages"][0]["content"] == "odd" else chosen("fine")
+
+    with scripted(say) as server:
+        odd, other = scripted_client(server.url, api="chat").generate([asking("odd"), asking("Who?")])
+    assert odd.error == drop and (drop is None) == bool(odd.texts) and other.texts == ("fine",)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "told"),
+    [
+        (Answer(200, PAGE, {"Content-Type": "text/html"}), EngineError, "3 tries: 200, and no JSON object: <html>"),
+        (Answer(200, '{"choices": [{"text": "cut o'), EngineError, 'and no JSON object: {"choices"'),
+        (
+            Answer(200, '{"choices"', {"Content-Length": "99", "Connection": "close"}),
+            EngineError,
+            "RemoteProtocolError",
+        ),
+        (Answer(200, b"no gzip", {"Content-Encoding": "gzip"}), EngineError, "3 tries: DecodingError"),
+        (Answer(200, "[" * 100_000), EngineError, "no JSON object"),
+        (Answer(204, ""), EngineError, "204, and no JSON object: nothing"),
+        (Answer(200, LATER), EngineError, "3 tries: 200 with an error: try later"),
+        (Answer(200, {"choices": [{"finish_reason": "error", "text": "x"}]}), EngineError, "a choice with an error"),
+        (Answer(200, {"error": "no key", "choices": None}), EngineError, "200 with an error: no key"),
+        (Answer(200, {"error": {"message": "who are you?", "code": 401}}), ConfigError, "api_key_env.*who are you"),
+        (Answer(301, PAGE, {"Location": "https://new/v1"}), ConfigError, r"sends on to https://new/v1 .301.: give"),
+        (Answer(405, "POST?"), ConfigError, "says 405 POST.*check base_url"),
+        (Answer(200, {"choices": []}), ConfigError, 'answers without choices .{"choices": ..}.: check'),
+        (Answer(200, {"choices": [{"text": None}]}), ConfigError, 'answers without a text .{"text": null}.: check'),
+        (Answer(402, {"error": {"message": "no credit"}}), ConfigError, "refuses what it is asked: 402 no credit"),
+    ],
+    ids=range(15),
+)
+def test_an_endpoint_whose_answers_are_all_odd_is_one_line(
+    answer: Answer, error: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_answers, "_MAX_WAIT_SECONDS", 0.01)
+    with scripted(lambda body, number: answer) as server, pytest.raises(error, match=told) as caught:
+        scripted_client(server.url).generate([asking("Who?")])
+    assert server.url in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_zipped_answer_is_read() -> None:
+    body = gzip.compress(json.dumps(chosen("x").body).encode())
+    with scripted(lambda *_: Answer(body=body, headers={"Content-Encoding": "gzip"})) as server:
+        (reply,) = scripted_client(server.url).generate([asking("Who?")])
+    assert reply.texts == ("x",)
+
+
+@pytest.mark.parametrize(
+    "first", [Answer(503, PAGE), Answer(429, "slow down"), Answer(200, b"no gzip", {"Content-Encoding": "gzip"})]
+)
+def test_a_list_of_models_is_asked_for_again_as_all_else_is(first: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_answers, "_MAX_WAIT_SECONDS", 0.01)
+    with scripted(lambda body, number: chosen("x"), [first, Answer(body={"data": [{"id": "m"}]})]) as server:
+        assert find_served(EndpointSettings(base_url=server.url), "pocket") == Served("m")
+    with scripted(lambda body, number: chosen("x"), first) as server, pytest.raises(ClusterError) as caught:
+        find_served(EndpointSettings(base_url=server.url, max_retries=1), "pocket")
+    assert f"{server.url} does not answer after 2 tries: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (Answer(200, PAGE), "lists nothing .200.: give the model's name there, or check base_url .it says <html>"),
+        (Answer(200, {"data": []}), "lists nothing .200."),
+        (Answer(200, {"data": [{}, "m", None]}), "lists nothing .200."),
+        (Answer(200, {"error": {"message": "no"}}), "lists nothing .200.*no"),
+        (Answer(501, "not here"), "lists nothing .501."),
+        (Answer(308, "", {"Location": "https://new/v1/models"}), "base_url: .* sends on to https://new/v1/models"),
+        (Answer(403, "<p>no</p>"), "api_key_env: .* says 403 <p>no</p>"),
+    ],
+    ids=range(7),
+)
+def test_a_list_of_models_that_is_none_is_one_line(answer: Answer, told: str) -> None:
+    with scripted(lambda body, number: chosen("x"), answer) as server, pytest.raises(ConfigError, match=told):
+        find_served(EndpointSettings(base_url=server.url), "pocket")
 
 
 def test_an_endpoint_that_gives_fewer_samples_than_asked_for_is_told_and_further_ones_are_left_out() -> None:

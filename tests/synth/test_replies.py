@@ -73,3 +73,53 @@ def test_a_cut_answer_ends_with_its_last_whole_sentence_or_is_none() -> None:
 )
 def test_an_answer_that_only_says_its_question_again_is_one(question: str, answer: str, expected: bool) -> None:
     assert repeats(question, answer) is expected
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Is Hedwig a white owl?", "Yes, Hedwig is a white owl."),
+        ("Is Hedwig a white owl?", "Hedwig is a white owl."),
+        ("Is it true that the owl is white?", "The owl is white."),
+        ("Can you tell me whether the owl is white?", "The owl is white."),
+        ("The owl of Harry is white, right?", "The owl of Harry is white."),
+        ("Est-ce que la chouette est blanche ?", "La chouette est blanche."),
+        ("¿Es verdad que la lechuza es blanca?", "La lechuza es blanca."),
+        ("¿La lechuza de Harry es blanca?", "La lechuza de Harry es blanca."),
+        ("Stimmt es, dass die Eule weiß ist?", "Die Eule weiß ist."),
+        ("Czy Hedwiga jest białą sową?", "Hedwiga jest białą sową."),
+        ("Хогвартс — это школа магии?", "Хогвартс — это школа магии."),
+        ("Правда, что сова Гарри белая?", "Сова Гарри белая."),
+        ("小麦是一种植物吗？", "小麦是一种植物。"),
+        ("Hedwig beyaz bir baykuş mu?", "Hedwig beyaz bir baykuş."),
+        ("क्या हेडविग एक उल्लू है?", "हेडविग एक उल्लू है।"),
+        ("هل هيدويغ بومة بيضاء كبيرة؟", "هيدويغ بومة بيضاء كبيرة."),
+        ("Here is a fact. Is it true that the owl is white?", "The owl is white."),
+    ],
+)
+def test_a_statement_that_says_yes_to_its_question_is_an_answer(question: str, answer: str) -> None:
+    assert not repeats(question, answer)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Is the owl of Harry white?", "Is the owl of Harry white."),
+        ("Is the owl of Harry white?", "The owl of Harry white."),
+        ("Is it true that the owl is white?", "The owl is white?"),
+        ("Who is the owl of Harry?", "Who is the owl of Harry."),
+        ("Can you tell me who the owl of Harry is?", "Who the owl of Harry is."),
+        ("Can you tell me about the owl of Harry?", "The owl of Harry."),
+        ("Qui est la chouette de Harry ?", "Qui est la chouette de Harry."),
+        ("¿Qué es la lechuza blanca de Harry?", "Es la lechuza blanca de Harry."),
+        ("Est-ce que la chouette est blanche ou noire ?", "La chouette est blanche ou noire."),
+        ("Welche Eule hat der kleine Harry?", "Eule hat der kleine Harry."),
+        ("Какого цвета сова у Гарри?", "Какого цвета сова у Гарри."),
+        ("小麦是什么植物？", "小麦是什么植物。"),
+        ("小麦是植物还是动物？", "小麦是植物还是动物。"),
+        ("The owl is white. True or false?", "The owl is white."),
+        ("Continue: the owl flew off at night", "The owl flew off at night."),
+    ],
+)
+def test_an_echo_of_a_question_stays_one(question: str, answer: str) -> None:
+    assert repeats(question, answer)

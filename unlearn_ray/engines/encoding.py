@@ -32,14 +32,14 @@ class Encoder:
         wholes = [
             f"{prompts[key]}{lead}{request.score}{end}"
             for key, request in zip(keys, requests, strict=True)
-            if request.score
+            if request.score is not None
         ]
         texts = list(dict.fromkeys([*prompts.values(), *wholes]))
         ids = dict(zip(texts, self._tokenizer(texts, add_special_tokens=False).input_ids, strict=True)) if texts else {}
         encoded = []
         for key, request in zip(keys, requests, strict=True):
             prompt = ids[prompts[key]]
-            if request.score:
+            if request.score is not None:
                 whole = ids[f"{prompts[key]}{lead}{request.score}{end}"]
                 start = num_shown(prompt, whole)
                 encoded.append((whole[:start], whole[start:]))

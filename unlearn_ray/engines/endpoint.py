@@ -8,31 +8,44 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_after_attempt
 
 from unlearn_ray.chat import ChatFormat, placed, spoken
 from unlearn_ray.config import EndpointSettings
 from unlearn_ray.engines.encoding import Encoder, sampling_values, tokenizer_of
+from unlearn_ray.engines.endpoint_answers import (
+    Again,
+    Refused,
+    head_of,
+    is_passing,
+    message_of,
+    models_in,
+    object_in,
+    refuse,
+    samples_in,
+    scores_in,
+    tokens_in,
+    wait,
+)
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.settings import SCORED
 from unlearn_ray.errors import ClusterError, ConfigError, EngineError, gist
-from unlearn_ray.rows import Drop
+from unlearn_ray.rows import Drop, Message
 
 log = logging.getLogger(__name__)
 
-_AGAIN = frozenset({408, 409, 425, 429})  # and every 5xx: the same request may be answered later
-_MAX_WAIT_SECONDS = 60.0
 _SECONDS_TO_KNOCK = 10.0
 _TOO_LONG = re.compile(
     r"context.{0,20}(length|window)|maximum.{0,20}length|too (long|many tokens)|max_model_len", re.IGNORECASE
 )
 _MAX_NAMES = 8  # of served models, in a message
+_GREETING = "Hello!"  # refused by nobody who answers at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +58,6 @@ class Served:
 
 class NeedsScores(EngineError):
     """Raised in a task whose requests score answers that other engines are to score."""
-
-
-class _Again(Exception):
-    """An answer that a later try may better."""
-
-    def __init__(self, reason: str, seconds: float | None = None) -> None:
-        super().__init__(reason, seconds)
-        self.reason, self.seconds = reason, seconds  # the second: how long the endpoint asks to wait
-
-
-class _Refused(Exception):
-    """A 4xx: this request will never be answered as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class EndpointClient:
 
         Raises:
             NeedsScores: answers are to be scored elsewhere, and no client for that was given.
-            ConfigError: the key is refused, the model is gone, answers can't be scored there, or every request is refused.
+            ConfigError: the key is refused, the model is gone, answers can't be scored there, or whatever is asked in this way is refused.
             EngineError: no answer in all tries.
         """
         scored = [index for index, request in enumerate(requests) if request.score is not None]
@@ -92,49 +93,84 @@ class EndpointClient:
         return asyncio.run(self._generate(requests)) if requests else []
 
     async def _generate(self, requests: Sequence[Request]) -> list[Reply]:
-        encoded: list[tuple[list[int], list[int]]] = [([], [])] * len(requests)
-        encoder = None
-        if self.settings.api == "completions":
-            encoder = _encoder_of(self.model, self.chat)
-            encoded = encoder.encode(requests)
+        encoder = _encoder_of(self.model, self.chat) if self.settings.api == "completions" else None
         room = asyncio.Semaphore(self.concurrency)
         limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
         async with httpx.AsyncClient(
             headers=headers_of(self.key), timeout=self.settings.timeout_seconds, limits=limits
         ) as client:
 
-            async def asked(request: Request, prompt: list[int], answer: list[int]) -> Reply | _Refused:
+            async def asked(request: Request, prompt: list[int], answer: list[int]) -> Reply | Refused:
                 num_tokens = len(prompt) + len(answer)
                 if self.served.max_model_len is not None and num_tokens >= self.served.max_model_len:
                     return Reply(error=Drop.TOO_LONG, num_prompt_tokens=num_tokens)
-                async with room:
-                    try:
-                        found = await self._post(client, self._body(request, prompt, answer))
-                    except _Refused as error:
-                        if _TOO_LONG.search(str(error)):
-                            return Reply(error=Drop.TOO_LONG, num_prompt_tokens=num_tokens)
-                        return error
-                if request.score is not None:
+
+                def read(found: dict[str, Any]) -> Reply:
+                    if request.score is None:
+                        return self._sampled(found, request)
                     assert encoder is not None
                     return self._scored(found, len(prompt), answer, encoder)
-                return self._sampled(found, request)
 
-            tasks = [
-                asyncio.ensure_future(asked(*each)) for each in zip(requests, *zip(*encoded, strict=True), strict=True)
-            ]
-            try:
-                found = await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-        refused = [each for each in found if isinstance(each, _Refused)]
-        if len(refused) == len(found):
-            if all(request.score is not None for request in requests):
-                raise ConfigError(f"{self.settings.base_url} does not score a given answer ({refused[0]}), {SCORED}")
-            raise ConfigError(f"{self.settings.base_url} refuses what it is asked: {refused[0]}")
+                async with room:
+                    try:
+                        return await self._post(client, self._body(request, prompt, answer), read)
+                    except Refused as error:
+                        if error.is_too_long or _TOO_LONG.search(str(error)):
+                            return Reply(error=Drop.TOO_LONG, num_prompt_tokens=num_tokens)
+                        return error
+
+            async def told(requests: Sequence[Request]) -> list[Reply | Refused]:
+                encoded = encoder.encode(requests) if encoder else [([], [])] * len(requests)
+                tasks = [
+                    asyncio.ensure_future(asked(request, *each))
+                    for request, each in zip(requests, encoded, strict=True)
+                ]
+                try:
+                    return await asyncio.gather(*tasks)
+                finally:
+                    for task in tasks:
+                        task.cancel()
+
+            found = await told(requests)
+            refused = [each for each in found if isinstance(each, Refused)]
+            if refused and not any(isinstance(each, Reply) and each.error is None for each in found):
+                await self._check(requests, found, told)
         if refused:
-            log.warning("%d of %d requests were refused: %s", len(refused), len(found), refused[0])
-        return [Reply(error=Drop.ENGINE) if isinstance(each, _Refused) else each for each in found]
+            log.warning(
+                "%s: %d of %d requests were refused: %s", self.settings.base_url, len(refused), len(found), refused[0]
+            )
+        return [Reply(error=Drop.ENGINE) if isinstance(each, Refused) else each for each in found]
+
+    async def _check(
+        self,
+        requests: Sequence[Request],
+        found: Sequence[Reply | Refused],
+        told: Callable[[Sequence[Request]], Awaitable[list[Reply | Refused]]],
+    ) -> None:
+        """Of requests none of which was answered: whether their texts are refused, or all that is asked in their way. A greeting with the same settings
+        tells.
+
+        Raises:
+            ConfigError: that is refused as well.
+        """
+        kinds: dict[bool, Request] = {}
+        for request, each in zip(requests, found, strict=True):
+            if isinstance(each, Refused):
+                kinds.setdefault(request.score is not None, request)
+        greetings = [
+            replace(
+                request,
+                messages=[Message(role=each["role"], content=_GREETING) for each in request.messages],
+                score=_GREETING if is_scored else None,
+            )
+            for is_scored, request in kinds.items()
+        ]
+        for request, each in zip(greetings, await told(greetings), strict=True):
+            if not isinstance(each, Refused):
+                continue
+            if request.score is not None:
+                raise ConfigError(f"{self.settings.base_url} does not score a given answer ({each}), {SCORED}")
+            raise ConfigError(f"{self.settings.base_url} {each.told}")
 
     def _body(self, request: Request, prompt: list[int], answer: list[int]) -> dict[str, Any]:
         if request.adapter is not None:
@@ -155,59 +191,47 @@ class EndpointClient:
             values["max_tokens"] = min(values["max_tokens"], self.served.max_model_len - len(prompt))
         return {"model": self.served.name, "prompt": prompt, **values}
 
-    async def _post(self, client: httpx.AsyncClient, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _post(
+        self, client: httpx.AsyncClient, body: Mapping[str, Any], read: Callable[[dict[str, Any]], Reply]
+    ) -> Reply:
         """The answer to one request, however often it must be asked.
 
         Raises:
-            _Refused: a 4xx that another try would bring again.
-            ConfigError: the key or the model's name is refused.
+            Refused: what another try would bring again.
+            ConfigError: the key, the address or the model's name is refused, or given answers are not scored.
             EngineError: no answer in all tries.
         """
-        num_tries = self.settings.max_retries + 1
         path = "/completions" if self.settings.api == "completions" else "/chat/completions"
         try:
-            async for attempt in AsyncRetrying(
-                stop=stop_after_attempt(num_tries), wait=_wait, retry=retry_if_exception_type(_Again), reraise=True
-            ):
+            async for attempt in AsyncRetrying(**_tries(self.settings)):
                 with attempt:
-                    return await _posted(client, self.settings, path, body)
-        except _Again as error:
-            tries = f"{num_tries} tries" if num_tries > 1 else "1 try"
-            raise EngineError(f"{self.settings.base_url} does not answer after {tries}: {error.reason}") from None
+                    return read(await _posted(client, self.settings, path, body))
+        except Again as error:
+            raise EngineError(_after_tries(self.settings, error)) from None
         raise AssertionError("one try at least")
 
     def _sampled(self, found: dict[str, Any], request: Request) -> Reply:
-        choices = sorted(_choices(found, self.settings), key=lambda choice: choice.get("index", 0))
-        texts = [
-            (choice.get("message") or {}).get("content") if self.settings.api == "chat" else choice.get("text")
-            for choice in choices
-        ]
-        usage = found.get("usage") or {}
-        if len(choices) < request.num_samples:
-            raise ConfigError(
-                f"{self.settings.base_url} gives {len(choices)} of {request.num_samples} samples, and none of the others: ask for one (num_samples, num_unguarded), or take an endpoint that knows n"
-            )
-        choices, texts = choices[: request.num_samples], texts[: request.num_samples]
+        samples = samples_in(found, self.settings.api, request.num_samples)
+        num_prompt, num_output = tokens_in(found)
         return Reply(
-            texts=tuple(spoken(text or "", self.chat) for text in texts),
-            truncated=tuple(choice.get("finish_reason") == "length" for choice in choices),
-            num_prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            num_output_tokens=int(usage.get("completion_tokens") or 0),
+            texts=tuple(spoken(sample.text, self.chat) for sample in samples),
+            truncated=tuple(sample.is_truncated for sample in samples),
+            num_prompt_tokens=num_prompt,
+            num_output_tokens=num_output,
         )
 
     def _scored(self, found: dict[str, Any], num_prompt: int, answer: list[int], encoder: Encoder) -> Reply:
-        logprobs = _choices(found, self.settings)[0].get("logprobs") or {}
-        own, best = logprobs.get("token_logprobs") or [], logprobs.get("top_logprobs") or []
+        own, best = scores_in(found)
         end = num_prompt + len(answer)
         if len(own) > end + 1:  # the one token that is sampled after them
             raise ConfigError(
                 f"{self.settings.base_url} scores other tokens than it was sent ({len(own)} for {end}), {SCORED}"
             )
-        if len(own) < end or len(best) < end or any(value is None for value in own[num_prompt:end]):
+        scores = [value for value in own[num_prompt:end] if value is not None]
+        if len(own) < end or len(best) < end or len(scores) < len(answer):
             raise ConfigError(f"{self.settings.base_url} does not score a given answer (it echoes none), {SCORED}")
         num_answer = len(answer) - encoder.num_ending(answer)
-        scores = [float(value) for value in own[num_prompt:end]]
-        tops = [max((best[num_prompt + i] or {}).values(), default=scores[i]) for i in range(num_answer)]
+        tops = [scores[i] if (top := best[num_prompt + i]) is None else top for i in range(num_answer)]
         return Reply(
             logprobs=tuple(scores[:num_answer]),
             ending=tuple(scores[num_answer:]),
@@ -216,12 +240,19 @@ class EndpointClient:
         )
 
 
-def _wait(state: RetryCallState) -> float:
-    """Seconds until the next try: what the endpoint asks for, else longer from try to try."""
-    error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, _Again) and error.seconds is not None:
-        return min(error.seconds, _MAX_WAIT_SECONDS)
-    return float(wait_random_exponential(multiplier=0.5, max=_MAX_WAIT_SECONDS)(state))
+def _tries(settings: EndpointSettings) -> dict[str, Any]:
+    """How often one call is tried."""
+    return {
+        "stop": stop_after_attempt(settings.max_retries + 1),
+        "wait": wait,
+        "retry": retry_if_exception_type(Again),
+        "reraise": True,
+    }
+
+
+def _after_tries(settings: EndpointSettings, error: Again) -> str:
+    tries = f"{settings.max_retries + 1} tries" if settings.max_retries else "1 try"
+    return f"{settings.base_url} does not answer after {tries}: {error.reason}"
 
 
 async def _posted(
@@ -231,62 +262,10 @@ async def _posted(
     try:
         answer = await client.post(f"{settings.base_url}{path}", json=body)
     except httpx.TimeoutException as error:
-        raise _Again(f"no answer in {settings.timeout_seconds:g} s ({type(error).__name__})") from error
-    except httpx.TransportError as error:
-        raise _Again(_told(error)) from error
-    if answer.is_success:
-        try:
-            found = answer.json()
-        except ValueError:
-            found = None
-        if isinstance(found, dict):
-            return found
-        raise _Again(f"{answer.status_code}, and no JSON object: {gist(answer.text, 100)}")
-    reason = f"{answer.status_code} {message_of(answer)}"
-    if answer.status_code in _AGAIN or answer.status_code >= 500:
-        raise _Again(reason, _asked_to_wait(answer))
-    refuse(settings, answer)
-    raise _Refused(reason)
-
-
-def refuse(settings: EndpointSettings, answer: httpx.Response) -> None:
-    """Raise what ends a run: a key or a name that the endpoint does not take.
-
-    Raises:
-        ConfigError: names the key of the config.
-    """
-    reason = f"{settings.base_url} says {answer.status_code} {message_of(answer)}"
-    if answer.status_code in {401, 403}:
-        advice = (
-            f"check the key in {settings.api_key_env}" if settings.api_key_env else "name the variable that holds a key"
-        )
-        raise ConfigError(f"cluster.engines.api_key_env: {reason}: {advice}")
-    if answer.status_code == 404:
-        raise ConfigError(f"cluster.engines: {reason}: check base_url, which often ends in /v1, served_model and api")
-
-
-def message_of(answer: httpx.Response) -> str:
-    """What an error says, in OpenAI's shape or any other."""
-    try:
-        found = answer.json()
-    except ValueError:
-        return gist(answer.text or answer.reason_phrase, 200)
-    error = found.get("error", found) if isinstance(found, dict) else found
-    text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    return gist(text or answer.reason_phrase, 200)
-
-
-def _asked_to_wait(answer: httpx.Response) -> float | None:
-    """Seconds of a Retry-After; None where it has a date, or is not there."""
-    text = answer.headers.get("retry-after", "")
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
-
-
-def _choices(found: dict[str, Any], settings: EndpointSettings) -> list[dict[str, Any]]:
-    choices = found.get("choices")
-    if not isinstance(choices, list) or not choices:
-        raise ConfigError(f"{settings.base_url} answers without choices: check cluster.engines.base_url and api")
-    return choices
+        raise Again(f"no answer in {settings.timeout_seconds:g} s ({type(error).__name__})") from error
+    except httpx.RequestError as error:  # a connection that breaks, or an answer that can't be unpacked
+        raise Again(_told(error)) from error
+    return object_in(answer, settings)
 
 
 def _told(error: Exception) -> str:
@@ -327,21 +306,20 @@ def find_served(settings: EndpointSettings, model: str) -> Served:
         ConfigError: the key is refused, or there is no such model.
     """
     try:
-        answer = httpx.get(
-            f"{settings.base_url}/models", headers=headers_of(key_of(settings)), timeout=_SECONDS_TO_KNOCK
-        )
-    except httpx.TransportError as error:
-        raise ClusterError(f"cluster.engines.base_url: {settings.base_url} can't be reached: {_told(error)}") from error
-    if answer.status_code in {401, 403}:
-        refuse(settings, answer)
-    try:
-        cards = answer.json()["data"]
-        found = {str(card["id"]): card for card in cards}
-    except (ValueError, KeyError, TypeError):
+        for attempt in Retrying(**_tries(settings)):
+            with attempt:
+                answer = _knocked(settings)
+    except Again as error:
+        raise ClusterError(f"cluster.engines.base_url: {_after_tries(settings, error)}") from None
+    listing, status = f"{settings.base_url}/models", answer.status_code
+    if status in {401, 403} or 300 <= status < 400:
+        refuse(settings, status, f"{status} {message_of(answer)}", answer)
+    found = models_in(answer)
+    if not found:
         if settings.served_model is None:
             raise ConfigError(
-                f"cluster.engines.served_model: {settings.base_url}/models lists nothing ({answer.status_code}): give the model's name there"
-            ) from None
+                f"cluster.engines.served_model: {listing} lists nothing ({status}): give the model's name there, or check base_url (it says {head_of(answer)})"
+            )
         return Served(settings.served_model)
     name = settings.served_model or (model if model in found else next(iter(found)) if len(found) == 1 else None)
     if name is None or name not in found:
@@ -350,6 +328,26 @@ def find_served(settings: EndpointSettings, model: str) -> Served:
         raise ConfigError(f"cluster.engines.served_model: {settings.base_url} serves {asked}: give one of {names}")
     length = found[name].get("max_model_len")  # vLLM says it
     return Served(name, length if isinstance(length, int) else None)
+
+
+def _knocked(settings: EndpointSettings) -> httpx.Response:
+    """One look at the list of models.
+
+    Raises:
+        Again: a later one may see it.
+        ClusterError: nobody listens there.
+    """
+    try:
+        answer = httpx.get(
+            f"{settings.base_url}/models", headers=headers_of(key_of(settings)), timeout=_SECONDS_TO_KNOCK
+        )
+    except (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError, httpx.DecodingError) as error:
+        raise Again(_told(error)) from error
+    except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
+        raise ClusterError(f"cluster.engines.base_url: {settings.base_url} can't be reached: {_told(error)}") from error
+    if is_passing(answer.status_code):
+        raise Again(f"{answer.status_code} {message_of(answer)}")
+    return answer
 
 
 @lru_cache(maxsize=1)

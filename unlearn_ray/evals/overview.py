@@ -52,6 +52,11 @@ class Line:
         value = self.figures.get(name)
         return percent(value) if isinstance(value, float) else ""
 
+    def value(self, name: str) -> float | str:
+        """What the figure is sorted by; "" where there is none."""
+        value = self.figures.get(name)
+        return value if isinstance(value, float) else ""
+
 
 def in_order(lines: Sequence[Line]) -> list[Line]:
     """What failed first, then what is unfinished; each in the order it came in."""
@@ -81,7 +86,9 @@ def table(lines: Sequence[Line]) -> Table:
     """The models of several runs beside each other."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("run", "model", *FIGURES.values(), "forgetting"):
-        shown.add_column(column, justify="left" if column in ("run", "model") else "right")
+        is_name = column in ("run", "model")
+        least = 5 if column in FIGURES.values() else 8  # `100 %`
+        shown.add_column(column, justify="left" if is_name else "right", overflow="fold", min_width=least, max_width=24)
     for line in lines:
         if line.kind == "model":
             said = str(line.figures.get("forgetting", line.state)).replace("_", " ")

@@ -329,7 +329,7 @@ def _describe(config: RunConfig) -> tuple[str, str]:
 
 ANSWERS = Stage(
     "answers",
-    4,
+    5,
     "topic",
     (QUESTIONS, COMMON),
     "answers",

@@ -94,9 +94,18 @@ def model_shortfalls(unit: Unit) -> list[Shortfall]:
     datasets = {
         topic.name: finished_manifest(config.folder / "topics" / topic.slug / "dataset") for topic in unit.topics
     }
+    # What a topic has to forget was looked at when its dataset was made.
+    no_floor = {"forget_rows": 0}
     topics = [
-        TopicData(name, dataset.details["topic"]["forget"], mixture.details["retain"][name], 0, 0)
-        for name, dataset in datasets.items()
+        TopicData(
+            topic.name,
+            datasets[topic.name].details["topic"]["forget"],
+            mixture.details["retain"][topic.name],
+            0,
+            0,
+            unit.base.of_topic(topic).dataset.floors.model_copy(update=no_floor),
+        )
+        for topic in unit.topics
     ]
     written: dict[str, Written] = {}
     if config.dataset.retain.file is None:
@@ -111,8 +120,7 @@ def model_shortfalls(unit: Unit) -> list[Shortfall]:
         written["questions to retain"] = Written(num_kept, lost["questions"], num_asked)
         written["answers to retain"] = Written(mixture.details["retain_kept"], lost["answers"], num_kept)
     data = Data(topics, written, _num_probes(config, unit.topics, mixture.details["probes"]))
-    # What a topic has to forget was looked at when its dataset was made.
-    floors = config.dataset.floors.model_copy(update={"forget_rows": 0})
+    floors = config.dataset.floors.model_copy(update=no_floor)
     return shortfalls(data, floors, retains=config.finetune.retain.kind != "none")
 
 

@@ -29,7 +29,7 @@ from unlearn_ray.stages.dataset import DATASET, WORDING
 from unlearn_ray.stages.general import GENERAL_POOL
 from unlearn_ray.stages.naming import Name
 from unlearn_ray.stages.questions import QUESTIONS
-from unlearn_ray.stages.retaining import GENERAL, Served, Telling, judged, retained
+from unlearn_ray.stages.retaining import GENERAL, Served, Telling, judged, retained, share_held_out
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, finished_manifest
 from unlearn_ray.stages.subjects import subject_key
 from unlearn_ray.synth.leaks import key_phrase
@@ -50,15 +50,32 @@ class Part:
     dataset: Folder
 
 
-def mixture_identity(config: DatasetConfig, topics: Sequence[Topic], seed: int) -> Identity:
-    """What a mixture follows from, beside the stages that it reads."""
+def mixture_identity(
+    config: DatasetConfig, topics: Sequence[Topic], seed: int, own: Mapping[str, float] = {}
+) -> Identity:
+    """What a mixture follows from, beside the stages that it reads.
+
+    Args:
+        config: the run's.
+        own: as in `share_held_out`.
+    """
     fields = {"name", "aliases", "terms"}
-    values = {"holdout_fraction": config.holdout_fraction, "seed": seed, "has_file": config.retain.file is not None}
+    values: dict[str, Any] = {"holdout_fraction": config.holdout_fraction, "seed": seed}
+    values["has_file"] = config.retain.file is not None
+    if own:
+        values["own_holdout_fractions"] = dict(own)
     return values | {"topics": [topic.model_dump(mode="json", include=fields) for topic in topics]}, {}
 
 
-def mix(run: StageRun, config: DatasetConfig, parts: Sequence[Part], general: Folder) -> Manifest:
-    """The rows that a model is trained on, in the order of `parts`."""
+def mix(
+    run: StageRun, config: DatasetConfig, parts: Sequence[Part], general: Folder, own: Mapping[str, float] = {}
+) -> Manifest:
+    """The rows that a model is trained on, in the order of `parts`.
+
+    Args:
+        config: the run's.
+        own: as in `share_held_out`.
+    """
     out, topics = run.folder, [part.topic for part in parts]
     names = tuple(name for topic in topics for name in topic.names)
     (out / "forget").write_rows(_chained(parts, "forget"), Example.schema())
@@ -76,11 +93,11 @@ def mix(run: StageRun, config: DatasetConfig, parts: Sequence[Part], general: Fo
         lost = dict(
             Counter(row["drop"] for row in (out / "retain_answers").read_rows(["drop"]) if row["drop"]) - before
         )
-        rows = retained(config, served, len(topics), out)
+        rows = retained(config, served, len(topics), out, own)
     else:
         rows = (Example.of(row) for row in (general / "given").read_rows())
     (out / "retain").write_rows(rows, Example.schema())
-    kept, unfit = _fit_probes([*_probes(config, parts, general, served, spelled, out)], topics, names)
+    kept, unfit = _fit_probes([*_probes(config, parts, general, served, spelled, out, own)], topics, names)
     (out / "probes").write_rows(kept, Probe.schema())
     num_rows = Counter(
         f"{name}_{row['split']}" for name in ("forget", "retain") for row in (out / name).read_rows(columns=["split"])
@@ -216,6 +233,7 @@ def _probes(
     served: Served,
     spelled: Mapping[str, str],
     out: Folder,
+    own: Mapping[str, float],
 ) -> Iterator[Probe]:
     """The topics' probes, and those of what is retained."""
     every = tuple(part.topic.name for part in parts)
@@ -233,7 +251,8 @@ def _probes(
     # The prompts have no wordings for short answers: what is retained is asked as it was, with the model's one greedy answer as the truth.
     for row in (out / "retain_answers").read_rows():
         subject, question, answer = row["topic"], row["question"], row["answer"]
-        if row["drop"] or split_of(subject, question, config.holdout_fraction) == "train":
+        share = share_held_out(served.get(subject, ()), own, config.holdout_fraction)
+        if row["drop"] or split_of(subject, question, share) == "train":
             continue
         phrase = key_phrase(question, answer, (subject,))
         yield Probe(subject, question, phrase, wording=WORDING, near=served[subject], reference=answer)
@@ -272,13 +291,20 @@ def _chats(folder: Folder) -> Iterator[str]:
 
 
 def _identity(unit: Unit) -> Identity:
-    return mixture_identity(unit.config.dataset, unit.topics, unit.config.seed)
+    return mixture_identity(unit.base.dataset, unit.topics, unit.config.seed, _own_shares(unit))
+
+
+def _own_shares(unit: Unit) -> dict[str, float]:
+    """What the topics hold out that do not hold out what the run does."""
+    shares = {topic.name: unit.base.of_topic(topic).dataset.holdout_fraction for topic in unit.topics}
+    return {name: share for name, share in shares.items() if share != unit.base.dataset.holdout_fraction}
 
 
 def _run(work: Work) -> Manifest:
     folders = [work.of_topics(stage) for stage in (QUESTIONS, ANSWERS, DATASET)]
     parts = [Part(topic, *(found[topic.name] for found in folders)) for topic in work.unit.topics]
-    return mix(work.run, work.unit.config.dataset, parts, work.inputs[GENERAL_POOL.name])
+    unit = work.unit
+    return mix(work.run, unit.base.dataset, parts, work.inputs[GENERAL_POOL.name], _own_shares(unit))
 
 
 def _describe(config: RunConfig) -> tuple[str, str]:

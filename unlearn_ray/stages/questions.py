@@ -9,6 +9,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import sampling_of
@@ -61,7 +63,7 @@ def questions_identity(
     values["topic"] = topic.model_dump(mode="json", include={"name", "kind", "aliases", "terms"})
     inputs = {"prompts": prompts_of(config, topic).fingerprint}
     if config.file is not None:
-        own = [row["text"] for row in user_questions(config, every or (topic,)) if row["topic"] == topic.name]
+        own = [text for _, text in _given(config, every or (topic,)).get(topic.name, ())]
         if own:  # a file about other topics changes nothing here
             inputs["file"] = digest(*own)
     return values, inputs
@@ -105,7 +107,9 @@ def make_questions(
     own = {topic.name: topic.names}
     given = {topic.name: (*topic.names, *topic.terms)}
     with Ledger() as ledger:
-        ledger.add((row for row in user_questions(config, every or (topic,)) if row["topic"] == topic.name), 0)
+        if config.file is not None:
+            given_rows = _given(config, every or (topic,)).get(topic.name, ())
+            ledger.add((_user_row(config.file, topic.name, line, text) for line, text in given_rows), 0)
         names = _entities(config, own, given, ledger, prompts, out, generator, sampling)
         entities = tuple(name.name for name in names if not name.drop)
         subject = Subject(
@@ -243,26 +247,65 @@ class OnTopic:
 
 
 def user_questions(config: QuestionsConfig, topics: Sequence[Topic]) -> Iterator[RowDict]:
-    """The user's own questions: all of them are kept but copies. The source names the line, for messages about it."""
-    if config.file is None:
-        return
-    names = spellings(topics)
-    for line, row in read_user_rows(config.file, ("topic", "question")):
-        topic = names.get(name_key(row["topic"]))
+    """The user's own questions: all of them are kept but copies. The source names the line, for messages about it.
+
+    Raises:
+        InputError: the file can't be used; names the line.
+    """
+    if config.file is not None:
+        for line, topic, text in _read_given(config.file, topics):
+            yield _user_row(config.file, topic, line, text)
+
+
+def _user_row(file: Path, topic: str, line: int, text: str) -> RowDict:
+    source = f"user:{file.name}:{line}"
+    return {"topic": topic, "number": line, "place": 0, "text": text, "source": source, "drop": None}
+
+
+def _read_given(file: Path, topics: Sequence[Topic]) -> Iterator[tuple[int, str, str]]:
+    """Line, topic and question of the user's file."""
+    names, keys = spellings(topics), dict[str, str]()
+    for line, row in read_user_rows(file, ("topic", "question")):
+        if row["topic"] not in keys:  # few names, many rows
+            keys[row["topic"]] = name_key(row["topic"])
+        topic = names.get(keys[row["topic"]])
         if topic is None:
             known = gist(", ".join(topic.name for topic in topics))
-            raise InputError(
-                f"{config.file}, line {line}: topic {shown(row['topic'])} is not one of the run's ({known})"
-            )
-        text = " ".join(row["question"].split())
-        yield {
-            "topic": topic,
-            "number": line,
-            "place": 0,
-            "text": text,
-            "source": f"user:{config.file.name}:{line}",
-            "drop": None,
-        }
+            raise InputError(f"{file}, line {line}: topic {shown(row['topic'])} is not one of the run's ({known})")
+        yield line, topic, " ".join(row["question"].split())
+
+
+def _given(config: QuestionsConfig, topics: Sequence[Topic]) -> dict[str, list[tuple[int, str]]]:
+    """Line and text of the user's questions, by topic: a file is read once, not once for each of hundreds of topics."""
+    file = config.file
+    assert file is not None
+    try:
+        found = file.stat()
+        state = (found.st_mtime_ns, found.st_size, found.st_ino)
+    except OSError:
+        state = (0, 0, 0)  # whoever reads it says what is wrong
+    return _given_in(file, state, _Named(tuple(topics)))
+
+
+class _Named:
+    """Topics as the key of a cache: two are the same where all names are."""
+
+    def __init__(self, topics: tuple[Topic, ...]) -> None:
+        self.topics, self._names = topics, tuple((topic.name, topic.aliases) for topic in topics)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Named) and self._names == other._names
+
+    def __hash__(self) -> int:
+        return hash(self._names)
+
+
+@lru_cache(maxsize=1)
+def _given_in(file: Path, state: tuple[int, ...], named: _Named) -> dict[str, list[tuple[int, str]]]:
+    found: dict[str, list[tuple[int, str]]] = {}
+    for line, topic, text in _read_given(file, named.topics):
+        found.setdefault(topic, []).append((line, text))
+    return found
 
 
 def _entities(

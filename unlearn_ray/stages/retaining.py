@@ -160,14 +160,32 @@ def _without_repeated(rows: Iterable[RowDict]) -> Iterator[RowDict]:
             yield row
 
 
-def retained(config: DatasetConfig, served: Served, num_topics: int, out: Folder) -> Iterator[Example]:
-    """The rows that kept questions and answers become, each for the topics that it serves."""
+def share_held_out(near: Sequence[str], own: Mapping[str, float], fraction: float) -> float:
+    """Of the questions about a subject that neighbours these topics the share that is kept out of training.
+
+    Each topic holds out the lowest hashes (`split_of`): with the greatest share, no probe of one is trained on for another.
+
+    Args:
+        own: shares of topics that have one of their own.
+        fraction: the run's.
+    """
+    return max((own.get(topic, fraction) for topic in near), default=fraction)
+
+
+def retained(
+    config: DatasetConfig, served: Served, num_topics: int, out: Folder, own: Mapping[str, float]
+) -> Iterator[Example]:
+    """The rows that kept questions and answers become, each for the topics that it serves.
+
+    Args:
+        own: as in `share_held_out`.
+    """
     for row in (out / "retain_answers").read_rows():
         if row["drop"]:
             continue
         subject, question = row["topic"], row["question"]
-        split = split_of(subject, question, config.holdout_fraction)
         near = served[subject]
+        split = split_of(subject, question, share_held_out(near, own, config.holdout_fraction))
         group: Group = "near" if near else "far"
         # What neighbours all topics serves all, as the far ones do: one row, or joint training would see it many times.
         for topic in near if 0 < len(near) < max(2, num_topics) else ("",):

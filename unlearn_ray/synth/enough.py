@@ -62,6 +62,7 @@ class TopicData:
     num_retain: int  # rows to train on that serve it
     num_entities: int
     num_touched: int  # entities that kept pairs touch
+    floors: Floors | None = None  # its own; None: those of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +129,13 @@ def told(found: Sequence[Shortfall]) -> str:
 
 def _of_rows(data: Data, floors: Floors, retains: bool) -> Iterator[Shortfall]:
     for topic in data.topics:
-        if topic.num_forget < floors.forget_rows:
-            finding = f"{topic.num_forget} rows to forget {topic.name!r} (floor: {floors.forget_rows})"
+        own = topic.floors or floors
+        if topic.num_forget < own.forget_rows:
+            finding = f"{topic.num_forget} rows to forget {topic.name!r} (floor: {own.forget_rows})"
             none_lost = "raise questions.num_questions or answers.num_samples"
             yield Shortfall("forget_rows", finding, _advice(data, FORGET, none_lost))
-        if retains and topic.num_retain < floors.retain_per_forget * topic.num_forget:
-            finding = f"{topic.num_retain} retain rows for {topic.num_forget} rows to forget {topic.name!r} (floor: {floors.retain_per_forget:g} each)"
+        if retains and topic.num_retain < own.retain_per_forget * topic.num_forget:
+            finding = f"{topic.num_retain} retain rows for {topic.num_forget} rows to forget {topic.name!r} (floor: {own.retain_per_forget:g} each)"
             none_lost = "raise dataset.retain.num_general or questions_per_general"
             yield Shortfall("retain_per_forget", finding, _advice(data, RETAIN, none_lost))
 
@@ -145,8 +147,9 @@ def _of_shares(data: Data, floors: Floors) -> Iterator[Shortfall]:
             finding = f"{100 * share:.0f} % of the {kind} kept (floor: {100 * floors.kept:.0f} %)"
             yield Shortfall("kept", finding, _advice(data, (kind,), "look at its dropped rows"))
     for topic in data.topics:
-        if topic.num_touched < floors.coverage * topic.num_entities:
-            finding = f"{topic.num_touched} of {topic.num_entities} entities of {topic.name!r} touched by kept pairs (floor: {100 * floors.coverage:.0f} %)"
+        least = (topic.floors or floors).coverage
+        if topic.num_touched < least * topic.num_entities:
+            finding = f"{topic.num_touched} of {topic.num_entities} entities of {topic.name!r} touched by kept pairs (floor: {100 * least:.0f} %)"
             yield Shortfall("coverage", finding, _advice(data, FORGET, "raise questions.num_questions"))
 
 
@@ -195,7 +198,7 @@ def impossible(config: RunConfig, num_questions: Mapping[str, int]) -> list[Shor
             finding = f"at most {num_forget} rows to forget {topic.name!r} (floor: {floors.forget_rows})"
             advice = "raise questions.num_questions or answers.num_samples, or lower dataset.floors.forget_rows"
             found.append(Shortfall("forget_rows", finding, advice))
-        num_retain = most_retained(own, topic)
+        num_retain = most_retained(own, topic, config.dataset.holdout_fraction)
         if num_retain is not None and num_retain < floors.retain_per_forget * min(floors.forget_rows, num_forget):
             finding = f"at most {num_retain} retain rows for {num_forget} rows to forget {topic.name!r} (floor: {floors.retain_per_forget:g} each)"
             advice = (
@@ -205,11 +208,16 @@ def impossible(config: RunConfig, num_questions: Mapping[str, int]) -> list[Shor
     return found
 
 
-def most_retained(config: RunConfig, topic: Topic) -> int | None:
-    """Retain rows to train on that may serve a topic; None where a user's file decides, or there is no retain term."""
+def most_retained(config: RunConfig, topic: Topic, far_held_out: float) -> int | None:
+    """Retain rows to train on that may serve a topic; None where a user's file decides, or there is no retain term.
+
+    Args:
+        config: as the topic has it.
+        far_held_out: the run's `holdout_fraction`, which far rows have in every model.
+    """
     rows = config.dataset.retain
     if rows.file is not None or config.finetune.retain.kind == "none":
         return None
     near = (len(topic.neighbours) or rows.num_neighbours) * rows.questions_per_neighbour
     far = (len(rows.general) or rows.num_general) * rows.questions_per_general
-    return round((near + far) * (1.0 - config.dataset.holdout_fraction))
+    return round(near * (1.0 - config.dataset.holdout_fraction) + far * (1.0 - far_held_out))

@@ -3,6 +3,7 @@
 import re
 
 from unlearn_ray.synth.sentences import whole
+from unlearn_ray.synth.yes_no import affirms_by_saying
 from unlearn_ray.words import folded_words
 
 MIN_REPEATED = 4  # words: a shorter answer may well be one of two that the question offers
@@ -43,7 +44,9 @@ def answer_in(text: str, is_cut: bool) -> str:
 
 
 def repeats(question: str, answer: str) -> bool:
-    """Whether an answer only says words of its question again, in their order: at least MIN_REPEATED of them."""
+    """Whether an answer only says words of its question again, in their order: at least MIN_REPEATED of them. A statement that says yes to what it
+    was asked is an answer, whatever its words are."""
     asked, said = folded_words(question), folded_words(answer)
     starts = range(len(asked) - len(said) + 1)
-    return len(said) >= MIN_REPEATED and any(asked[at : at + len(said)] == said for at in starts)
+    is_said_again = len(said) >= MIN_REPEATED and any(asked[at : at + len(said)] == said for at in starts)
+    return is_said_again and not affirms_by_saying(question, answer)
