@@ -1,7 +1,7 @@
 """The generator: rows stream past a fleet of vLLM engines on the run's own cluster."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -13,7 +13,8 @@ from unlearn_ray.config import ClusterConfig, Lora
 from unlearn_ray.engines.chunks import OnProgress, RowMap
 from unlearn_ray.engines.dispatcher import BATCHES_IN_FLIGHT
 from unlearn_ray.engines.fleet import Fleet
-from unlearn_ray.engines.protocols import MapCounts, Parse, Render
+from unlearn_ray.engines.protocols import MapCounts, Parse, R, Render, T
+from unlearn_ray.engines.row_work import RowWorkers
 from unlearn_ray.engines.session import device_of, engine_span, require_engines
 from unlearn_ray.engines.vllm_engine import EngineSpec
 from unlearn_ray.train.inspection import inspect_model, lora_targets
@@ -56,6 +57,7 @@ class RayDataGenerator:
         self._fleet: Fleet | None = None
         self._turn = threading.Condition()
         self._num_asking = 0
+        self._workers = RowWorkers()
 
     def map(
         self,
@@ -87,6 +89,17 @@ class RayDataGenerator:
                 rows.run(client, fleet.num_slots)
                 return rows.finish(*fleet.prefix_counts(client))
         return rows.finish()
+
+    def each(
+        self,
+        task: Callable[[T], R],
+        items: Sequence[T],
+        take: Callable[[R], object] = lambda result: None,
+        *,
+        label: str,
+    ) -> None:
+        """See `protocols.Generator.each`."""
+        self._workers.each(task, items, take, lambda done, total: self._on_progress(label, done, total))
 
     def make_room(self) -> None:
         """End the engines if they hold what a trainer needs: GPUs, or CPUs of which the cluster has no more."""

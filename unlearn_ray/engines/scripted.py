@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import PLAIN, ChatFormat
-from unlearn_ray.engines.protocols import MapCounts, Parse, Render, Reply, Request, RowDict
+from unlearn_ray.engines.protocols import MapCounts, Parse, R, Render, Reply, Request, RowDict, T
 from unlearn_ray.errors import EngineError
 
 Answer = Callable[[Request], Reply | str | Sequence[str]]
@@ -92,6 +92,17 @@ class ScriptedGenerator:
         return MapCounts(
             len(rows), out.count_rows(), len(rows) - len(todo), num_tokens[0], num_tokens[1], time.monotonic() - started
         )
+
+    def each(
+        self,
+        task: Callable[[T], R],
+        items: Sequence[T],
+        take: Callable[[R], object] = lambda result: None,
+        *,
+        label: str,
+    ) -> None:
+        for item in items:
+            take(task(item))
 
     def reply(self, requests: list[Request]) -> Iterable[Reply]:
         """One reply a request."""
