@@ -28,6 +28,17 @@ class Call:
     num_resumed: int
 
 
+def reply_of(answer: Answer, request: Request) -> Reply:
+    """What a function answers, as an engine's reply."""
+    said = answer(request)
+    if isinstance(said, Reply):
+        return said
+    texts = (said,) * request.num_samples if isinstance(said, str) else tuple(said)
+    num_words = sum(len(text.split()) for text in texts)
+    num_prompt = len(str(request.messages).split())
+    return Reply(texts, (False,) * len(texts), num_prompt_tokens=num_prompt, num_output_tokens=num_words)
+
+
 class ScriptedGenerator:
     """Implements `protocols.Generator`.
 
@@ -107,19 +118,7 @@ class ScriptedGenerator:
     def reply(self, requests: list[Request]) -> Iterable[Reply]:
         """One reply a request."""
         self.requests.extend(requests)
-        for request in requests:
-            said = self._answer(request)
-            if isinstance(said, Reply):
-                yield said
-                continue
-            texts = (said,) * request.num_samples if isinstance(said, str) else tuple(said)
-            num_words = sum(len(text.split()) for text in texts)
-            yield Reply(
-                texts,
-                (False,) * len(texts),
-                num_prompt_tokens=len(str(request.messages).split()),
-                num_output_tokens=num_words,
-            )
+        return (reply_of(self._answer, request) for request in requests)
 
     def close(self) -> None:
         """Nothing to give back."""

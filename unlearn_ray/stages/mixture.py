@@ -1,4 +1,4 @@
-"""Where topics meet: the rows that a model is trained on, from its topics' datasets and the pool. Asks no engine.
+"""Where topics meet: the rows that a model is trained on, from its topics' datasets and the pool. Asks no model.
 
 forget/, retain/   rows of Example, train and holdout; forget.jsonl, retain.jsonl: the train split as chat messages
 probes/            rows of Probe: its topics' and the pool's, and where the prompts have no wordings for short answers the held-out retain rows
