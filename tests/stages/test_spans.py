@@ -1,5 +1,6 @@
 """Rows are worked on a span of questions at a time: what comes of it does not depend on how many spans there are, nor on who is killed when."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -86,12 +87,15 @@ def test_the_rows_are_the_same_however_many_spans_there_are_and_whoever_is_kille
         with pytest.raises(EngineError):
             run(tmp_path / "many", generator)
     found, own_answers, own_dataset = run(tmp_path / "many", generator)
-    assert (found.num_rows, found.drops, found.details) == (expected.num_rows, expected.drops, expected.details)
+    assert (found.num_rows, found.drops) == (expected.num_rows, expected.drops)
+    both = [{name: value for name, value in made.details.items() if name != "tokens"} for made in (found, expected)]
+    assert both[0] == both[1]
     for table in TABLES:
         assert rows_of(own_answers / table) == rows_of(answers / table), table
     for table in ("forget", "probes"):
         assert rows_of(own_dataset / table) == rows_of(dataset / table), table
-    assert len((own_answers / "rows").names(".parquet")) == -(-40 // size)
+    num_spans = len((own_answers / "told" / "replies").names(".parquet"))
+    assert len((own_answers / "rows").names(".parquet")) == num_spans == math.ceil(40 / max(3, size // 3 * 3))
     assert all(one["question"] <= other["question"] for one, other in pairwise(rows_of(own_answers / "unguarded")))
 
 

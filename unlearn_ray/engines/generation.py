@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import pyarrow as pa
 import ray
@@ -19,6 +20,7 @@ from unlearn_ray.engines.session import device_of, engine_span, require_engines
 from unlearn_ray.engines.vllm_engine import EngineSpec
 from unlearn_ray.train.inspection import inspect_model, lora_targets
 
+_FEW_TASKS = 8  # on rows, that are done in seconds: no line tells how far they are
 _CPUS_BESIDE_WORKERS = 2  # logical: Ray Train's controller, and Ray Data's tasks
 
 
@@ -99,7 +101,9 @@ class RayDataGenerator:
         label: str,
     ) -> None:
         """See `protocols.Generator.each`."""
-        self._workers.each(task, items, take, lambda done, total: self._on_progress(label, done, total))
+        is_long = len(items) > _FEW_TASKS
+        show = partial(self._on_progress, label) if is_long else lambda done, total: None
+        self._workers.each(task, items, take, show)
 
     def make_room(self) -> None:
         """End the engines if they hold what a trainer needs: GPUs, or CPUs of which the cluster has no more."""

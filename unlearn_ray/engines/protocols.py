@@ -123,7 +123,7 @@ class Generator(Protocol):
         Args:
             task: picklable, and the same if it is run again: one whose worker is lost is repeated. What it reads and writes are files.
             take: gets the results, here, which are small: counts, a vocabulary.
-            label: what the progress line calls it.
+            label: what the progress line calls it, where there are many items.
 
         Raises:
             Exception: what a task raised; those of others' libraries as an EngineError that names them.

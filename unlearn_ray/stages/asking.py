@@ -93,6 +93,8 @@ def _put_together(generator: Generator, batches: Folder, out: Folder, num_rows: 
         num_rows: of the requests; that each batch had as many of them tells how many make a file, without a look into any.
     """
     names = batches.names(".parquet")
+    if not names:
+        raise vanished(batches)
     out.delete()
     if len(names) == 1:
         batches.copy(names[0], out, part_name(0))
