@@ -57,7 +57,7 @@ def test_results_come_in_order_and_a_killed_worker_costs_a_retry(ray_session: Cl
 @pytest.mark.parametrize(
     ("number", "error", "text"),
     [
-        (666, InputError, r"^mine\.csv, line 6: this is none$"),
+        (666, InputError, r"^mine\.csv, line 6: this is none"),
         (777, EngineError, r"^work on rows failed: RuntimeError: a mistake"),
     ],
 )

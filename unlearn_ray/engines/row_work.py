@@ -39,23 +39,24 @@ class RowWorkers:
         """
         shared = ray.put(cloudpickle.dumps(task))  # once for all items: it may hold a vocabulary
         num_slots, waiting, num_done = _num_slots(), deque(items), 0
-        running: deque[ray.ObjectRef[Any]] = deque()
+        ordered: deque[ray.ObjectRef[Any]] = deque()
+        running: list[ray.ObjectRef[Any]] = []
+        ended: set[ray.ObjectRef[Any]] = set()
         on_progress(0, len(items))
         try:
-            while waiting or running:
+            while waiting or ordered:
                 while waiting and self._start(num_slots, must_wait=not running):
                     running.append(_work.remote(shared, waiting.popleft()))
-                try:
-                    failed, result = ray.get(running[0])
-                except RayError as error:
-                    raise plain(error) from error
-                running.popleft()
-                self._end(1)
-                if failed:
-                    raise cloudpickle.loads(failed)
-                take(result)
-                num_done += 1
-                on_progress(num_done, len(items))
+                    ordered.append(running[-1])
+                just_ended, running = ray.wait(running, num_returns=1)
+                self._end(len(just_ended))
+                ended.update(just_ended)
+                while ordered and ordered[0] in ended:  # results in order; a slow task keeps no other from its work
+                    reference = ordered.popleft()
+                    ended.discard(reference)
+                    take(_result(reference))
+                    num_done += 1
+                    on_progress(num_done, len(items))
         finally:
             for left in running:
                 ray.cancel(left)
@@ -75,6 +76,21 @@ class RowWorkers:
         with self._room:
             self._num_busy -= number
             self._room.notify_all()
+
+
+def _result(reference: "ray.ObjectRef[Any]") -> Any:
+    """What a task returned.
+
+    Raises:
+        Exception: what it raised.
+    """
+    try:
+        failed, result = ray.get(reference)
+    except RayError as error:
+        raise plain(error) from error
+    if failed:
+        raise cloudpickle.loads(failed)
+    return result
 
 
 def _num_slots() -> int:
