@@ -114,9 +114,9 @@ def write_subjects(
     )
     (out / "retain_answers").write_rows(replies.read_rows(), QAPair.schema())
     drops, num_cut = Counter[str | None](), 0
-    for (drop, is_cut), number in (out / "retain_answers").counts(["drop", "cut"]).items():
-        drops[drop] += number
-        num_cut += number * is_cut
+    for (drop, is_cut), num_rows in (out / "retain_answers").counts(["drop", "cut"]).items():
+        drops[drop] += num_rows
+        num_cut += num_rows * is_cut
     num_kept = drops.pop(None, 0)
     return Written(
         len(served) * number,
