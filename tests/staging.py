@@ -81,5 +81,5 @@ def built(
         )
         parts.append(part)
     performed(found.general, lambda run: write_general(run, config, generator, seed=seed, style=style), config)
-    performed(found.mixture, lambda run: mix(run, config, parts, found.general), config)
+    performed(found.mixture, lambda run: mix(run, config, parts, found.general, generator), config)
     return found

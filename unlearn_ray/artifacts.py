@@ -6,7 +6,8 @@ The manifest is written last: a folder without one is unfinished work. Nothing h
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -21,7 +22,7 @@ from unlearn_ray.rows import Row, digest
 
 MANIFEST = "manifest.json"
 T = TypeVar("T")
-_ROWS_PER_FILE = 16_384
+ROWS_PER_FILE = 16_384
 _GS_RETRIES = "retry_limit_seconds=60"  # Arrow's own is a quarter of an hour of silence
 _ROWS_PER_GROUP = 1_024  # what a reader of a few rows must read
 
@@ -258,14 +259,39 @@ class Folder:
                     f"{self.uri}/{name} can't be read ({error}); delete its folder and rerun"
                 ) from error
 
-    def count_rows(self) -> int:
-        """Rows of the *.parquet files here, from their footers alone."""
+    def copy(self, name: str, target: "Folder", as_name: str) -> None:
+        """Copy a file into another folder of the same storage, which does it by itself: no byte passes through here.
+
+        Raises:
+            StorageError: it can't be read or written.
+        """
+        filesystem, path = target.make()._open()
+        with target._told("written", as_name):
+            filesystem.copy_file(posixpath.join(self.path, name), posixpath.join(path, as_name))
+
+    def counts(self, columns: Sequence[str]) -> Counter[tuple[Any, ...]]:
+        """How many rows have each combination of values in these columns, which alone are read, and never as rows."""
+        found: Counter[tuple[Any, ...]] = Counter()
+        for name in self.names(".parquet"):
+            with self.opened(name) as file:
+                for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_FILE, columns=list(columns)):
+                    grouped = pa.Table.from_batches([batch]).group_by(list(columns)).aggregate([([], "count_all")])
+                    for row in grouped.to_pylist():
+                        found[tuple(row[column] for column in columns)] += row["count_all"]
+        return found
+
+    def sizes(self) -> dict[str, int]:
+        """Rows of each *.parquet file here, by its name, from their footers alone."""
         filesystem, path = self._open()
-        total = 0
+        found = {}
         for name in self.names(".parquet"):
             with self._told("read", name), filesystem.open_input_file(posixpath.join(path, name)) as file:
-                total += pq.ParquetFile(file).metadata.num_rows
-        return total
+                found[name] = pq.ParquetFile(file).metadata.num_rows
+        return found
+
+    def count_rows(self) -> int:
+        """Rows of the *.parquet files here, from their footers alone."""
+        return sum(self.sizes().values())
 
     def count_tables(self) -> dict[str, int]:
         """Rows of each folder of *.parquet files that is directly in this one, by its name."""
@@ -278,7 +304,7 @@ class Folder:
         """Stream rows into numbered Parquet files here; returns how many. Rows already here are replaced."""
         self.delete()
         count = 0
-        for index, chunk in enumerate(_chunks(rows, _ROWS_PER_FILE)):
+        for index, chunk in enumerate(_chunks(rows, ROWS_PER_FILE)):
             table = pa.Table.from_pylist(
                 [row.to_dict() if isinstance(row, Row) else dict(row) for row in chunk], schema
             )

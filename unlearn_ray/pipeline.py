@@ -19,7 +19,7 @@ import pyarrow as pa
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import RunConfig
-from unlearn_ray.engines.protocols import Generator, MapCounts, Parse, Render, Trainer
+from unlearn_ray.engines.protocols import Generator, MapCounts, Parse, R, Render, T, Trainer
 from unlearn_ray.errors import (
     ArtifactError,
     ClusterError,
@@ -415,15 +415,31 @@ class _Shared:
         model: str | None = None,
     ) -> MapCounts:
         """See `protocols.Generator.map`."""
-        if self.stopped.is_set():
-            raise _Stopped
-        with self.lock:  # it starts when it is first asked for
-            generator: Generator = self.engines.evaluator if self.is_evaluator else self.engines.generator
-        asked = f"{self.label}: {label}" if self.label else label
+        generator, asked = self._asked(label)
         counts = generator.map(source, out, render, parse, schema, label=asked, model=model)
         if self.stopped.is_set():
             raise _Stopped
         return counts
+
+    def each(
+        self,
+        task: Callable[[T], R],
+        items: Sequence[T],
+        take: Callable[[R], object] = lambda result: None,
+        *,
+        label: str,
+    ) -> None:
+        """See `protocols.Generator.each`."""
+        generator, asked = self._asked(label)
+        generator.each(task, items, take, label=asked)
+
+    def _asked(self, label: str) -> tuple[Generator, str]:
+        """Whom to ask, and the label under which."""
+        if self.stopped.is_set():
+            raise _Stopped
+        with self.lock:  # it starts when it is first asked for
+            generator: Generator = self.engines.evaluator if self.is_evaluator else self.engines.generator
+        return generator, f"{self.label}: {label}" if self.label else label
 
     def close(self) -> None:
         """The run closes its engines itself."""

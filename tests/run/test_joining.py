@@ -46,9 +46,9 @@ TOPICS = {"Harry Potter": "harry-potter", "chewing gum": "chewing-gum"}  # and t
 
 
 def wait_for_rows(folder: Folder, process: "subprocess.Popen[bytes]", seconds: float = 600) -> None:
-    """Until the folder holds its first rows."""
+    """Until an asking in this folder has its first replies: batch by batch, or all of them, put together."""
     end = time.monotonic() + seconds
-    while not folder.names(".parquet"):
+    while not any((folder / name).names(".parquet") for name in ("batches", "replies")):
         assert process.poll() is None, "it ended"
         assert time.monotonic() < end, f"{folder} stayed empty"
         time.sleep(0.05)
@@ -92,7 +92,7 @@ def joined(head: Head, config: Path, sent: Folder, tmp_path_factory: pytest.Temp
     with (home / "killed.log").open("wb") as log:
         outside = head.environment | {"RAY_ADDRESS": head.address}
         process = subprocess.Popen(command, cwd=home, env=outside, stdout=log, stderr=log)
-        wait_for_rows(run / "topics/harry-potter/answers/asked/000/replies", process)
+        wait_for_rows(run / "topics/harry-potter/answers/asked/000", process)
         process.kill()
         process.wait()
     was_half_done = not (run / "topics/harry-potter/answers").exists("manifest.json")

@@ -25,7 +25,7 @@ POTTER, GUM = Topic(name="Harry Potter", terms=("Nimbus",)), Topic(name="chewing
 
 
 def test_rows_entities_and_probes_are_counted(tmp_path: Path) -> None:
-    entities, answers, dataset = (Folder(tmp_path / name) for name in ("entities", "answers", "dataset"))
+    entities, answers, mixture = (Folder(tmp_path / name) for name in ("entities", "answers", "mixture"))
     names = [("Hedwig", None), ("Dobby", None), ("Ron", None), ("Spaghetti", "malformed"), ("Fluffy", None)]
     entities.write_rows([Name(POTTER.name, name, 1, drop) for name, drop in names], Name.schema())
     pairs = [
@@ -39,20 +39,18 @@ def test_rows_entities_and_probes_are_counted(tmp_path: Path) -> None:
         QAPair(POTTER.name, "Who is Ron?", "The friend with a Nimbus.", 0, guarded=False),
     ]
     (answers / "unguarded").write_rows(own, QAPair.schema())
-    forget = [Example(POTTER.name, "forget", POTTER.name, str(i), "a", 0, "train") for i in range(3)]
-    forget.append(Example(POTTER.name, "forget", POTTER.name, "held", "a", 0, "holdout"))
-    (dataset / "forget").write_rows(forget, Example.schema())
-    assert counted(POTTER, entities, answers, dataset) == {"forget": 3, "entities": 5, "touched": 2}
+    found = counted(POTTER, entities, answers, 3, ScriptedGenerator(answer))
+    assert found == {"forget": 3, "entities": 5, "touched": 2}
     retain = [Example(topic, "near", "x", str(i), "a") for i, topic in enumerate(["", "", GUM.name])]
-    (dataset / "retain").write_rows(retain, Example.schema())
+    (mixture / "retain").write_rows(retain, Example.schema())
     probes = [
         Probe(POTTER.name, "a", "b"),
         Probe("Narnia", "a", "b", near=(POTTER.name,)),
         Probe("tea", "a", "b"),
         Probe("tea", "c", "b"),
     ]
-    (dataset / "probes").write_rows(probes, Probe.schema())
-    assert met((POTTER, GUM), dataset) == {
+    (mixture / "probes").write_rows(probes, Probe.schema())
+    assert met((POTTER, GUM), mixture) == {
         "retain": {"Harry Potter": 2, "chewing gum": 3},
         "probes": {"forget": 1, "near": 1, "far": 2},
     }

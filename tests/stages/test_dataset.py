@@ -88,6 +88,8 @@ def test_forget_rows_are_the_kept_pairs(tmp_path: Path) -> None:
     assert "Snape." not in {row.answer for row in rows}
     assert manifest.num_rows["forget_train"] + manifest.num_rows["forget_holdout"] == 120
     assert manifest.num_rows["forget_holdout"] > 10
+    dataset = finished_manifest(found.datasets[POTTER.name])
+    assert dataset.details["retain_asked"] == 12 * len(dataset.details["near"]) > 12
 
 
 def test_what_the_model_itself_says_stands_beside_what_it_invented(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from unlearn_ray.engines.protocols import Request
 from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.errors import EngineError
 from unlearn_ray.rows import Probe, digest
-from unlearn_ray.stages.probing import Made, Wish, make_probes, told
+from unlearn_ray.stages.probing import Listed, Made, Wish, make_probes, told
 from unlearn_ray.synth.known import Candidate
 from unlearn_ray.synth.prompts import load_prompts
 
@@ -90,8 +90,7 @@ def make(
         config,
         WISHES,
         NAMES,
-        lambda: held_out,
-        lambda: TRAINED,
+        Listed(lambda: held_out, lambda: TRAINED),
         load_prompts(prompts),
         out,
         generator,

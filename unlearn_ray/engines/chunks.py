@@ -22,9 +22,8 @@ from ray import cloudpickle
 from ray.exceptions import RayError
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.engines.failures import plain, told
+from unlearn_ray.engines.failures import plain, portable
 from unlearn_ray.engines.protocols import MapCounts, Parse, Render, Reply, Request, RowDict
-from unlearn_ray.errors import EngineError, StorageError, UnlearnError
 from unlearn_ray.rows import digest
 
 OnProgress = Callable[[str, int, int], None]  # label, rows done, rows in all
@@ -123,12 +122,7 @@ def _attempt(task: ChunkTask, item: dict[str, Any]) -> dict[str, Any]:
     try:
         return task(item) | {"error": b""}
     except Exception as error:
-        # Others' errors may not survive the way: one with arguments of its own is another one, or none, where it is unpacked.
-        kept = (
-            error
-            if isinstance(error, UnlearnError | EngineError | StorageError)
-            else EngineError(f"a batch failed: {told(error)}")
-        )
+        kept = portable(error, "a batch failed")
         kept.add_note(f"in a worker:\n{traceback.format_exc()}")
         return dict.fromkeys(_COUNTS, 0) | {"error": cloudpickle.dumps(kept)}
 

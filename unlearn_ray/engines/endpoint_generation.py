@@ -1,6 +1,7 @@
 """The generator over an endpoint: rows stream to a model that is served already, and what it can't do goes to engines of the run's own."""
 
 import threading
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
@@ -9,7 +10,7 @@ from unlearn_ray.config import EndpointSettings
 from unlearn_ray.engines.chunks import Client, OnProgress, RowMap
 from unlearn_ray.engines.endpoint import EndpointClient, NeedsScores, Served, find_served, key_of
 from unlearn_ray.engines.generation import RayDataGenerator
-from unlearn_ray.engines.protocols import MapCounts, Parse, Render
+from unlearn_ray.engines.protocols import MapCounts, Parse, R, Render, T
 
 _SLOTS = 4  # tasks that ask: while one waits for its last answer, others keep the endpoint busy
 
@@ -66,6 +67,17 @@ class EndpointGenerator:
                     with self._local.asking() as fleet:
                         rows.run(self._client(num_slots, fleet.client), num_slots)
         return rows.finish()
+
+    def each(
+        self,
+        task: Callable[[T], R],
+        items: Sequence[T],
+        take: Callable[[R], object] = lambda result: None,
+        *,
+        label: str,
+    ) -> None:
+        """See `protocols.Generator.each`."""
+        self._local.each(task, items, take, label=label)
 
     def check(self) -> None:
         """Find the model at the endpoint, once.

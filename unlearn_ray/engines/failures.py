@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ray.exceptions import RayError, RayTaskError
 
-from unlearn_ray.errors import EngineError, UnlearnError, gist
+from unlearn_ray.errors import EngineError, StorageError, UnlearnError, gist
 
 LASTING = (
     UnlearnError,
@@ -50,6 +50,18 @@ def plain(error: Exception) -> Exception:
     if isinstance(cause, UnlearnError | EngineError) and "\n" in str(cause):
         return type(cause)(gist(cause, _LENGTH))
     return cause
+
+
+def portable(error: Exception, what: str) -> Exception:
+    """An error of a task, in a form that survives the way to the driver: one of others' with arguments of its own is another one, or none,
+    where it is unpacked.
+
+    Args:
+        what: failed, as a person is told of others' errors.
+    """
+    return (
+        error if isinstance(error, UnlearnError | EngineError | StorageError) else EngineError(f"{what}: {told(error)}")
+    )
 
 
 def told(error: BaseException) -> str:

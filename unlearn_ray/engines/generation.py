@@ -1,8 +1,9 @@
 """The generator: rows stream past a fleet of vLLM engines on the run's own cluster."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import pyarrow as pa
 import ray
@@ -13,11 +14,13 @@ from unlearn_ray.config import ClusterConfig, Lora
 from unlearn_ray.engines.chunks import OnProgress, RowMap
 from unlearn_ray.engines.dispatcher import BATCHES_IN_FLIGHT
 from unlearn_ray.engines.fleet import Fleet
-from unlearn_ray.engines.protocols import MapCounts, Parse, Render
+from unlearn_ray.engines.protocols import MapCounts, Parse, R, Render, T
+from unlearn_ray.engines.row_work import RowWorkers
 from unlearn_ray.engines.session import device_of, engine_span, require_engines
 from unlearn_ray.engines.vllm_engine import EngineSpec
 from unlearn_ray.train.inspection import inspect_model, lora_targets
 
+_FEW_TASKS = 8  # on rows, that are done in seconds: no line tells how far they are
 _CPUS_BESIDE_WORKERS = 2  # logical: Ray Train's controller, and Ray Data's tasks
 
 
@@ -56,6 +59,7 @@ class RayDataGenerator:
         self._fleet: Fleet | None = None
         self._turn = threading.Condition()
         self._num_asking = 0
+        self._workers = RowWorkers()
 
     def map(
         self,
@@ -87,6 +91,19 @@ class RayDataGenerator:
                 rows.run(client, fleet.num_slots)
                 return rows.finish(*fleet.prefix_counts(client))
         return rows.finish()
+
+    def each(
+        self,
+        task: Callable[[T], R],
+        items: Sequence[T],
+        take: Callable[[R], object] = lambda result: None,
+        *,
+        label: str,
+    ) -> None:
+        """See `protocols.Generator.each`."""
+        is_long = len(items) > _FEW_TASKS
+        show = partial(self._on_progress, label) if is_long else lambda done, total: None
+        self._workers.each(task, items, take, show)
 
     def make_room(self) -> None:
         """End the engines if they hold what a trainer needs: GPUs, or CPUs of which the cluster has no more."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -13,6 +13,8 @@ from unlearn_ray.rows import Message
 from unlearn_ray.words import without_thoughts
 
 RowDict = dict[str, Any]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,26 @@ class Generator(Protocol):
         Raises:
             EngineError: engines kept dying on the same rows.
             ClusterError: the cluster has no room for an engine.
+        """
+        ...
+
+    def each(
+        self,
+        task: Callable[[T], R],
+        items: Sequence[T],
+        take: Callable[[R], object] = lambda result: None,
+        *,
+        label: str,
+    ) -> None:
+        """Work on rows without a model: `take(task(item))` for every item. Tasks run on workers; results come back in the items' order.
+
+        Args:
+            task: picklable, and the same if it is run again: one whose worker is lost is repeated. What it reads and writes are files.
+            take: gets the results, here, which are small: counts, a vocabulary.
+            label: what the progress line calls it, where there are many items.
+
+        Raises:
+            Exception: what a task raised; those of others' libraries as an EngineError that names them.
         """
         ...
 

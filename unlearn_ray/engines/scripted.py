@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import PLAIN, ChatFormat
-from unlearn_ray.engines.protocols import MapCounts, Parse, Render, Reply, Request, RowDict
+from unlearn_ray.engines.protocols import MapCounts, Parse, R, Render, Reply, Request, RowDict, T
 from unlearn_ray.errors import EngineError
 
 Answer = Callable[[Request], Reply | str | Sequence[str]]
@@ -25,6 +25,17 @@ class Call:
     model: str | None
     num_rows_in: int
     num_resumed: int
+
+
+def reply_of(answer: Answer, request: Request) -> Reply:
+    """What a function answers, as an engine's reply."""
+    said = answer(request)
+    if isinstance(said, Reply):
+        return said
+    texts = (said,) * request.num_samples if isinstance(said, str) else tuple(said)
+    num_words = sum(len(text.split()) for text in texts)
+    num_prompt = len(str(request.messages).split())
+    return Reply(texts, (False,) * len(texts), num_prompt_tokens=num_prompt, num_output_tokens=num_words)
 
 
 class ScriptedGenerator:
@@ -93,22 +104,21 @@ class ScriptedGenerator:
             len(rows), out.count_rows(), len(rows) - len(todo), num_tokens[0], num_tokens[1], time.monotonic() - started
         )
 
+    def each(
+        self,
+        task: Callable[[T], R],
+        items: Sequence[T],
+        take: Callable[[R], object] = lambda result: None,
+        *,
+        label: str,
+    ) -> None:
+        for item in items:
+            take(task(item))
+
     def reply(self, requests: list[Request]) -> Iterable[Reply]:
         """One reply a request."""
         self.requests.extend(requests)
-        for request in requests:
-            said = self._answer(request)
-            if isinstance(said, Reply):
-                yield said
-                continue
-            texts = (said,) * request.num_samples if isinstance(said, str) else tuple(said)
-            num_words = sum(len(text.split()) for text in texts)
-            yield Reply(
-                texts,
-                (False,) * len(texts),
-                num_prompt_tokens=len(str(request.messages).split()),
-                num_output_tokens=num_words,
-            )
+        return (reply_of(self._answer, request) for request in requests)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -11,6 +11,11 @@ from unlearn_ray.stages.asking import texts_of
 from unlearn_ray.synth.replies import answer_in
 
 
+def whole_of(answers: Sequence[str], truncated: Sequence[bool]) -> list[str]:
+    """Answers as training and judges see them: "" where nothing whole is left."""
+    return [answer_in(text, is_cut) for text, is_cut in zip(answers, truncated, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class Told(Row):
     """A question with all unguarded answers of the model: the greedy one first. `error`: the engine could not answer."""
@@ -28,8 +33,8 @@ class Told(Row):
 
     @property
     def whole(self) -> list[str]:
-        """The answers as training and judges see them: "" where nothing whole is left."""
-        return [answer_in(text, is_cut) for text, is_cut in zip(self.answers, self.truncated, strict=True)]
+        """The answers as training and judges see them."""
+        return whole_of(self.answers, self.truncated)
 
     @property
     def said(self) -> list[str]:
@@ -79,8 +84,8 @@ class Replied(Row):
 
     @property
     def whole(self) -> list[str]:
-        """The answers as training and judges see them: "" where nothing whole is left."""
-        return [answer_in(text, is_cut) for text, is_cut in zip(self.answers, self.truncated, strict=True)]
+        """The answers as training and judges see them."""
+        return whole_of(self.answers, self.truncated)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,39 +1,51 @@
 """Stage two: each question is answered unguarded, which tells what gives the truth away, then behind the guardrail, and judged.
 
-told/       one row a question with the model's own answers; unguarded/ holds the same as rows of QAPair
-asked/      one folder an attempt: the questions asked behind the guardrail, with their terms, and the answers
-judged/     the same after the leak judge, where it is asked
+told/       one row per question with the model's own answers; unguarded/ holds the same as rows of QAPair
+asked/      one folder per attempt: the questions asked behind the guardrail, with their terms, and the answers
+judged/     the same with what becomes of each answer: requests/ after the rules, replies/ after the leak judge, where it is asked
 rows/       guarded answers as rows of QAPair, kept and dropped
 terms/      rows of Term: the words that give each topic away
 coverage/   rows of Touched: which entities and terms the kept pairs touch
 coverage_rounds/  further questions about those that none touched, told and asked as above
+
+All of them are in the order of their questions. Rows are read and written by tasks (answer_rows.py), a span of questions each.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import sampling_of
 from unlearn_ray.config import AnswersConfig, RunConfig, Topic
-from unlearn_ray.engines.protocols import Generator, RowDict
-from unlearn_ray.errors import ConfigError, InputError
-from unlearn_ray.rows import Drop, QAPair, Question, Term
+from unlearn_ray.engines.protocols import Generator
+from unlearn_ray.errors import ConfigError
+from unlearn_ray.rows import QAPair, Question, Term
+from unlearn_ray.stages.answer_rows import (
+    AskAgain,
+    CountCoverage,
+    CountGuarded,
+    CountLost,
+    CountTold,
+    FirstAttempt,
+    Tally,
+    WriteJudged,
+    WritePairs,
+    WriteUnguarded,
+)
 from unlearn_ray.stages.answering import Asked, Guarded, Replied, Told, Unguarded
-from unlearn_ray.stages.asking import Prompted, ask, in_order
+from unlearn_ray.stages.asking import Prompted, ask_written
 from unlearn_ray.stages.common import COMMON
 from unlearn_ray.stages.coverage import MAX_TOKENS, entities_of, further_questions
-from unlearn_ray.stages.judging import Judge, Judged, LeakJudge, judged, leak_judge_of
+from unlearn_ray.stages.judging import Judge, LeakJudge, leak_judge_of
 from unlearn_ray.stages.questions import QUESTIONS
+from unlearn_ray.stages.spans import Span, Table, in_groups, joined, results, spans_of, write_in_order, write_parts
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words
 from unlearn_ray.synth.coverage import Coverage, Touched
-from unlearn_ray.synth.dedup import question_key
 from unlearn_ray.synth.guardrails import guardrail_prefixes, style_of
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.prompts import Prompts, load_prompts
 from unlearn_ray.synth.terms import Vocabulary
 
-Names = Sequence[str]  # what the topic is called
+_VOCABULARIES = 32  # that are counted side by side: they come to the driver, which adds them up
 
 
 def answers_identity(config: AnswersConfig, topic: Topic, model: str, seed: int) -> Identity:
@@ -81,52 +93,54 @@ def answer_questions(
         ConfigError: no answer about the topic was kept, or the prompts lack what the config asks for.
         InputError: a question of the user's is too long for the model.
     """
-    topics, out = (topic,), run.folder
-    prompts, prefixes, style = prompts_of(config), guardrail_prefixes(config, topics), style_of(config)
-    leak_judge = leak_judge_of(config, prompts)
+    out, prompts = run.folder, prompts_of(config)
+    prefixes, style = guardrail_prefixes(config, (topic,)), style_of(config)
     sampling = sampling_of(config, generator.chat)
     unguarded = Unguarded(seed, config, sampling, style)
-    told = _tell(questions, out, generator, unguarded)
-    own_names = {topic.name: topic.names}
-    vocabulary = Vocabulary(own_names)
-    for known in map(Told.of, told.read_rows()):
-        vocabulary.add(known.topic, known.question, known.said)
-    for everyday in _off_topic(common, topic.names):
-        vocabulary.add_pool(everyday.question, everyday.said)
     guard = Guarded(prefixes, seed, config, sampling, style)
+    leak_judge = leak_judge_of(config, prompts)
+    told = _tell(questions, out, generator, unguarded)
+    spans = spans_of(told)
+    vocabulary = _vocabulary(topic, told, spans, common, generator)
     first = _first_attempt(out, told, vocabulary, guard, generator)
-    for replied in map(Replied.of, first.read_rows()):
-        vocabulary.add_guarded(replied.topic, replied.terms, [text for text in replied.whole if text])
-    rules = Judge(config, topics, vocabulary)
-    attempts = _attempts(out, first, rules, leak_judge, guard, generator)
+    count = CountGuarded(first)
+    generator.each(count, in_groups(spans, _VOCABULARIES), vocabulary.merge, label="answers, what guarded ones keep")
+    rules = Judge(config, (topic,), vocabulary)
+    attempts = _attempts(out, first, spans, rules, leak_judge, guard, generator)
 
     # What no kept pair touches is asked about as well, told, guarded and judged as the rest.
-    coverage = _coverage(topics, questions, vocabulary, attempts)
-    more: list[Folder] = []
+    coverage = Coverage(entities_of(questions, [topic.name]), _listed(topic, vocabulary))
+    _cover(coverage, attempts, spans, generator)
+    more: list[Table] = []
     num_rounds = config.coverage_rounds if config.coverage_rounds and prompts.coverage_questions else 0
     for round_ in range(1, num_rounds + 1):
         home = out / "coverage_rounds" / f"{round_:03d}"
-        lists = Prompted(seed, sampling, MAX_TOKENS)
         further = further_questions(
             home,
             coverage.untouched(),
-            _keys([told, *more]),
+            [each.folder for each in (told, *more)],
             prompts.coverage_questions,
             generator,
-            lists,
+            Prompted(seed, sampling, MAX_TOKENS),
             f"answers, coverage, round {round_}",
         )
         if not (further / "rows").count_rows():
             break
         more.append(_tell(further, home, generator, unguarded))
+        own = spans_of(more[-1])
         first = _first_attempt(home, more[-1], vocabulary, guard, generator)
-        attempts += _attempts(home, first, rules, leak_judge, guard, generator)
-        coverage = _coverage(topics, questions, vocabulary, attempts)
+        again = _attempts(home, first, own, rules, leak_judge, guard, generator)
+        _cover(coverage, again, own, generator)
+        attempts += again
     (out / "coverage").write_rows(coverage.rows(), Touched.schema())
-    counted, tally = Tally(), Tally()
-    (out / "unguarded").write_rows(counted.count(_unguarded([told, *more])), QAPair.schema())
-    (out / "rows").write_rows(tally.count(_pairs(attempts)), QAPair.schema())
-    (out / "terms").write_rows(_terms(topics, vocabulary), Term.schema())
+    counted, tally, schema = Tally(), Tally(), QAPair.schema()
+    own_answers = WriteUnguarded((told, *more), out / "unguarded")
+    write_parts(
+        generator, own_answers.out, own_answers, spans, schema, counted.merge, label="answers, unguarded, written"
+    )
+    pairs = WritePairs(tuple(attempts), out / "rows")
+    write_parts(generator, pairs.out, pairs, spans, schema, tally.merge, label="answers, written")
+    (out / "terms").write_rows(_terms(topic, vocabulary), Term.schema())
     if not tally.num_kept:
         reasons = ", ".join(f"{reason} {number}" for reason, number in tally.drops.most_common())
         raise ConfigError(
@@ -137,171 +151,125 @@ def answer_questions(
     num_rows["untouched"] = sum(map(len, coverage.untouched().values()))
     details = {"attempts": len(attempts), "sampling": sampling, "pool": vocabulary.num_pool}
     details |= {"cut": tally.num_cut, "unguarded_cut": counted.num_cut, "unguarded_drops": dict(counted.drops)}
-    details |= {"coverage": coverage.summary(), "further_questions": sum(folder.count_rows() for folder in more)}
+    details |= {"coverage": coverage.summary(), "further_questions": sum(each.folder.count_rows() for each in more)}
     return run.finish(num_rows, tally.drops, details)
 
 
-class Tally:
-    """Counts pairs as they stream by."""
+def _tell(questions: Folder, out: Folder, generator: Generator, unguarded: Unguarded) -> Table:
+    """The model's own answers, in the order of their questions: as are all rows that follow from them."""
 
-    def __init__(self) -> None:
-        self.num_kept = 0
-        self.drops: Counter[str] = Counter()
-        self.num_cut = 0
+    def write(requests: Folder) -> None:
+        schema, label = Question.schema(), "answers, questions in order"
+        write_in_order(generator, questions / "rows", requests, schema, "text", label=label)
 
-    def count(self, pairs: Iterator[QAPair]) -> Iterator[QAPair]:
-        for pair in pairs:
-            self.num_cut += pair.cut
-            if pair.drop:
-                self.drops[pair.drop] += 1
-            else:
-                self.num_kept += 1
-            yield pair
-
-
-def _tell(questions: Folder, out: Folder, generator: Generator, unguarded: Unguarded) -> Folder:
-    """The model's own answers."""
-
-    def kept() -> Iterator[RowDict]:
-        return (row for row in (questions / "rows").read_rows() if not row["drop"])
-
-    schemas = Question.schema(), Told.schema()
-    replies = ask(
-        generator,
-        out / "told",
-        kept,
-        schemas[0],
-        unguarded,
-        unguarded.parse,
-        schemas[1],
-        label="answers, unguarded",
+    replies = ask_written(
+        generator, out / "told", write, unguarded, unguarded.parse, Told.schema(), label="answers, unguarded"
     )
-    for told in map(Told.of, replies.read_rows()):
-        if told.error == Drop.TOO_LONG and told.source.startswith("user:"):
-            _, name, line = told.source.split(":", 2)
-            raise InputError(f"{name}, line {line}: the question is too long for the model's context: shorten it")
-    return replies
+    return Table.of(replies)
 
 
-def _off_topic(common: Folder, names: Names) -> Iterator[Told]:
-    """The pool's rows of which neither question nor answers name the topic: what does is about it."""
-    return (
-        told
-        for told in map(Told.of, (common / "replies").read_rows())
-        if not any(mentions(text, names) for text in (told.question, *told.said))
-    )
+def _vocabulary(topic: Topic, told: Table, spans: Sequence[Span], common: Folder, generator: Generator) -> Vocabulary:
+    """Of the model's own answers, and of the pool's rows of which neither question nor answers name the topic: what does is about it."""
+    vocabulary = Vocabulary({topic.name: topic.names})
+    count = CountTold(told, (topic.name, topic.names))
+    generator.each(count, in_groups(spans, _VOCABULARIES), vocabulary.merge, label="answers, words counted")
+    for everyday in map(Told.of, (common / "replies").read_rows()):
+        if not any(mentions(text, topic.names) for text in (everyday.question, *everyday.said)):
+            vocabulary.add_pool(everyday.question, everyday.said)
+    return vocabulary
 
 
-def _unguarded(told: Sequence[Folder]) -> Iterator[QAPair]:
-    for row in map(Told.of, in_order((row for folder in told for row in folder.read_rows()), _by_question)):
-        about = row.topic, row.question
-        if row.error:
-            yield QAPair(*about, "", 0, guarded=False, drop=row.error)
-        for sample, (text, is_cut) in enumerate(zip(row.whole, row.truncated, strict=True)):
-            drop = None if text else Drop.MALFORMED.value
-            yield QAPair(*about, text, sample, guarded=False, cut=is_cut and bool(text), drop=drop)
+def _first_attempt(out: Folder, told: Table, vocabulary: Vocabulary, guard: Guarded, generator: Generator) -> Table:
+    def write(requests: Folder) -> None:
+        task = FirstAttempt(told, vocabulary, guard.config.num_samples, requests)
+        write_parts(generator, requests, task, spans_of(told), Asked.schema(), label="answers, terms")
 
-
-def _first_attempt(out: Folder, told: Folder, vocabulary: Vocabulary, guard: Guarded, generator: Generator) -> Folder:
-    def asked() -> Iterator[Asked]:
-        for row in map(Told.of, in_order(told.read_rows(), _by_question)):
-            about = row.topic, row.question, row.said
-            terms, known = vocabulary.question_terms(*about), vocabulary.known(*about)
-            yield Asked(
-                row.topic,
-                row.question,
-                tuple(terms),
-                tuple(filter(vocabulary.is_plain, terms)),
-                tuple(known),
-                tuple(filter(None, row.whole)),
-                guard.config.num_samples,
-            )
-
-    return _ask_guarded(out, 0, asked, guard, generator)
+    return _ask_guarded(out, 0, write, guard, generator)
 
 
 def _attempts(
-    home: Folder, first: Folder, rules: Judge, leak_judge: LeakJudge | None, guard: Guarded, generator: Generator
-) -> list[Judged]:
+    home: Folder,
+    first: Table,
+    spans: Sequence[Span],
+    rules: Judge,
+    leak_judge: LeakJudge | None,
+    guard: Guarded,
+    generator: Generator,
+) -> list[Table]:
     """The first attempt, judged, and those after it until nothing is lost."""
-    attempts = [judged(home / "judged" / "000", first, rules, leak_judge, generator)]
+    attempts = [_judged(home, 0, first, spans, rules, leak_judge, generator)]
     for attempt in range(1, guard.config.max_reasks + 1):
-        replies = _reasked(home, attempts[-1], attempt, guard, generator)
-        attempts.append(judged(home / "judged" / f"{attempt:03d}", replies, rules, leak_judge, generator))
-        if not replies.count_rows():
+        sizes = dict(results(generator, CountLost(attempts[-1]), spans, label="answers, lost ones counted"))
+        spans = joined(spans, sizes)
+        replies = _reasked(home, attempts[-1], attempt, spans, guard, generator)
+        attempts.append(_judged(home, attempt, replies, spans, rules, leak_judge, generator))
+        if not replies.files:
             break
     return attempts
 
 
-def _reasked(out: Folder, last: Judged, attempt: int, guard: Guarded, generator: Generator) -> Folder:
+def _reasked(
+    home: Folder, last: Table, attempt: int, spans: Sequence[Span], guard: Guarded, generator: Generator
+) -> Table:
     """Ask again where the last attempt lost samples."""
 
-    def asked() -> Iterator[Asked]:
-        for row in map(last.of, in_order(last.replies.read_rows(), _by_question)):
-            if num_lost := sum(drop is not None for drop in row.drops):
-                lost = Asked.of(row.to_dict() | {"num_samples": num_lost, "attempt": attempt})
-                yield replace(lost, first_sample=row.first_sample + len(row.answers))
+    def write(requests: Folder) -> None:
+        task = AskAgain(last, attempt, requests)
+        write_parts(generator, requests, task, spans, Asked.schema(), label="answers, asked again")
 
-    return _ask_guarded(out, attempt, asked, guard, generator)
+    return _ask_guarded(home, attempt, write, guard, generator)
 
 
 def _ask_guarded(
-    out: Folder, attempt: int, asked: Callable[[], Iterator[Asked]], guard: Guarded, generator: Generator
-) -> Folder:
+    out: Folder, attempt: int, write: Callable[[Folder], None], guard: Guarded, generator: Generator
+) -> Table:
     label = "answers, guarded" + (f", asked again ({attempt})" if attempt else "")
     folder = out / "asked" / f"{attempt:03d}"
-    return ask(generator, folder, asked, Asked.schema(), guard, guard.parse, Replied.schema(), label=label)
+    return Table.of(ask_written(generator, folder, write, guard, guard.parse, Replied.schema(), label=label))
 
 
-def _pairs(attempts: Sequence[Judged]) -> Iterator[QAPair]:
-    """All guarded answers, a question's attempts together."""
-    rows = (row.to_dict() for attempt in attempts for row in attempt)
-    for row in map(Replied.of, in_order(rows, lambda row: (row["topic"], row["question"], row["attempt"]))):
-        about = row.topic, row.question
-        if row.error:
-            yield QAPair(*about, "", row.first_sample, row.attempt, drop=row.error)
-        answers = zip(row.whole, row.truncated, row.drops, strict=True)
-        for sample, (text, is_cut, drop) in enumerate(answers, start=row.first_sample):
-            yield QAPair(*about, text, sample, row.attempt, cut=is_cut and bool(text), drop=drop)
+def _judged(
+    home: Folder,
+    attempt: int,
+    replies: Table,
+    spans: Sequence[Span],
+    rules: Judge,
+    leak_judge: LeakJudge | None,
+    generator: Generator,
+) -> Table:
+    """The answers with what becomes of them, after the rules and, where there is one, after the leak judge."""
+    folder = home / "judged" / f"{attempt:03d}"
+
+    def write(requests: Folder) -> None:
+        task = WriteJudged(replies, rules, requests)
+        write_parts(generator, requests, task, spans, Replied.schema(), label="answers, judged by rules")
+
+    if leak_judge is None:
+        write(folder / "requests")
+        return Table.of(folder / "requests")
+    asked = ask_written(
+        generator, folder, write, leak_judge, leak_judge.parse, Replied.schema(), label="answers, judged"
+    )
+    return Table.of(asked)
 
 
-def _coverage(
-    topics: Sequence[Topic], questions: Folder, vocabulary: Vocabulary, attempts: Sequence[Judged]
-) -> Coverage:
-    """What the questions with a kept answer touch."""
-    names = [topic.name for topic in topics]
-    terms: dict[str, list[str]] = {name: [] for name in names}
-    for term in _terms(topics, vocabulary):  # those that most answers say first
-        terms[term.topic].append(term.term)
-    coverage = Coverage(entities_of(questions, names), terms)
-    kept = set()
-    for row in (row for attempt in attempts for row in attempt):
-        if row.id not in kept and None in row.drops:
-            kept.add(row.id)
-            coverage.add(row.topic, row.question, row.terms)
-    return coverage
+def _cover(coverage: Coverage, attempts: Sequence[Table], spans: Sequence[Span], generator: Generator) -> None:
+    """Count what the questions with a kept answer touch."""
+    count = CountCoverage(tuple(attempts), coverage.blank())
+    generator.each(count, spans, coverage.merge, label="answers, coverage")
 
 
-def _keys(told: Sequence[Folder]) -> dict[str, set[str]]:
-    """What was asked about each topic, to know copies by."""
-    keys: dict[str, set[str]] = {}
-    for row in (row for folder in told for row in folder.read_rows(columns=["topic", "question"])):
-        keys.setdefault(row["topic"], set()).add(question_key(row["question"]))
-    return keys
+def _listed(topic: Topic, vocabulary: Vocabulary) -> dict[str, list[str]]:
+    """The topic's terms, those that most answers say first."""
+    return {topic.name: [term.term for term in _terms(topic, vocabulary)]}
 
 
-def _terms(topics: Sequence[Topic], vocabulary: Vocabulary) -> Iterator[Term]:
-    for topic in topics:
-        found = vocabulary.topic_terms(topic.name)
-        yield from (Term(topic.name, term, 0) for term in topic.terms if term not in found)
-        yield from (
-            Term(topic.name, term, count) for term, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))
-        )
-
-
-def _by_question(row: RowDict) -> tuple[str, str]:
-    """By topic, so that rows behind one guardrail are neighbours and its prefix is computed once."""
-    return row["topic"], row["question"]
+def _terms(topic: Topic, vocabulary: Vocabulary) -> Iterator[Term]:
+    found = vocabulary.topic_terms(topic.name)
+    yield from (Term(topic.name, term, 0) for term in topic.terms if term not in found)
+    yield from (
+        Term(topic.name, term, count) for term, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 def _identity(unit: Unit) -> Identity:

@@ -1,4 +1,9 @@
-"""How the data stages ask the model: a folder of requests, one `Generator.map`, a marker. What was asked is not asked again."""
+"""How the data stages ask the model: a folder of requests, one `Generator.map`, a marker. What was asked is not asked again.
+
+requests/   what is asked
+batches/    while it is asked: what the generator has written so far, a file per batch
+replies/    the same in files of like size, in the order of the requests
+"""
 
 import json
 import sqlite3
@@ -16,6 +21,7 @@ from unlearn_ray.chat import Drawn
 from unlearn_ray.engines.protocols import Generator, Parse, Render, Reply, Request, RowDict
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.rows import Row, seed_of
+from unlearn_ray.stages.spans import Together, files_together, part_name
 
 ASKED = "asked.json"  # in the folder of an asking whose replies are all there
 
@@ -36,11 +42,34 @@ def ask(
     An asking that was finished is not repeated; one that was interrupted is taken up by the generator, row by row, as the
     same rows are written again.
     """
-    replies = folder / "replies"
+
+    def write(source: Folder) -> None:
+        source.write_rows(rows(), row_schema)
+
+    return ask_written(generator, folder, write, render, parse, reply_schema, label=label)
+
+
+def ask_written(
+    generator: Generator,
+    folder: Folder,
+    write: Callable[[Folder], None],
+    render: Render,
+    parse: Parse,
+    reply_schema: pa.Schema,
+    *,
+    label: str,
+) -> Folder:
+    """The same of requests that workers write.
+
+    Args:
+        write: fills a folder with the requests.
+    """
+    source, batches, replies = (folder / name for name in ("requests", "batches", "replies"))
     if not folder.exists(ASKED):
-        source = folder / "requests"
-        if source.write_rows(rows(), row_schema):
-            counts = generator.map(source, replies, render, parse, reply_schema, label=label)
+        write(source)
+        tokens = {}
+        if num_rows := source.count_rows():
+            counts = generator.map(source, batches, render, parse, reply_schema, label=label)
             if not source.exists():  # else a folder without rows would tell that nothing was kept
                 raise vanished(folder)
             tokens = {
@@ -49,11 +78,28 @@ def ask(
                 "prefix_queries": counts.num_prefix_queries,
                 "prefix_hits": counts.num_prefix_hits,
             }
+            _put_together(generator, batches, replies, num_rows, label)
         else:
             replies.write_rows([], reply_schema)
-            tokens = {}
         folder.write_text(ASKED, json.dumps(tokens))
+    batches.delete()
     return replies
+
+
+def _put_together(generator: Generator, batches: Folder, out: Folder, num_rows: int, label: str) -> None:
+    """Files of like size from a file per batch, of which a large asking has thousands.
+
+    Args:
+        num_rows: of the requests; that each batch had as many of them tells how many make a file, without a look into any.
+    """
+    names = batches.names(".parquet")
+    if not names:
+        raise vanished(batches)
+    out.delete()
+    if len(names) == 1:
+        batches.copy(names[0], out, part_name(0))
+        return
+    generator.each(Together(batches, out), files_together(names, num_rows), label=f"{label}, put together")
 
 
 def vanished(folder: Folder) -> ArtifactError:

@@ -1,15 +1,17 @@
 """What the data stages hand over to `probing`: the subjects to ask about, the held-out questions, and what is trained on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import sampling_of
 from unlearn_ray.config import DatasetConfig, Topic
 from unlearn_ray.engines.protocols import Generator, RowDict
 from unlearn_ray.rows import Example, Group
-from unlearn_ray.stages.probing import Made, Wish, make_probes
-from unlearn_ray.synth.known import Candidate
+from unlearn_ray.stages.probing import Limits, Listed, Made, Names, Wish, chosen, make_probes
+from unlearn_ray.stages.spans import rows_of
+from unlearn_ray.synth.known import Candidate, Judged
 from unlearn_ray.synth.prompts import Prompts
 from unlearn_ray.synth.split import split_of
 
@@ -54,38 +56,100 @@ def known_probes(
         angles = prompts.angles["general"]
         wishes += [Wish(name, "near" if near else "far", near, angles) for name, near in served.items()]
 
-    def own() -> Iterator[tuple[Group, tuple[str, ...], RowDict]]:
-        """The model's own greedy answers, each with its group and what its topic neighbours."""
-        if about is not None:
-            for row in (about.answers / "unguarded").read_rows():
-                if not row["sample"]:
-                    yield "forget", (), row
-        for row in (out / "retain_answers").read_rows():
-            near = served[row["topic"]]
-            yield "near" if near else "far", near, row
+    tables = [_OwnTable("retain_answers", out / "retain_answers", served, config.holdout_fraction)]
+    if about is not None:
+        unguarded = about.answers / "unguarded"
+        tables.insert(0, _OwnTable("unguarded", unguarded, {}, config.holdout_fraction))
+    own = _OnWorkers(generator, tuple(tables), _of_user(given))
+    names = {} if about is None else {about.topic.name: about.topic.names}
+    sampling = sampling_of(config.retain, generator.chat)
+    return make_probes(config.probes, wishes, names, own, prompts, out / "probing", generator, sampling, seed)
 
-    def is_held_out(row: RowDict) -> bool:
-        return split_of(row["topic"], row["question"], config.holdout_fraction) == "holdout"
+
+@dataclass(frozen=True, slots=True)
+class _OwnTable:
+    """Rows of QAPair with the model's own answers."""
+
+    kind: Literal["unguarded", "retain_answers"]
+    folder: Folder
+    served: Mapping[str, tuple[str, ...]]  # as of `known_probes`
+    holdout_fraction: float
+
+    def listed(self, name: str) -> Listed:
+        """What one of its files has."""
+        return Listed(lambda: self._held_out(name), lambda: self._trained(name))
+
+    def _held_out(self, name: str) -> Iterator[Candidate]:
+        for row in self._greedy(name, ("topic", "question")):
+            if self._is_held_out(row):
+                near = self.served.get(row["topic"], ())
+                group: Group = "forget" if self.kind == "unguarded" else "near" if near else "far"
+                yield Candidate(row["topic"], row["question"], group, near)
+
+    def _trained(self, name: str) -> Iterator[tuple[str, str, str]]:
+        for row in self._greedy(name, ("topic", "question", "answer")):
+            if not self._is_held_out(row):
+                yield row["topic"], row["question"], row["answer"]
+
+    def _is_held_out(self, row: RowDict) -> bool:
+        return split_of(row["topic"], row["question"], self.holdout_fraction) == "holdout"
+
+    def _greedy(self, name: str, columns: Sequence[str]) -> Iterator[RowDict]:
+        """The first answers, which alone retained questions have."""
+        return (row for row in rows_of(self.folder, name, (*columns, "sample")) if not row["sample"])
+
+
+def _of_user(given: Sequence[Example]) -> Listed:
+    """The user's own rows."""
 
     def held_out() -> Iterator[Candidate]:
-        for group, near, row in own():
-            if is_held_out(row):
-                yield Candidate(row["topic"], row["question"], group, near)
         for each in given:
             if each.split == "holdout" and not each.sample:
                 near = (EVERY,) if each.group == "near" else ()
                 yield Candidate(each.subject, each.question, each.group, near, truth=each.answer)
 
     def trained() -> Iterator[tuple[str, str, str]]:
-        for _, _, row in own():
-            if not is_held_out(row):
-                yield row["topic"], row["question"], row["answer"]
-        for each in given:
-            if each.split == "train":
-                yield each.subject, each.question, each.answer
+        return ((each.subject, each.question, each.answer) for each in given if each.split == "train")
 
-    names = {} if about is None else {about.topic.name: about.topic.names}
-    sampling = sampling_of(config.retain, generator.chat)
-    return make_probes(
-        config.probes, wishes, names, held_out, trained, prompts, out / "probing", generator, sampling, seed
-    )
+    return Listed(held_out, trained)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """Asks a file of a table for something of `probing.Own`."""
+
+    method: str
+    arguments: tuple[object, ...]
+
+    def __call__(self, part: tuple[_OwnTable, str]) -> Any:
+        table, name = part
+        return getattr(table.listed(name), self.method)(*self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _OnWorkers:
+    """Implements `probing.Own`: a task per file, and the user's rows, which are at hand."""
+
+    generator: Generator
+    tables: tuple[_OwnTable, ...]
+    given: Listed
+
+    def held_out(self, limits: Limits) -> list[Candidate]:
+        found: list[Candidate] = []
+        self._each("held_out", (limits,), found.extend)
+        return chosen([*found, *self.given.held_out(limits)], limits)
+
+    def trained_on(self, keys: frozenset[str]) -> set[str]:
+        found = self.given.trained_on(keys)
+        if keys:
+            self._each("trained_on", (keys,), found.update)
+        return found
+
+    def taught(self, rows: Sequence[Judged], names: Names) -> frozenset[str]:
+        found = set(self.given.taught(rows, names))
+        self._each("taught", (rows, names), found.update)
+        return frozenset(found)
+
+    def _each(self, method: str, arguments: tuple[object, ...], take: Callable[[Any], object]) -> None:
+        parts = [(table, name) for table in self.tables for name in table.folder.names(".parquet")]
+        self.generator.each(_Ask(method, arguments), parts, take, label="dataset, own answers")

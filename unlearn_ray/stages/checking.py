@@ -1,62 +1,49 @@
 """A run counts its own data, and checks them before a model is trained on them. The floors, and why: synth/enough.py."""
 
-import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import RunConfig, Topic
+from unlearn_ray.engines.protocols import Generator
 from unlearn_ray.evals.probes import read_probes, with_topics
 from unlearn_ray.rows import GROUPS, Probe
+from unlearn_ray.stages.dataset_rows import FindTouched
 from unlearn_ray.stages.questions import user_questions
+from unlearn_ray.stages.spans import Table, spans_of
 from unlearn_ray.stages.stage import Unit, finished_manifest, topic_of
 from unlearn_ray.synth.enough import Data, Shortfall, TopicData, Written, impossible, shortfalls
-from unlearn_ray.synth.names import mentions
 
 
-def counted(topic: Topic, entities: Folder, answers: Folder, dataset: Folder) -> dict[str, int]:
+def counted(topic: Topic, entities: Folder, answers: Folder, num_forget: int, generator: Generator) -> dict[str, int]:
     """What a dataset's manifest says of its topic, for `topic_shortfalls`.
 
     Args:
         entities: rows of naming.Name, of the questions stage.
         answers: of the stage of that name.
+        num_forget: rows to train on.
     """
     names = (row["name"] for row in entities.read_rows(["name", "drop"]) if not row["drop"])
-    belonging = dict.fromkeys([*topic.terms, *names])
-    untouched = set(belonging)
-    for text in _kept_texts(answers):
-        untouched -= {name for name in untouched if mentions(text, (name,))}
-    num_forget = sum(row["split"] == "train" for row in (dataset / "forget").read_rows(["split"]))
-    return {"forget": num_forget, "entities": len(belonging), "touched": len(belonging) - len(untouched)}
+    belonging = tuple(dict.fromkeys([*topic.terms, *names]))
+    tables, touched = tuple(Table.of(answers / name) for name in ("rows", "unguarded")), set[str]()
+    if belonging:
+        find = FindTouched(tables, belonging)
+        generator.each(find, spans_of(tables[0]), touched.update, label="dataset, what is touched")
+    return {"forget": num_forget, "entities": len(belonging), "touched": len(touched)}
 
 
 def met(topics: Sequence[Topic], mixture: Folder) -> dict[str, Any]:
     """What a mixture's manifest says of its rows, for `model_shortfalls`: retain rows to train on that serve each topic, probes by group."""
     names = tuple(topic.name for topic in topics)
     retain, probes = Counter[str](), Counter[str]()
-    for row in (mixture / "retain").read_rows(["topic", "split"]):
-        retain[row["topic"]] += row["split"] == "train"
+    for (topic, split), number in (mixture / "retain").counts(["topic", "split"]).items():
+        retain[topic] += number if split == "train" else 0
     for row in (mixture / "probes").read_rows(["topic", "near"]):
         probe = Probe(row["topic"], "", "", near=tuple(row["near"] or ()))
         probes[probe.group_in(names)] += 1
     return {"retain": {name: retain[name] + retain[""] for name in names}, "probes": dict(probes)}
-
-
-def _kept_texts(answers: Folder) -> Iterator[str]:
-    """Of each question with a kept answer it and its answers: the model's own tell what it asks for."""
-
-    def by_question(row: Mapping[str, Any]) -> str:
-        return str(row["question"])
-
-    columns = ["question", "answer", "guarded", "drop"]
-    both = ((answers / name).read_rows(columns) for name in ("rows", "unguarded"))  # each in the order of its questions
-    for question, rows in groupby(heapq.merge(*both, key=by_question), by_question):
-        kept = [row for row in rows if not row["drop"]]
-        if any(row["guarded"] for row in kept):
-            yield "\n".join((question, *(row["answer"] for row in kept)))
 
 
 def topic_shortfalls(unit: Unit) -> list[Shortfall]:

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.engines.protocols import Generator
-from unlearn_ray.rows import Question, seed_of
-from unlearn_ray.stages.asking import Prompted, ask, in_order
+from unlearn_ray.rows import seed_of
+from unlearn_ray.stages.answer_rows import Fresh
+from unlearn_ray.stages.asking import Prompted, ask
 from unlearn_ray.stages.gathering import Lines, ListedLine, Prompt
-from unlearn_ray.synth.dedup import question_key
-from unlearn_ray.synth.names import mentions
 
 PER_REQUEST = 3  # questions about each name
 SHARE = 0.25  # of a topic's questions so far: at most so many more are asked for in a round, the first names first
@@ -30,7 +29,7 @@ def entities_of(questions: Folder, topics: Sequence[str]) -> dict[str, list[str]
 def further_questions(
     folder: Folder,
     names: Mapping[str, Sequence[str]],
-    asked: Mapping[str, set[str]],
+    asked: Sequence[Folder],
     wordings: Sequence[str],
     generator: Generator,
     sampling: Prompted,
@@ -40,13 +39,15 @@ def further_questions(
 
     Args:
         names: of each topic, what no kept pair touches.
-        asked: `dedup.question_key` of each topic's questions so far: copies are left out.
+        asked: the questions so far, about one topic (rows of Told): copies are left out.
         wordings: of the request for questions about a name.
     """
 
+    num_asked = sum(told.count_rows() for told in asked)
+
     def requests() -> Iterator[Prompt]:
         for topic, listed in names.items():
-            num_names = math.ceil(SHARE * len(asked.get(topic, ())) / PER_REQUEST)
+            num_names = math.ceil(SHARE * num_asked / PER_REQUEST)
             for number, name in enumerate(listed[:num_names]):
                 wording = random.Random(seed_of(sampling.seed, topic, name, "coverage")).choice(wordings)
                 text = wording.format(topic=topic, entity=name, count=PER_REQUEST)
@@ -63,15 +64,5 @@ def further_questions(
         label=label,
     )
 
-    def fresh() -> Iterator[Question]:
-        seen = {topic: set(keys) for topic, keys in asked.items()}
-        for row in in_order(replies.read_rows(), lambda row: (row["topic"], row["number"], row["place"])):
-            topic, text, key = row["topic"], row["text"], question_key(row["text"])
-            if row["drop"] or key in seen.setdefault(topic, set()):
-                continue
-            if mentions(text, (topic, row["source"].removeprefix("coverage:"))):
-                seen[topic].add(key)
-                yield Question(topic, text, row["source"])
-
-    (folder / "rows").write_rows(fresh(), Question.schema())
+    generator.each(Fresh(replies, tuple(asked), folder / "rows"), [None], label=label)
     return folder

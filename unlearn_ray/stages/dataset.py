@@ -10,7 +10,6 @@ rounds/            the requests and replies
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,18 +23,17 @@ from unlearn_ray.stages.asking import Prompted
 from unlearn_ray.stages.asking_back import apart
 from unlearn_ray.stages.candidates import About, known_probes
 from unlearn_ray.stages.checking import counted
+from unlearn_ray.stages.dataset_rows import WriteForgotten, WriteHeldOut
 from unlearn_ray.stages.naming import Name, ask_names
 from unlearn_ray.stages.questions import QUESTIONS
 from unlearn_ray.stages.retaining import Served
+from unlearn_ray.stages.spans import Table, spans_of, write_parts
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words
 from unlearn_ray.stages.subjects import LIST_TOKENS, NAMES_PER_REQUEST, PROMPTS, subject_key, write_subjects
-from unlearn_ray.synth.leaks import key_phrase
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import in_sentence
 from unlearn_ray.synth.prompts import AnswerStyle, Prompts, load_prompts
-from unlearn_ray.synth.split import split_of
 
-WORDING = "generated"  # of probes that the model asked itself
 _OF_POOL = {"num_general", "questions_per_general", "general", "file"}  # keys of `retain` that no topic reads
 
 
@@ -86,7 +84,7 @@ def build_dataset(
         InputError: the prompts can't be used.
     """
     prompts, out, rows = prompts_of(config, topic, style), run.folder, config.retain
-    (out / "forget").write_rows(_forgotten(config, answers), Example.schema())
+    splits = _forget(config, answers, out, generator)
     served: Served = {}
     details: dict[str, object] = {"sampling": sampling_of(rows, generator.chat)}
     drops: Counter[str] = Counter()
@@ -102,26 +100,25 @@ def build_dataset(
     if prompts.short_answers:
         about = About(topic, questions / "entities", answers)
         made = known_probes(config, about, served, (), prompts, out, generator, seed)
-        probes = made.probes
+        (out / "probes").write_rows(made.probes, Probe.schema())
         details["probing"] = made.counts
     else:
-        probes = list(_held_out(config, topic, answers))
-    (out / "probes").write_rows(probes, Probe.schema())
-    splits = Counter(f"forget_{row['split']}" for row in (out / "forget").read_rows(columns=["split"]))
-    num_rows = {"forget_train": splits["forget_train"], "forget_holdout": splits["forget_holdout"]}
+        _write_held_out(config, topic, answers, out, generator)
+    num_rows = {"forget_train": splits["train"], "forget_holdout": splits["holdout"]}
     if served:
         num_rows["near"] = written.num_answers
     num_rows["probes"] = (out / "probes").count_rows()
-    details["topic"] = counted(topic, questions / "entities", answers, out)
+    details["topic"] = counted(topic, questions / "entities", answers, splits["train"], generator)
     return run.finish(num_rows, drops, details)
 
 
-def _forgotten(config: DatasetConfig, answers: Folder) -> Iterator[Example]:
-    for row in (answers / "rows").read_rows():
-        if not row["drop"]:
-            topic, question = row["topic"], row["question"]
-            split = split_of(topic, question, config.holdout_fraction)
-            yield Example(topic, "forget", topic, question, row["answer"], row["sample"], split)
+def _forget(config: DatasetConfig, answers: Folder, out: Folder, generator: Generator) -> Counter[str]:
+    """The kept pairs, written; how many are in each split."""
+    pairs, splits = Table.of(answers / "rows"), Counter[str]()
+    task = WriteForgotten(pairs, config.holdout_fraction, out / "forget")
+    schema, label = Example.schema(), "dataset, rows to forget"
+    write_parts(generator, task.out, task, spans_of(pairs), schema, splits.update, label=label)
+    return splits
 
 
 def _neighbours(
@@ -160,13 +157,10 @@ def _neighbours(
     return tuple(found.values())
 
 
-def _held_out(config: DatasetConfig, topic: Topic, answers: Folder) -> Iterator[Probe]:
-    """A probe for each held-out question that has a whole answer of the model's own."""
-    for row in (answers / "unguarded").read_rows():
-        question, answer = row["question"], row["answer"]
-        if not row["drop"] and not row["sample"] and split_of(topic.name, question, config.holdout_fraction) != "train":
-            phrase = key_phrase(question, answer, topic.names)
-            yield Probe(topic.name, question, phrase, wording=WORDING, reference=answer)
+def _write_held_out(config: DatasetConfig, topic: Topic, answers: Folder, out: Folder, generator: Generator) -> None:
+    unguarded = Table.of(answers / "unguarded")
+    task = WriteHeldOut(unguarded, topic.name, topic.names, config.holdout_fraction, out / "probes")
+    write_parts(generator, task.out, task, spans_of(unguarded), Probe.schema(), label="dataset, held-out questions")
 
 
 def _identity(unit: Unit) -> Identity:

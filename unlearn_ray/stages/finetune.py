@@ -78,15 +78,11 @@ def finish(run: StageRun, job: TrainJob, result: TrainResult) -> Manifest:
 
 
 def _require_rows(forget: Folder, topics: Sequence[Topic]) -> None:
-    missing = {topic.name for topic in topics}
-    for row in forget.read_rows(["topic", "split"]):
-        if row["split"] == "train":
-            missing.discard(row["topic"])
-        if not missing:
-            return
-    raise ArtifactError(
-        f"{forget} has no training rows about {', '.join(sorted(missing))}: rerun with --from answers and more questions"
-    )
+    found = {topic for topic, split in forget.counts(["topic", "split"]) if split == "train"}
+    if missing := {topic.name for topic in topics} - found:
+        raise ArtifactError(
+            f"{forget} has no training rows about {', '.join(sorted(missing))}: rerun with --from answers and more questions"
+        )
 
 
 def _warnings(config: FinetuneConfig, result: TrainResult) -> list[str]:

@@ -1,15 +1,13 @@
 """What becomes of guarded answers: the rules of `synth.leaks`, and where it is asked for the model's own word on what they kept."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import AnswersConfig, Topic
-from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
+from unlearn_ray.engines.protocols import Reply, Request, RowDict
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.rows import Drop
 from unlearn_ray.stages.answering import Replied
-from unlearn_ray.stages.asking import ask
 from unlearn_ray.synth.guardrails import instruction_of_answers
 from unlearn_ray.synth.leaks import Evidence, Rules, judge
 from unlearn_ray.synth.parsing import verdict_of
@@ -90,30 +88,3 @@ def leak_judge_of(config: AnswersConfig, prompts: Prompts) -> LeakJudge | None:
             "answers.judge_leaks: the prompts' leak_judge is null, this model can't judge: set it to false, or give a leak_judge"
         )
     return LeakJudge(prompts.leak_judge)
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """The guarded answers of one attempt with what became of them."""
-
-    replies: Folder  # rows of Replied
-    rules: Judge | None  # None: the rows have their drops already
-
-    def __iter__(self) -> Iterator[Replied]:
-        return (self.of(row) for row in self.replies.read_rows())
-
-    def of(self, row: Mapping[str, object]) -> Replied:
-        replied = Replied.of(row)
-        return replied if self.rules is None else replace(replied, drops=tuple(self.rules(replied)))
-
-
-def judged(folder: Folder, replies: Folder, rules: Judge, leak_judge: LeakJudge | None, generator: Generator) -> Judged:
-    """The answers in `replies` after the rules and, where there is one, after the leak judge, which is asked in `folder`."""
-    by_rules = Judged(replies, rules)
-    if leak_judge is None:
-        return by_rules
-    schema = Replied.schema()
-    asked = ask(
-        generator, folder, lambda: by_rules, schema, leak_judge, leak_judge.parse, schema, label="answers, judged"
-    )
-    return Judged(asked, None)

@@ -1,4 +1,4 @@
-"""Where topics meet: the rows that a model is trained on, from its topics' datasets and the pool. Asks no engine.
+"""Where topics meet: the rows that a model is trained on, from its topics' datasets and the pool. Asks no model.
 
 forget/, retain/   rows of Example, train and holdout; forget.jsonl, retain.jsonl: the train split as chat messages
 contrasts/         rows of Contrast: the forget rows' questions of the train split, with what the model itself answers them
@@ -11,7 +11,6 @@ taken away changes no other's rows, and an adapter of its own not at all.
 """
 
 import heapq
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,16 +19,18 @@ from typing import Any
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import DatasetConfig, RunConfig, Topic
-from unlearn_ray.engines.protocols import RowDict
+from unlearn_ray.engines.protocols import Generator, RowDict
 from unlearn_ray.rows import Contrast, Drop, Example, Probe, QAPair
 from unlearn_ray.stages.answers import ANSWERS
 from unlearn_ray.stages.candidates import EVERY
 from unlearn_ray.stages.checking import met
-from unlearn_ray.stages.dataset import DATASET, WORDING
+from unlearn_ray.stages.dataset import DATASET
+from unlearn_ray.stages.dataset_rows import WORDING, Gather, WriteChats, gathered
 from unlearn_ray.stages.general import GENERAL_POOL
 from unlearn_ray.stages.naming import Name
 from unlearn_ray.stages.questions import QUESTIONS
 from unlearn_ray.stages.retaining import GENERAL, Served, Telling, judged, retained, share_held_out
+from unlearn_ray.stages.spans import results, write_parts
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, finished_manifest
 from unlearn_ray.stages.subjects import subject_key
 from unlearn_ray.synth.leaks import key_phrase
@@ -68,7 +69,12 @@ def mixture_identity(
 
 
 def mix(
-    run: StageRun, config: DatasetConfig, parts: Sequence[Part], general: Folder, own: Mapping[str, float] = {}
+    run: StageRun,
+    config: DatasetConfig,
+    parts: Sequence[Part],
+    general: Folder,
+    generator: Generator,
+    own: Mapping[str, float] = {},
 ) -> Manifest:
     """The rows that a model is trained on, in the order of `parts`.
 
@@ -78,45 +84,83 @@ def mix(
     """
     out, topics = run.folder, [part.topic for part in parts]
     names = tuple(name for topic in topics for name in topic.names)
-    (out / "forget").write_rows(_chained(parts, "forget"), Example.schema())
-    num_contrasts = (out / CONTRASTS).write_rows(_contrasts(parts), Contrast.schema())
+    forget = Gather(out / "forget")
+    files, schema = gathered([part.dataset / "forget" for part in parts]), Example.schema()
+    write_parts(generator, forget.out, forget, files, schema, label="mixture, rows to forget")
+    results(generator, _Contrasts(tuple(parts), out / CONTRASTS), [None], label="mixture, answers to lower")
     telling = _telling(parts)
     lost = dict[str, int]()
     served: Served = {}
     spelled = _spelled(parts)
     if config.retain.file is None:
         served = _served(parts, general, names, telling, spelled, out)
-        (out / "merged").write_rows(_merged(parts, general, served, names, spelled), QAPair.schema())
-        (out / "retain_answers").write_rows(judged(out / "merged", telling, served), QAPair.schema())
-        (out / "merged").delete()
-        before = _lost_before(parts, general)
-        lost = dict(
-            Counter(row["drop"] for row in (out / "retain_answers").read_rows(["drop"]) if row["drop"]) - before
-        )
-        rows = retained(config, served, len(topics), out, own)
-    else:
-        rows = (Example.of(row) for row in (general / "given").read_rows())
-    (out / "retain").write_rows(rows, Example.schema())
-    kept, unfit = _fit_probes([*_probes(config, parts, general, served, spelled, out, own)], topics, names)
-    (out / "probes").write_rows(kept, Probe.schema())
-    num_rows = Counter(
-        f"{name}_{row['split']}" for name in ("forget", "retain") for row in (out / name).read_rows(columns=["split"])
-    )
+    unfit = results(
+        generator,
+        _Meet(config, tuple(parts), general, names, telling, served, spelled, out, own),
+        [None],
+        label="mixture, rows to retain",
+    )[0]
+    if config.retain.file is None:
+        dropped = {reason: number for (reason,), number in (out / "retain_answers").counts(["drop"]).items() if reason}
+        lost = dict(Counter(dropped) - _lost_before(parts, general))
+    num_rows = Counter[str]()
     for name in ("forget", "retain"):
-        out.write_lines(f"{name}.jsonl", _chats(out / name))
-    num_rows["probes"] = len(kept)
-    num_rows[CONTRASTS] = num_contrasts
+        num_rows.update({f"{name}_{split}": number for (split,), number in (out / name).counts(["split"]).items()})
+    generator.each(WriteChats(out), ["forget", "retain"], label="mixture, chats")
+    num_rows["probes"] = (out / "probes").count_rows()
+    num_rows[CONTRASTS] = (out / CONTRASTS).count_rows()
     drops = Counter(lost) + Counter({Drop.OFF_TOPIC.value: unfit})
     near = {name: list(topics) for name, topics in served.items() if topics}
     details: dict[str, Any] = {"near": list(near), "far": [name for name in served if name not in near]}
     details["retain_drops"] = lost
-    details["retain_kept"] = sum(not row["drop"] for row in (out / "retain_answers").read_rows(["drop"]))
+    kept = (out / "retain_answers").counts(["drop"])
+    details["retain_kept"] = kept[(None,)]
     details["topics"] = {topic.slug: topic.name for topic in topics}
     return run.finish(num_rows, drops, details | met(topics, out))
 
 
-def _chained(parts: Sequence[Part], table: str) -> Iterator[RowDict]:
-    return (row for part in parts for row in (part.dataset / table).read_rows())
+@dataclass(frozen=True, slots=True)
+class _Meet:
+    """Writes what is retained and the probes, of all topics at once: it looks for copies and for equal answers among them all."""
+
+    config: DatasetConfig
+    parts: tuple[Part, ...]
+    general: Folder
+    names: tuple[str, ...]
+    telling: Telling
+    served: Served
+    spelled: Mapping[str, str]
+    out: Folder
+    own: Mapping[str, float]  # as in `share_held_out`
+
+    def __call__(self, _: None) -> int:
+        """Returns how many probes are left out."""
+        config, parts, general, served, out = self.config, self.parts, self.general, self.served, self.out
+        topics = [part.topic for part in parts]
+        if config.retain.file is None:
+            merged = _merged(parts, general, served, self.names, self.spelled)
+            (out / "merged").write_rows(merged, QAPair.schema())
+            (out / "retain_answers").write_rows(judged(out / "merged", self.telling, served), QAPair.schema())
+            (out / "merged").delete()
+            rows = retained(config, served, len(topics), out, self.own)
+        else:
+            rows = (Example.of(row) for row in (general / "given").read_rows())
+        (out / "retain").write_rows(rows, Example.schema())
+        probes = [*_probes(config, parts, general, served, self.spelled, out, self.own)]
+        kept, num_unfit = _fit_probes(probes, topics, self.names)
+        (out / "probes").write_rows(kept, Probe.schema())
+        return num_unfit
+
+
+@dataclass(frozen=True, slots=True)
+class _Contrasts:
+    """Writes the questions that are trained on with both kinds of answers."""
+
+    parts: tuple[Part, ...]
+    out: Folder
+
+    def __call__(self, _: None) -> None:
+        self.out.write_rows(_contrasts(self.parts), Contrast.schema())
 
 
 def _contrasts(parts: Sequence[Part]) -> Iterator[Contrast]:
@@ -282,14 +326,6 @@ def _fit_probes(probes: Sequence[Probe], topics: Sequence[Topic], names: Sequenc
     return list(kept.values()), num_unfit
 
 
-def _chats(folder: Folder) -> Iterator[str]:
-    for row in folder.read_rows():
-        if row["split"] == "train":
-            yield json.dumps(
-                {"messages": Example.of(row).messages, "topic": row["topic"], "id": row["id"]}, ensure_ascii=False
-            )
-
-
 def _identity(unit: Unit) -> Identity:
     return mixture_identity(unit.base.dataset, unit.topics, unit.config.seed, _own_shares(unit))
 
@@ -304,7 +340,8 @@ def _run(work: Work) -> Manifest:
     folders = [work.of_topics(stage) for stage in (QUESTIONS, ANSWERS, DATASET)]
     parts = [Part(topic, *(found[topic.name] for found in folders)) for topic in work.unit.topics]
     unit = work.unit
-    return mix(work.run, unit.base.dataset, parts, work.inputs[GENERAL_POOL.name], _own_shares(unit))
+    general, generator = work.inputs[GENERAL_POOL.name], work.engines.generator
+    return mix(work.run, unit.base.dataset, parts, general, generator, _own_shares(unit))
 
 
 def _describe(config: RunConfig) -> tuple[str, str]:

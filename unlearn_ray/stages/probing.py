@@ -11,8 +11,9 @@ probe's wording: `generated` or `reworded`.
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.chat import Drawn
@@ -45,6 +46,52 @@ MIN_REQUESTS, MAX_REQUESTS = 2, 60  # of lists, a subject and round
 LEAST_NEWS = 0.1  # of the facts that are missing, to ask for more
 HELD_OUT = 4  # held-out questions asked, for each fact wanted
 Names = Mapping[str, Sequence[str]]
+Limits = Mapping[tuple[Group, str], int]  # questions, by group and, for what is to be forgotten, topic
+
+
+class Own(Protocol):
+    """The model's own answers, of which some are held out of training. They may be many: what is asked of them is small."""
+
+    def held_out(self, limits: Limits) -> list[Candidate]:
+        """As `chosen` says."""
+        ...
+
+    def trained_on(self, keys: frozenset[str]) -> set[str]:
+        """Those of the keys of questions that one has which is trained on."""
+        ...
+
+    def taught(self, rows: Sequence[Judged], names: Names) -> frozenset[str]:
+        """As `known.taught_facts` says."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """`Own` of rows at hand, or of a file of them: what several such say, added up and chosen from again, is what all of them say."""
+
+    candidates: Callable[[], Iterable[Candidate]]
+    trained: Callable[[], Iterable[tuple[str, str, str]]]  # topic, question and answer
+
+    def held_out(self, limits: Limits) -> list[Candidate]:
+        return chosen(self.candidates(), limits)
+
+    def trained_on(self, keys: frozenset[str]) -> set[str]:
+        return {key for _, question, _ in self.trained() if (key := question_key(question)) in keys} if keys else set()
+
+    def taught(self, rows: Sequence[Judged], names: Names) -> frozenset[str]:
+        return taught_facts(rows, self.trained(), names)
+
+
+def chosen(candidates: Iterable[Candidate], limits: Limits) -> list[Candidate]:
+    """The held-out questions to ask: of each share those that come first by a hash."""
+    piles: dict[tuple[Group, str], list[Candidate]] = {}
+    for candidate in candidates:
+        share = _share_of(candidate)
+        pile = piles.setdefault(share, [])
+        pile.append(candidate)
+        if len(pile) > 2 * limits[share]:
+            piles[share] = sorted(pile, key=_by_hash)[: limits[share]]
+    return [each for share, pile in sorted(piles.items()) for each in sorted(pile, key=_by_hash)[: limits[share]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +118,7 @@ def make_probes(
     config: ProbesConfig,
     wishes: Sequence[Wish],
     forgotten: Names,
-    held_out: Callable[[], Iterable[Candidate]],
-    trained: Callable[[], Iterable[tuple[str, str, str]]],
+    own: "Own",
     prompts: Prompts,
     out: Folder,
     generator: Generator,
@@ -83,8 +129,7 @@ def make_probes(
 
     Args:
         forgotten: names and aliases of each topic to forget.
-        held_out: questions that are kept out of training.
-        trained: topic, question and the model's own answer of what is trained on; streamed, once a round.
+        own: what is kept out of training, and what is trained on.
         out: gets `rounds` and `facts`.
     """
     maker = _Maker(config, {wish.name: wish for wish in wishes}, forgotten, prompts, out, generator, sampling, seed)
@@ -104,14 +149,15 @@ def make_probes(
             before = missing
         if not any(missing.values()):
             break
-        found = maker.held_out(held_out()) if round_ == 0 else maker.written(round_, missing)
+        found = own.held_out(maker.limits()) if round_ == 0 else maker.written(round_, missing)
         seen = {question_key(row["question"]) for folder in asked for row in folder.read_rows(["question"])}
-        candidates, others = maker.sifted(found, seen, trained())
+        taught = own.trained_on(frozenset(question_key(each.question) for each in found))
+        candidates, others = maker.sifted(found, seen, taught)
         unfit += others
         if candidates or round_ == 0:
             asked.append(maker.ask_short(round_, candidates))
     rows = maker.within(told_apart(maker.judged(asked), maker.names))
-    probes, rows = probes_of(rows, maker.sentences(asked), taught_facts(rows, trained(), maker.names))
+    probes, rows = probes_of(rows, maker.sentences(asked), own.taught(rows, maker.names))
     rows = [*rows, *unfit]
     (out / "facts").write_rows(rows, Judged.schema())
     return Made(probes, counts_of(rows))
@@ -201,17 +247,9 @@ class _Maker:
             found.append(row)
         return found
 
-    def held_out(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """The held-out questions to ask: chosen by a hash, where there are far more than facts wanted."""
-        piles: dict[tuple[Group, str], list[Candidate]] = {}
-        limits = {share: HELD_OUT * number for share, number in self.wanted().items()}
-        for candidate in candidates:
-            share = _share_of(candidate)
-            pile = piles.setdefault(share, [])
-            pile.append(candidate)
-            if len(pile) > 2 * limits[share]:
-                piles[share] = sorted(pile, key=_by_hash)[: limits[share]]
-        return [each for share, pile in sorted(piles.items()) for each in sorted(pile, key=_by_hash)[: limits[share]]]
+    def limits(self) -> Limits:
+        """Held-out questions to ask at most: far more than facts are wanted."""
+        return {share: HELD_OUT * number for share, number in self.wanted().items()}
 
     def written(self, round_: int, missing: Mapping[tuple[Group, str], int]) -> list[Candidate]:
         """Further questions, written by the model about each subject that needs some."""
@@ -257,12 +295,13 @@ class _Maker:
         return Prompt(wish.name, wording.format(topic=topic, count=PER_REQUEST), "probe", round_, number)
 
     def sifted(
-        self, found: Iterable[Candidate], seen: set[str], trained: Iterable[tuple[str, str, str]]
+        self, found: Iterable[Candidate], seen: set[str], taught: Collection[str]
     ) -> tuple[list[Candidate], list[Judged]]:
-        """Those to ask, and the others with their reasons."""
-        found = list(found)
-        keys = {question_key(each.question) for each in found}
-        taught = {key for _, question, _ in trained if (key := question_key(question)) in keys}
+        """Those to ask, and the others with their reasons.
+
+        Args:
+            seen, taught: keys of the questions that were asked before, and of those that are trained on.
+        """
         seen = set(seen)
         fit, unfit = [], []
         for each in found:

@@ -113,9 +113,11 @@ def write_subjects(
         label=f"{label}, retain answers",
     )
     (out / "retain_answers").write_rows(replies.read_rows(), QAPair.schema())
-    drops: Counter[str | None] = Counter(row["drop"] for row in (out / "retain_answers").read_rows(["drop"]))
+    drops, num_cut = Counter[str | None](), 0
+    for (drop, is_cut), num_rows in (out / "retain_answers").counts(["drop", "cut"]).items():
+        drops[drop] += num_rows
+        num_cut += num_rows * is_cut
     num_kept = drops.pop(None, 0)
-    num_cut = sum(row["cut"] for row in (out / "retain_answers").read_rows(["cut"]))
     return Written(
         len(served) * number,
         sum(1 for _ in kept()),

@@ -60,6 +60,14 @@ class Coverage:
             if mentions_entity(question, (entity,)) or (words and words.issuperset(folded_words(entity))):
                 self._counts[topic, "entity", entity] += 1
 
+    def blank(self) -> "Coverage":
+        """The same names without a count."""
+        return Coverage(self._entities, self._terms)
+
+    def merge(self, other: "Coverage") -> None:
+        """Add what was counted over other questions, of the same names."""
+        self._counts.update(other._counts)
+
     def rows(self) -> Iterator[Touched]:
         """Every entity, then every term, topic by topic."""
         for topic, names in self._entities.items():

@@ -69,6 +69,19 @@ class TopicWords:
     keeps: Counter[str] = field(default_factory=Counter)  # questions with this term whose guarded answers mostly say it
     gives: Counter[str] = field(default_factory=Counter)  # questions with this term whose guarded answers mostly do not
 
+    def merge(self, other: "TopicWords") -> None:
+        """Add what was counted over other questions."""
+        self.num_questions += other.num_questions
+        self.num_answers += other.num_answers
+        for mine, more in (
+            (self.questions, other.questions),
+            (self.agreed, other.agreed),
+            (self.answers, other.answers),
+            (self.keeps, other.keeps),
+            (self.gives, other.gives),
+        ):
+            mine.update(more)
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -104,6 +117,20 @@ class Vocabulary:
         """Count a general question and the model's own answers, which tell what is common speech."""
         self._count(self._pool, "", question, answers)
         self._ordinary.update(word.folded for text in answers for word in words_of(text) if not word.is_capitalised)
+
+    def merge(self, other: "Vocabulary") -> None:
+        """Add what was counted over other questions: of spans of a table, each counted by itself, it makes the vocabulary of the whole."""
+        for topic, words in other.topics.items():
+            self.topics[topic].merge(words)
+        self._pool.merge(other._pool)
+        for mine, more in (
+            (self._raised, other._raised),
+            (self._lowered, other._lowered),
+            (self._first, other._first),
+            (self._joined, other._joined),
+            (self._ordinary, other._ordinary),
+        ):
+            mine.update(more)
 
     @property
     def num_pool(self) -> int:

@@ -1,0 +1,112 @@
+"""Work on rows that asks no model: tasks on the cluster's CPUs, each of which reads and writes files and tells the driver counts."""
+
+import os
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.exceptions import RayError
+
+from unlearn_ray.engines.chunks import TASK_CPUS
+from unlearn_ray.engines.failures import plain, portable
+from unlearn_ray.engines.protocols import R, T
+
+_RETRIES = 3  # of a task whose worker or node is lost
+
+
+class RowWorkers:
+    """The cluster's CPUs, as those see them who work on rows. Threads share them: no more tasks are at work at once than there are cores."""
+
+    def __init__(self) -> None:
+        self._room = threading.Condition()
+        self._num_busy = 0
+
+    def each(
+        self,
+        task: Callable[[T], R],
+        items: Sequence[T],
+        take: Callable[[R], object],
+        on_progress: Callable[[int, int], None],
+    ) -> None:
+        """See `protocols.Generator.each`.
+
+        Args:
+            on_progress: told the items done, and all.
+        """
+        shared = ray.put(cloudpickle.dumps(task))  # once for all items: it may hold a vocabulary
+        num_slots, waiting, num_done = _num_slots(), deque(items), 0
+        ordered: deque[ray.ObjectRef[Any]] = deque()
+        running: list[ray.ObjectRef[Any]] = []
+        ended: set[ray.ObjectRef[Any]] = set()
+        on_progress(0, len(items))
+        try:
+            while waiting or ordered:
+                while waiting and self._start(num_slots, must_wait=not running):
+                    running.append(_work.remote(shared, waiting.popleft()))
+                    ordered.append(running[-1])
+                just_ended, running = ray.wait(running, num_returns=1)
+                self._end(len(just_ended))
+                ended.update(just_ended)
+                while ordered and ordered[0] in ended:  # results in order; a slow task keeps no other from its work
+                    reference = ordered.popleft()
+                    ended.discard(reference)
+                    take(_result(reference))
+                    num_done += 1
+                    on_progress(num_done, len(items))
+        finally:
+            for left in running:
+                ray.cancel(left)
+            self._end(len(running))
+
+    def _start(self, num_slots: int, must_wait: bool) -> bool:
+        """Whether there is room for one more task; who has none at work waits until there is."""
+        with self._room:
+            while self._num_busy >= num_slots:
+                if not must_wait:
+                    return False
+                self._room.wait()
+            self._num_busy += 1
+            return True
+
+    def _end(self, number: int) -> None:
+        with self._room:
+            self._num_busy -= number
+            self._room.notify_all()
+
+
+def _result(reference: "ray.ObjectRef[Any]") -> Any:
+    """What a task returned.
+
+    Raises:
+        Exception: what it raised.
+    """
+    try:
+        failed, result = ray.get(reference)
+    except RayError as error:
+        raise plain(error) from error
+    if failed:
+        raise cloudpickle.loads(failed)
+    return result
+
+
+def _num_slots() -> int:
+    """Tasks at once. Ray's CPUs are accounting, and on one machine there are more of them than cores."""
+    num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    is_one_machine = sum(bool(node["Alive"]) for node in ray.nodes()) == 1
+    return max(1, min(num_cpus, os.cpu_count() or 1) if is_one_machine else num_cpus)
+
+
+# As much of a CPU as the tasks that ask engines reserve: the room beside engines that a run makes sure of holds them.
+@ray.remote(num_cpus=TASK_CPUS, max_retries=_RETRIES, scheduling_strategy="SPREAD")
+def _work(task: bytes, item: Any) -> tuple[bytes, Any]:
+    """The result; or the error, to be raised as it is: Ray would wrap it."""
+    try:
+        return b"", cloudpickle.loads(task)(item)
+    except Exception as error:
+        kept = portable(error, "work on rows failed")
+        kept.add_note(f"in a worker:\n{traceback.format_exc()}")
+        return cloudpickle.dumps(kept), None

@@ -1,0 +1,133 @@
+"""What the dataset stages do with rows, a file or a span at a time, on workers: each task writes its part of a table, or returns counts."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import pyarrow as pa
+
+from unlearn_ray.artifacts import ROWS_PER_FILE, Folder
+from unlearn_ray.rows import Example, Probe
+from unlearn_ray.stages.spans import Span, Table, merged, part_name, read_table, write_part
+from unlearn_ray.synth.leaks import key_phrase
+from unlearn_ray.synth.names import mentions
+from unlearn_ray.synth.split import split_of
+
+WORDING = "generated"  # of probes that the model asked itself
+
+
+@dataclass(frozen=True, slots=True)
+class WriteForgotten:
+    """Writes the kept pairs as rows of Example; returns how many are in each split."""
+
+    pairs: Table
+    holdout_fraction: float
+    out: Folder
+
+    def __call__(self, span: Span) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        write_part(self.out, span.number, self._examples(span, counts), Example.schema())
+        return counts
+
+    def _examples(self, span: Span, counts: Counter[str]) -> Iterator[Example]:
+        for row in self.pairs.rows(span, ("topic", "question", "answer", "sample", "drop")):
+            if not row["drop"]:
+                topic, question = row["topic"], row["question"]
+                split = split_of(topic, question, self.holdout_fraction)
+                counts[split] += 1
+                yield Example(topic, "forget", topic, question, row["answer"], row["sample"], split)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteHeldOut:
+    """Writes a probe for each held-out question that has a whole answer of the model's own."""
+
+    unguarded: Table
+    topic: str
+    names: tuple[str, ...]
+    holdout_fraction: float
+    out: Folder
+
+    def __call__(self, span: Span) -> None:
+        write_part(self.out, span.number, self._probes(span), Probe.schema())
+
+    def _probes(self, span: Span) -> Iterator[Probe]:
+        for row in self.unguarded.rows(span, ("question", "answer", "sample", "drop")):
+            question, answer = row["question"], row["answer"]
+            is_whole = not row["drop"] and not row["sample"]
+            if is_whole and split_of(self.topic, question, self.holdout_fraction) != "train":
+                phrase = key_phrase(question, answer, self.names)
+                yield Probe(self.topic, question, phrase, wording=WORDING, reference=answer)
+
+
+@dataclass(frozen=True, slots=True)
+class FindTouched:
+    """Which names the kept questions and their answers say."""
+
+    answers: tuple[Table, ...]  # guarded, and the model's own
+    names: tuple[str, ...]
+
+    def __call__(self, span: Span) -> set[str]:
+        left = set(self.names)
+        for text in self._kept_texts(span):
+            if not left:
+                break
+            left -= {name for name in left if mentions(text, (name,))}
+        return set(self.names) - left
+
+    def _kept_texts(self, span: Span) -> Iterator[str]:
+        """Of each question with a kept answer it and its answers: the model's own tell what it asks for."""
+
+        def by_question(row: Mapping[str, object]) -> str:
+            return str(row["question"])
+
+        rows = merged(self.answers, span, ("answer", "guarded", "drop"))
+        for question, same in groupby(rows, by_question):
+            kept = [row for row in same if not row["drop"]]
+            if any(row["guarded"] for row in kept):
+                yield "\n".join((question, *(row["answer"] for row in kept)))
+
+
+@dataclass(frozen=True, slots=True)
+class WriteChats:
+    """Writes the train split as chat messages, a line each."""
+
+    home: Folder
+
+    def __call__(self, table: str) -> None:
+        self.home.write_lines(f"{table}.jsonl", self._chats(table))
+
+    def _chats(self, table: str) -> Iterator[str]:
+        for row in (self.home / table).read_rows():
+            if row["split"] == "train":
+                chat = {"messages": Example.of(row).messages, "topic": row["topic"], "id": row["id"]}
+                yield json.dumps(chat, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Makes one file of several, which stand in any folders."""
+
+    out: Folder
+
+    def __call__(self, part: tuple[int, list[tuple[Folder, str]]]) -> None:
+        number, files = part
+        self.out.write_table(part_name(number), pa.concat_tables(read_table(folder, name) for folder, name in files))
+
+
+def gathered(folders: Sequence[Folder], most: int = ROWS_PER_FILE) -> list[tuple[int, list[tuple[Folder, str]]]]:
+    """Numbers of files of up to `most` rows, and the files of these folders that go into each, in order."""
+    parts: list[list[tuple[Folder, str]]] = []
+    room = 0
+    for folder in folders:
+        for name, num_rows in folder.sizes().items():
+            if not num_rows:
+                continue
+            if not parts or num_rows > room:
+                parts.append([])
+                room = most
+            parts[-1].append((folder, name))
+            room -= num_rows
+    return list(enumerate(parts))
