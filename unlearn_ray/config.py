@@ -84,6 +84,7 @@ class Topic(Strict):
     aliases: tuple[Text, ...] = ()  # other names for it
     terms: tuple[Text, ...] = ()  # words that give it away, added to those the model gives away itself
     neighbours: tuple[Text, ...] = ()  # topics to retain beside it; empty: the model names them
+    max_output_tokens: PositiveInt | None = None  # its own, in the place of the run's
     questions: dict[str, Any] = {}
     answers: dict[str, Any] = {}
     dataset: dict[str, Any] = {}
@@ -524,6 +525,9 @@ class RunConfig(Strict):
     output: Text = "runs"  # local folder, s3:// or gs://; the run lives in <output>/<name>
     pool: Text | None = None  # a folder of the same kinds, which runs share; None: the run's own
     seed: NonNegativeInt = 0
+    max_output_tokens: PositiveInt | None = (
+        None  # that a topic's data may cost before no further round is asked; None: any number
+    )
     chat: ChatConfig = ChatConfig()
     topics: Annotated[tuple[Topic, ...], Field(min_length=1)]
     questions: QuestionsConfig = QuestionsConfig()
@@ -597,7 +601,9 @@ class RunConfig(Strict):
         Raises:
             ConfigError: one of them is unknown, of another type, or not a topic's.
         """
-        sections = {name: self._merged(topic, name, keys) for name, keys in topic.own.items()}
+        sections: dict[str, Any] = {name: self._merged(topic, name, keys) for name, keys in topic.own.items()}
+        if topic.max_output_tokens is not None:
+            sections["max_output_tokens"] = topic.max_output_tokens
         return self.model_copy(update=sections) if sections else self
 
     def _merged(self, topic: Topic, name: str, keys: dict[str, Any]) -> BaseModel:

@@ -202,6 +202,7 @@ def status_table(states: "Sequence[UnitState]") -> Table:
     for each in states:
         style = {"finished": "green", "failed": "red", "unfinished": "yellow"}.get(each.state, "dim")
         made = _largest(each.last.num_rows) if each.last is not None else ""
+        made += " (budget spent)" if each.last is not None and _is_spent(each.last) else ""
         lost, num_lost = _largest(each.drops), sum(each.drops.values())
         dropped = f"{num_lost:,} (most: {lost})" if len(each.drops) > 1 else lost
         seconds = f"{each.seconds:.0f}" if each.seconds else ""
@@ -224,8 +225,14 @@ def stage_line(name: str, manifest: Manifest, is_skipped: bool) -> str:
     if is_skipped:
         return f"[green]✓[/] [bold]{plain(name):<9}[/] [dim]skipped: finished before, nothing changed[/]"
     drops = f"[dim], dropped {counts(manifest.drops)}[/]" if any(manifest.drops.values()) else ""
+    drops += "[dim], max_output_tokens is spent[/]" if _is_spent(manifest) else ""
     cached = f", {share:.0%} of prompts cached" if (share := _share_cached(manifest)) else ""
     return f"[green]✓[/] [bold]{plain(name):<9}[/] {counts(manifest.num_rows)}{drops} [dim]({manifest.seconds:.0f} s{cached})[/]"
+
+
+def _is_spent(manifest: Manifest) -> bool:
+    budget = manifest.details.get("budget", {})
+    return bool(budget) and bool(budget["spent"] >= budget["max_output_tokens"])
 
 
 def _share_cached(manifest: Manifest) -> float:

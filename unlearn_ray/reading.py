@@ -222,18 +222,17 @@ def read_topics(path: str) -> list[Listed]:
     rows = read_rows(path, (".yaml", ".yml", ".jsonl", ".csv"))
     if suffix != ".csv":
         return [Listed(line, row) for line, row in rows]
-    lists = ("aliases", "terms", "neighbours")
     return [
-        Listed(
-            line,
-            {
-                key: [part.strip() for part in value.split(";") if part.strip()] if key in lists else value.strip()
-                for key, value in row.items()
-                if value and value.strip()
-            },
-        )
+        Listed(line, {key: _topic_value(key, value.strip()) for key, value in row.items() if value and value.strip()})
         for line, row in rows
     ]
+
+
+def _topic_value(key: str, cell: str) -> Any:
+    """What a cell of a topic's row says: CSV has neither lists nor numbers."""
+    if key in ("aliases", "terms", "neighbours"):
+        return [part.strip() for part in cell.split(";") if part.strip()]
+    return int(cell) if key == "max_output_tokens" and cell.isdecimal() else cell
 
 
 def fingerprint_of_file(path: Path) -> str:

@@ -61,7 +61,7 @@ def test_a_chunk_writes_its_rows_once_and_gives_the_driver_counts_alone(tmp_path
     assert task(item) == {"rows_in": 3, "resumed": 0, "rows_out": 3, "prompt_tokens": 9, "output_tokens": 6}
     assert [(row["id"], row["text"]) for row in out.read_rows()] == [("a.0", "one"), ("a.1", "two"), ("c.0", "three")]
     # A retry of a task that had written its file.
-    assert task(item) == {"rows_in": 3, "resumed": 3, "rows_out": 3, "prompt_tokens": 0, "output_tokens": 0}
+    assert task(item) == {"rows_in": 3, "resumed": 3, "rows_out": 3, "prompt_tokens": 9, "output_tokens": 6}
     assert out.count_rows() == 3
 
 

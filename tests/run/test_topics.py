@@ -6,11 +6,12 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from scripted_run import FLOORS, Engines, answer, config_of, silent_about
+from scripted_run import FLOORS, Engines, answer, config_of, silent_about, with_own
 
 from unlearn_ray import pipeline
 from unlearn_ray.artifacts import Folder, read_manifest
 from unlearn_ray.config import RunConfig
+from unlearn_ray.console import stage_line
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.errors import ArtifactError, ConfigError, EngineError, FailedError, PartialError, ThinDataError
 from unlearn_ray.plan import claimed, plan
@@ -118,6 +119,40 @@ def test_a_topic_that_fails_again_leaves_the_joint_model_as_it_is(tmp_path: Path
         with pytest.raises(PartialError):
             finish(config, engines)
         assert len(engines.trainer.jobs) == num_jobs
+
+
+def test_a_topic_whose_budget_is_spent_goes_on_with_what_is_there(tmp_path: Path) -> None:
+    many = config_of(tmp_path, "Dune", "Solaris", questions={"num_questions": 200}, answers={"max_reasks": 2})
+    config = with_own(many, "Dune", max_output_tokens=50)
+    engines = finish(config)
+    dune, solaris = (finished_manifest(config.folder / "topics" / name / "questions") for name in ("dune", "solaris"))
+    assert dune.details["rounds"] == 1 < solaris.details["rounds"]
+    spent = dune.details["budget"]["spent"]
+    assert spent >= 50 and dune.details["budget"]["max_output_tokens"] == 50 and "budget" not in solaris.details
+    assert "max_output_tokens is spent" in stage_line("questions", dune, is_skipped=False)
+    labels = [call.label for call in engines.generator.calls]
+    assert any(label.startswith("Solaris: questions, round 2") for label in labels)
+    assert not any(label.startswith("Dune:") and ("round 2" in label or "asked again" in label) for label in labels)
+    assert [job.topics for job in engines.trainer.jobs] == [("Dune", "Solaris")]
+
+    more = finish(with_own(many, "Dune", max_output_tokens=100_000))
+    assert {call.label.partition(":")[0] for call in more.generator.calls} == {"Dune"}
+    dune = finished_manifest(config.folder / "topics" / "dune" / "questions")
+    assert dune.details["rounds"] > 1 and "is spent" not in stage_line("questions", dune, is_skipped=False)
+
+
+def test_an_interrupted_round_counts_against_the_budget_as_an_unbroken_one(tmp_path: Path) -> None:
+    spent = []
+    for name, fail_after in (("unbroken", None), ("broken", 40)):
+        config = config_of(tmp_path / name, "Dune", questions={"num_questions": 200}, max_output_tokens=50)
+        if fail_after:
+            engines = Engines()
+            engines.generator.fail_after = fail_after
+            with pytest.raises(EngineError):
+                finish(config, engines, ("questions",))
+        finish(config, steps=("questions",))
+        spent.append(finished_manifest(config.folder / "topics/dune/questions").details["budget"])
+    assert spent[0] == spent[1]
 
 
 def test_fail_fast_ends_with_the_first(tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ OnProgress = Callable[[str, int, int], None]  # label, rows done, rows in all
 TASK_CPUS = 0.1  # of a task that asks an engine: it mostly waits
 _CHUNKING = "chunking.json"  # beside the output: what an interrupted call cut its source into
 _COUNTS = ("rows_in", "resumed", "rows_out", "prompt_tokens", "output_tokens")
+_TOKENS = (
+    b"prompt_tokens",
+    b"output_tokens",
+)  # what a batch has cost, in its file: a resumed run counts as an unbroken one does
 LEAST_ROWS = 16  # of a batch, unless the user sets fewer: below, a task and a file cost more than they bring
 _MAX_BLOCKS = 2_000  # of a map; beyond, a block holds several chunks, for each costs the driver some memory
 
@@ -102,8 +106,10 @@ class ChunkTask:
         name = f"{item['number']:06d}-{digest(*(row['id'] for row in rows))}.parquet"
         if self.out.exists(name):
             with self.out.opened(name) as file:
-                rows_out = pq.ParquetFile(file).metadata.num_rows
-            return dict(zip(_COUNTS, (len(rows), len(rows), rows_out, 0, 0), strict=True))
+                found = pq.ParquetFile(file)
+                rows_out, cost = found.metadata.num_rows, found.schema_arrow.metadata or {}
+            tokens = [int(cost.get(kind, 0)) for kind in _TOKENS]
+            return dict(zip(_COUNTS, (len(rows), len(rows), rows_out, *tokens), strict=True))
         asked = [list(self.render(row)) for row in rows]
         replies = self.client.generate([request for requests in asked for request in requests])
         position = 0
@@ -111,9 +117,10 @@ class ChunkTask:
         for row, requests in zip(rows, asked, strict=True):
             parsed.extend(self.parse(row, replies[position : position + len(requests)]))
             position += len(requests)
-        self.out.write_table(name, pa.Table.from_pylist(parsed, self.schema))
         num_prompt = sum(reply.num_prompt_tokens for reply in replies)
         num_output = sum(reply.num_output_tokens for reply in replies)
+        cost = dict(zip(_TOKENS, (str(num_prompt), str(num_output)), strict=True))
+        self.out.write_table(name, pa.Table.from_pylist(parsed, self.schema.with_metadata(cost)))
         return dict(zip(_COUNTS, (len(rows), 0, len(parsed), num_prompt, num_output), strict=True))
 
 

@@ -64,7 +64,7 @@ class MapCounts:
     num_rows_in: int
     num_rows_out: int
     num_resumed: int  # input rows that an earlier, interrupted call had finished
-    num_prompt_tokens: int
+    num_prompt_tokens: int  # these and the next also of what an earlier call had finished
     num_output_tokens: int
     seconds: float
     num_prefix_queries: int = 0  # prompt tokens that were looked for in engines' prefix caches, once for each sample

@@ -14,7 +14,7 @@ from unlearn_ray.errors import EngineError
 
 Answer = Callable[[Request], Reply | str | Sequence[str]]
 _DONE = "_done"  # below the output folder: the ids of the input rows whose output rows are written
-_ID = pa.schema([("id", pa.string())])
+_ID = pa.schema([("id", pa.string()), ("prompt_tokens", pa.int64()), ("output_tokens", pa.int64())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,11 @@ class ScriptedGenerator:
     ) -> MapCounts:
         started = time.monotonic()
         parts = [part for part in (out / _DONE).names() if (out / _DONE / part).names(".parquet")]
-        done = {row["id"] for part in parts for row in (out / _DONE / part).read_rows()}
+        done = {row["id"]: row for part in parts for row in (out / _DONE / part).read_rows()}
         rows = list(source.read_rows())
         todo = [row for row in rows if row["id"] not in done]
         self.calls.append(Call(label, model, len(rows), len(rows) - len(todo)))
-        num_tokens = [0, 0]
+        num_tokens = [sum(row[kind] for row in done.values()) for kind in ("prompt_tokens", "output_tokens")]
         for index, batch in enumerate(_batches(todo, self.batch_size), start=len(parts)):
             if self.fail_after is not None and self.num_rows + len(batch) > self.fail_after:
                 self.fail_after = None
@@ -89,14 +89,16 @@ class ScriptedGenerator:
             asked = [list(render(row)) for row in batch]
             replies = iter(self.reply([request for requests in asked for request in requests]))
             results: list[Mapping[str, Any]] = []
+            ended: list[Mapping[str, Any]] = []
             for row, requests in zip(batch, asked, strict=True):
                 answers = [next(replies) for _ in requests]
-                num_tokens[0] += sum(reply.num_prompt_tokens for reply in answers)
-                num_tokens[1] += sum(reply.num_output_tokens for reply in answers)
+                cost = sum(each.num_prompt_tokens for each in answers), sum(each.num_output_tokens for each in answers)
+                num_tokens = [total + number for total, number in zip(num_tokens, cost, strict=True)]
+                ended.append({"id": row["id"], "prompt_tokens": cost[0], "output_tokens": cost[1]})
                 results.extend(parse(row, answers))
             # A part whose ids were not written yet is written again, under the same name.
             _write_part(out, index, results, schema)
-            (out / _DONE / f"{index:05d}").write_rows(({"id": row["id"]} for row in batch), _ID)
+            (out / _DONE / f"{index:05d}").write_rows(ended, _ID)
             self.num_rows += len(batch)
         if not out.names(".parquet"):
             _write_part(out, 0, [], schema)

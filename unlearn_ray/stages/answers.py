@@ -32,13 +32,13 @@ from unlearn_ray.stages.answer_rows import (
     WriteUnguarded,
 )
 from unlearn_ray.stages.answering import Asked, Guarded, Replied, Told, Unguarded
-from unlearn_ray.stages.asking import Prompted, ask_written
+from unlearn_ray.stages.asking import Budget, Prompted, ask_written
 from unlearn_ray.stages.common import COMMON
 from unlearn_ray.stages.coverage import MAX_TOKENS, entities_of, further_questions
 from unlearn_ray.stages.judging import Judge, LeakJudge, leak_judge_of
 from unlearn_ray.stages.questions import QUESTIONS
 from unlearn_ray.stages.spans import Span, Table, in_groups, joined, results, spans_of, write_in_order, write_parts
-from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words
+from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words, limited
 from unlearn_ray.synth.coverage import Coverage, Touched
 from unlearn_ray.synth.guardrails import guardrail_prefixes, style_of
 from unlearn_ray.synth.names import mentions
@@ -83,11 +83,13 @@ def answer_questions(
     generator: Generator,
     *,
     seed: int,
+    budget: Budget = Budget(),
 ) -> Manifest:
     """Guarded answers to every kept question in `rows`.
 
     Args:
         common: the pool's stage of that name.
+        budget: once it is spent, nothing is asked but all questions once.
 
     Raises:
         ConfigError: no answer about the topic was kept, or the prompts lack what the config asks for.
@@ -106,7 +108,7 @@ def answer_questions(
     count = CountGuarded(first)
     generator.each(count, in_groups(spans, _VOCABULARIES), vocabulary.merge, label="answers, what guarded ones keep")
     rules = Judge(config, (topic,), vocabulary)
-    attempts = _attempts(out, first, spans, rules, leak_judge, guard, generator)
+    attempts = _attempts(out, first, spans, rules, leak_judge, guard, generator, budget)
 
     # What no kept pair touches is asked about as well, told, guarded and judged as the rest.
     coverage = Coverage(entities_of(questions, [topic.name]), _listed(topic, vocabulary))
@@ -114,6 +116,8 @@ def answer_questions(
     more: list[Table] = []
     num_rounds = config.coverage_rounds if config.coverage_rounds and prompts.coverage_questions else 0
     for round_ in range(1, num_rounds + 1):
+        if budget.ends(f"answers, coverage, round {round_}"):
+            break
         home = out / "coverage_rounds" / f"{round_:03d}"
         further = further_questions(
             home,
@@ -129,7 +133,7 @@ def answer_questions(
         more.append(_tell(further, home, generator, unguarded))
         own = spans_of(more[-1])
         first = _first_attempt(home, more[-1], vocabulary, guard, generator)
-        again = _attempts(home, first, own, rules, leak_judge, guard, generator)
+        again = _attempts(home, first, own, rules, leak_judge, guard, generator, budget)
         _cover(coverage, again, own, generator)
         attempts += again
     (out / "coverage").write_rows(coverage.rows(), Touched.schema())
@@ -152,7 +156,7 @@ def answer_questions(
     details = {"attempts": len(attempts), "sampling": sampling, "pool": vocabulary.num_pool}
     details |= {"cut": tally.num_cut, "unguarded_cut": counted.num_cut, "unguarded_drops": dict(counted.drops)}
     details |= {"coverage": coverage.summary(), "further_questions": sum(each.folder.count_rows() for each in more)}
-    return run.finish(num_rows, tally.drops, details)
+    return run.finish(num_rows, tally.drops, details | budget.details)
 
 
 def _tell(questions: Folder, out: Folder, generator: Generator, unguarded: Unguarded) -> Table:
@@ -195,10 +199,13 @@ def _attempts(
     leak_judge: LeakJudge | None,
     guard: Guarded,
     generator: Generator,
+    budget: Budget,
 ) -> list[Table]:
     """The first attempt, judged, and those after it until nothing is lost."""
     attempts = [_judged(home, 0, first, spans, rules, leak_judge, generator)]
     for attempt in range(1, guard.config.max_reasks + 1):
+        if budget.ends(f"answers, asked again ({attempt})"):
+            break
         sizes = dict(results(generator, CountLost(attempts[-1]), spans, label="answers, lost ones counted"))
         spans = joined(spans, sizes)
         replies = _reasked(home, attempts[-1], attempt, spans, guard, generator)
@@ -273,7 +280,7 @@ def _terms(topic: Topic, vocabulary: Vocabulary) -> Iterator[Term]:
 
 
 def _identity(unit: Unit) -> Identity:
-    return answers_identity(unit.config.answers, unit.topic, unit.model, unit.config.seed)
+    return limited(answers_identity(unit.config.answers, unit.topic, unit.model, unit.config.seed), unit)
 
 
 def _run(work: Work) -> Manifest:
@@ -286,6 +293,7 @@ def _run(work: Work) -> Manifest:
         read[COMMON.name],
         work.engines.generator,
         seed=unit.config.seed,
+        budget=Budget(unit.config.max_output_tokens, (read[QUESTIONS.name], work.run.folder)),
     )
 
 

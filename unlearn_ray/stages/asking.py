@@ -6,6 +6,7 @@ replies/    the same in files of like size, in the order of the requests
 """
 
 import json
+import logging
 import sqlite3
 import tempfile
 from collections import Counter
@@ -23,6 +24,7 @@ from unlearn_ray.errors import ArtifactError
 from unlearn_ray.rows import Row, seed_of
 from unlearn_ray.stages.spans import Together, files_together, part_name
 
+log = logging.getLogger(__name__)
 ASKED = "asked.json"  # in the folder of an asking whose replies are all there
 
 
@@ -109,11 +111,42 @@ def vanished(folder: Folder) -> ArtifactError:
 
 def tokens_of(folder: Folder) -> dict[str, int]:
     """What all askings in a folder, and below it, cost: tokens of prompts and answers, and of prompts those that were looked for and found in
-    engines' prefix caches. Of an asking that was interrupted, what was asked since."""
+    engines' prefix caches. Of an asking that was interrupted, the last two are of what was asked since."""
     total: Counter[str] = Counter()
     for name in folder.names_below(ASKED):
         total.update(json.loads(folder.read_text(name)))
     return dict(total)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a topic's data may cost. Rounds that ask for more end once it is spent, and the topic goes on with what is there."""
+
+    max_output_tokens: int | None = None  # None: any number
+    folders: tuple[Folder, ...] = ()  # of the topic's stages so far
+
+    @property
+    def is_spent(self) -> bool:
+        return self.max_output_tokens is not None and self.num_spent >= self.max_output_tokens
+
+    @property
+    def num_spent(self) -> int:
+        return sum(tokens_of(folder).get("output_tokens", 0) for folder in self.folders)
+
+    def ends(self, what: str) -> bool:
+        """Whether it is spent, which is said in the log."""
+        if is_spent := self.is_spent:
+            log.info(
+                "%s: %d of max_output_tokens %d are spent: it ends here", what, self.num_spent, self.max_output_tokens
+            )
+        return is_spent
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        if self.max_output_tokens is None:
+            return {}
+        return {"budget": {"max_output_tokens": self.max_output_tokens, "spent": self.num_spent}}
 
 
 def in_order(rows: Iterable[RowDict], key: Callable[[RowDict], Sequence[str | int]]) -> Iterator[RowDict]:

@@ -19,7 +19,7 @@ from unlearn_ray.config import DatasetConfig, RunConfig, Topic
 from unlearn_ray.engines.protocols import Generator
 from unlearn_ray.rows import Drop, Example, Probe
 from unlearn_ray.stages.answers import ANSWERS
-from unlearn_ray.stages.asking import Prompted
+from unlearn_ray.stages.asking import Budget, Prompted
 from unlearn_ray.stages.asking_back import apart
 from unlearn_ray.stages.candidates import About, known_probes
 from unlearn_ray.stages.checking import counted
@@ -28,7 +28,7 @@ from unlearn_ray.stages.naming import Name, ask_names
 from unlearn_ray.stages.questions import QUESTIONS
 from unlearn_ray.stages.retaining import Served
 from unlearn_ray.stages.spans import Table, spans_of, write_parts
-from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words
+from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words, limited
 from unlearn_ray.stages.subjects import LIST_TOKENS, NAMES_PER_REQUEST, PROMPTS, subject_key, write_subjects
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import in_sentence
@@ -74,11 +74,13 @@ def build_dataset(
     *,
     seed: int,
     style: AnswerStyle = "sentence",
+    budget: Budget = Budget(),
 ) -> Manifest:
     """A topic's rows to forget, near rows and probes.
 
     Args:
         style: of the guarded answers, which retain answers share.
+        budget: once it is spent, questions on the neighbours are asked for once.
 
     Raises:
         InputError: the prompts can't be used.
@@ -93,7 +95,9 @@ def build_dataset(
         served = {name: (topic.name,) for name in near}
         number = rows.questions_per_neighbour
         names, text = {topic.name: topic.names}, prompts.styles[style]
-        written = write_subjects(rows, served, number, names, prompts, True, text, out, generator, seed, "dataset")
+        written = write_subjects(
+            rows, served, number, names, prompts, True, text, out, generator, seed, "dataset", budget
+        )
         details |= {"near": list(near)} | written.details
         drops.update(written.question_drops)
         drops.update(written.answer_drops)
@@ -109,7 +113,7 @@ def build_dataset(
         num_rows["near"] = written.num_answers
     num_rows["probes"] = (out / "probes").count_rows()
     details["topic"] = counted(topic, questions / "entities", answers, splits["train"], generator)
-    return run.finish(num_rows, drops, details)
+    return run.finish(num_rows, drops, details | budget.details)
 
 
 def _forget(config: DatasetConfig, answers: Folder, out: Folder, generator: Generator) -> Counter[str]:
@@ -165,7 +169,8 @@ def _write_held_out(config: DatasetConfig, topic: Topic, answers: Folder, out: F
 
 def _identity(unit: Unit) -> Identity:
     config = unit.config
-    return dataset_identity(config.dataset, unit.topic, unit.model, config.seed, config.answers.style)
+    identity = dataset_identity(config.dataset, unit.topic, unit.model, config.seed, config.answers.style)
+    return limited(identity, unit)
 
 
 def _run(work: Work) -> Manifest:
@@ -179,6 +184,7 @@ def _run(work: Work) -> Manifest:
         work.engines.generator,
         seed=config.seed,
         style=config.answers.style,
+        budget=Budget(config.max_output_tokens, (read[QUESTIONS.name], read[ANSWERS.name], work.run.folder)),
     )
 
 

@@ -15,7 +15,7 @@ from typing import TypeGuard
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.engines.protocols import Generator, Parse, Render, Reply, RowDict
 from unlearn_ray.rows import AskedForm, Form, Question, Row, digest, seed_of
-from unlearn_ray.stages.asking import Prompted, ask, texts_of
+from unlearn_ray.stages.asking import Budget, Prompted, ask, texts_of
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.synth.coverage import untouched
 from unlearn_ray.synth.forms import lines_of
@@ -201,12 +201,14 @@ def gather(
     patience: Patience,
     check: Check | None,
     label: str,
+    budget: Budget = Budget(),
 ) -> int:
     """Fill the ledger until every subject has its number or nothing new comes; returns the number of rounds.
 
     Args:
         home: gets a folder per round.
         sampling: how lists are sampled; its seed chooses wordings as well.
+        budget: with which no round but the first is asked once it is spent.
     """
     rounds = _Rounds(prompts, home, generator, sampling, patience.per_request, check, label)
     asked = dict.fromkeys((subject.name for subject in subjects), 0)
@@ -216,7 +218,7 @@ def gather(
     while num_rounds < patience.max_rounds:
         kept = {subject.name: ledger.num_kept(subject.name) for subject in subjects}
         open_ = [s for s in subjects if kept[s.name] < s.number and idle[s.name] < patience.rounds_without_news]
-        if not open_:
+        if not open_ or (num_rounds and budget.ends(f"{label}, round {num_rounds + 1}")):
             break
         num_rounds += 1
         aims = []
@@ -235,7 +237,7 @@ def gather(
             is_news = num_new > patience.least_share * num_wanted
             idle[name] = 0 if is_news else idle[name] + 1
             log.info("%s: round %d: %d of %d on %s", label, num_rounds, number, subject.number, name)
-    return num_rounds + _cover(subjects, ledger, rounds, patience.coverage_rounds, num_rounds, asked)
+    return num_rounds + _cover(subjects, ledger, rounds, patience.coverage_rounds, num_rounds, asked, budget)
 
 
 def _cover(
@@ -245,6 +247,7 @@ def _cover(
     max_rounds: int,
     num_rounds: int,
     asked: dict[str, int],
+    budget: Budget,
 ) -> int:
     """Ask about every entity that no kept question names, beyond the number wanted; returns the number of rounds."""
     for round_ in range(1, max_rounds + 1):
@@ -254,7 +257,7 @@ def _cover(
             for entity in untouched(subject.entities, kept):
                 aims.append((subject, asked[subject.name], Aim(f"entity:{entity}", entity=entity)))
                 asked[subject.name] += 1
-        if not aims:
+        if not aims or budget.ends(f"{rounds.label}, entities without a question"):
             return round_ - 1
         rounds.ask(num_rounds + round_, aims, ledger)
     return max_rounds

@@ -19,13 +19,13 @@ from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.errors import ConfigError, InputError, gist
 from unlearn_ray.reading import read_user_rows, shown
 from unlearn_ray.rows import AskedForm, Drop, Question, digest
-from unlearn_ray.stages.asking import Prompted
+from unlearn_ray.stages.asking import Budget, Prompted
 from unlearn_ray.stages.asking_back import belonging
 from unlearn_ray.stages.choosing import apart_from
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.stages.naming import Name, ask_names, fates
-from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words
+from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words, limited
 from unlearn_ray.stages.subject_check import SubjectCheck
 from unlearn_ray.synth.forms import is_vague, line_in
 from unlearn_ray.synth.names import mentions_entity, parts_of
@@ -91,6 +91,7 @@ def make_questions(
     *,
     seed: int,
     every: Sequence[Topic] = (),
+    budget: Budget = Budget(),
 ) -> Manifest:
     """Questions about a topic in `rows`.
 
@@ -145,6 +146,7 @@ def make_questions(
             ),
             Check(on_topic, on_topic.verdict) if config.check_topic else None,
             label="questions",
+            budget=budget,
         )
         num_rows = (out / "rows").write_rows(ledger.rows(own), Question.schema())
         num_kept = ledger.num_kept(topic.name)
@@ -155,7 +157,8 @@ def make_questions(
             f"topics: the model wrote no usable question about {topic.name!r}: give some in questions.file"
         )
     details = {"forms": dict(kept_forms), "entities": fates(names), "rounds": num_rounds}
-    return run.finish({"rows": num_rows, "kept": num_kept}, drops, details | {"sampling": sampling.sampling})
+    details |= {"sampling": sampling.sampling} | budget.details
+    return run.finish({"rows": num_rows, "kept": num_kept}, drops, details)
 
 
 def wanted_forms(config: QuestionsConfig, prompts: Prompts) -> tuple[tuple[AskedForm, ...], tuple[str, ...]]:
@@ -339,13 +342,19 @@ def _entities(
 
 def _identity(unit: Unit) -> Identity:
     config = unit.config
-    return questions_identity(config.questions, unit.topic, unit.model, config.seed, config.topics)
+    return limited(questions_identity(config.questions, unit.topic, unit.model, config.seed, config.topics), unit)
 
 
 def _run(work: Work) -> Manifest:
     unit, config = work.unit, work.unit.config
     return make_questions(
-        work.run, config.questions, unit.topic, work.engines.generator, seed=config.seed, every=config.topics
+        work.run,
+        config.questions,
+        unit.topic,
+        work.engines.generator,
+        seed=config.seed,
+        every=config.topics,
+        budget=Budget(config.max_output_tokens, (work.run.folder,)),
     )
 
 

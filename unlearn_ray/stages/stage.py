@@ -99,6 +99,13 @@ def models_of(config: RunConfig, topics: Iterable[Topic], model: str) -> list[Un
     return [Unit("model", each.slug, (each,), config.of_topic(each), config, model) for each in ordered]
 
 
+def limited(identity: Identity, unit: Unit) -> Identity:
+    """The identity of work that a topic's budget may end."""
+    values, inputs = identity
+    most = unit.config.max_output_tokens
+    return (values, inputs) if most is None else (values | {"max_output_tokens": most}, inputs)
+
+
 class Stage(NamedTuple):
     """One step: the single place that says what it is."""
 

@@ -14,7 +14,7 @@ from unlearn_ray.config import RetainRows
 from unlearn_ray.engines.protocols import Generator, Reply, Request, RowDict
 from unlearn_ray.refusals import is_refusal
 from unlearn_ray.rows import Drop, QAPair, Question
-from unlearn_ray.stages.asking import Prompted, ask, texts_of
+from unlearn_ray.stages.asking import Budget, Prompted, ask, texts_of
 from unlearn_ray.stages.gathering import Check, Patience, Subject, gather
 from unlearn_ray.stages.ledger import Ledger
 from unlearn_ray.stages.retaining import GENERAL, OffForgotten, OnSubject, Served
@@ -65,6 +65,7 @@ def write_subjects(
     generator: Generator,
     seed: int,
     label: str,
+    budget: Budget = Budget(),
 ) -> Written:
     """Questions on every subject, and the model's own greedy answers.
 
@@ -94,6 +95,7 @@ def write_subjects(
             PATIENCE,
             Check(check, check.verdict),
             label=f"{label}, retain questions",
+            budget=budget,
         )
         (out / "retain_questions").write_rows(ledger.rows(served), Question.schema())
         question_drops = ledger.drops()
