@@ -88,8 +88,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, what: str) -> Iterator[Path]
 
 @pytest.fixture(autouse=True)
 def one_long_test_at_a_time(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Two that take all cores would each take those of the other: an answer under way took three minutes then."""
-    if request.node.get_closest_marker("long") is None:
+    """Two that take all cores would each take those of the other: an answer under way took three minutes then. One that mostly waits takes none."""
+    mark = request.node.get_closest_marker("long")
+    if mark is None or mark.kwargs.get("waits"):
         yield
         return
     with alone(tmp_path_factory, "long"):

@@ -95,7 +95,7 @@ def test_of_drivers_that_begin_at_one_moment_one_goes_on(home: Folder) -> None:
     assert all("is being written by another run" in answer for answer in answers if answer != "held")
 
 
-@pytest.mark.long
+@pytest.mark.long(waits=True)
 def test_a_killed_driver_locks_its_run_for_a_minute_and_that_is_said(home: Folder) -> None:
     first = driver(home / "run.lock")
     assert said(first) == "held"
@@ -109,7 +109,7 @@ def test_a_killed_driver_locks_its_run_for_a_minute_and_that_is_said(home: Folde
     assert len(told) == 1 and f"process {first.pid}: waiting up to" in told[0]
 
 
-@pytest.mark.long
+@pytest.mark.long(waits=True)
 def test_a_driver_whose_lease_was_taken_over_ends(home: Folder, tmp_path: Path) -> None:
     first = driver(home / "run.lock")
     assert said(first) == "held"

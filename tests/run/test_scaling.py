@@ -22,7 +22,7 @@ from head import Head
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.stages.stage import finished_manifest
 
-pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.xdist_group("growing")]
+pytestmark = [pytest.mark.real, pytest.mark.long(waits=True), pytest.mark.xdist_group("growing")]
 CONFIG = """
 name: scaled
 model: pocket

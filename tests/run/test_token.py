@@ -47,7 +47,7 @@ SHOWN = (
 )
 
 
-@pytest.mark.long
+@pytest.mark.long(waits=True)
 @pytest.mark.parametrize("way", ["variable", "file"])
 def test_a_job_has_the_token_of_its_nodes_and_ray_shows_it_nowhere(way: str, tmp_path: Path) -> None:
     token = f"hf_{secrets.token_hex(16)}"
