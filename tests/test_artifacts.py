@@ -25,7 +25,7 @@ from unlearn_ray.stages.stage import STARTED, finished_manifest, open_stage, sta
 
 
 def test_rows_stream_through_several_files_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlearn_ray.artifacts._ROWS_PER_FILE", 10)
+    monkeypatch.setattr("unlearn_ray.artifacts.ROWS_PER_FILE", 10)
     folder = Folder(tmp_path / "rows")
     assert folder.write_rows((Question("t", str(i)) for i in range(25)), Question.schema()) == 25
     assert len(folder.names(".parquet")) == 3

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import termios
 from pathlib import Path
@@ -27,6 +28,12 @@ def everything(screen: int) -> str:
 
 
 TOPIC = "topics/harry-potter"
+
+
+def at_a_terminal() -> None:
+    """Of a process that begins: Ctrl-C goes to all that this terminal started. Jobs in a shell's background ignore it, and all that they start."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def copied(quickstart: Run, target: Path, *stages: str) -> Folder:
@@ -51,7 +58,7 @@ def test_ctrl_c_on_a_terminal_with_bars_ends_in_one_line(quickstart: Run, tmp_pa
         stdout=keyboard,
         stderr=keyboard,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C goes to all that this terminal started
+        preexec_fn=at_a_terminal,
     )
     os.close(keyboard)
     text = ""
