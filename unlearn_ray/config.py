@@ -525,9 +525,8 @@ class RunConfig(Strict):
     output: Text = "runs"  # local folder, s3:// or gs://; the run lives in <output>/<name>
     pool: Text | None = None  # a folder of the same kinds, which runs share; None: the run's own
     seed: NonNegativeInt = 0
-    max_output_tokens: PositiveInt | None = (
-        None  # that a topic's data may cost before no further round is asked; None: any number
-    )
+    # Tokens of answers that a topic's data may cost; then no further round is asked. None: any number.
+    max_output_tokens: PositiveInt | None = None
     chat: ChatConfig = ChatConfig()
     topics: Annotated[tuple[Topic, ...], Field(min_length=1)]
     questions: QuestionsConfig = QuestionsConfig()

@@ -301,7 +301,7 @@ class _Run:
         self.hooks.on_start(stage, unit)
 
     def forget_failure(self, unit: Unit, stage: str) -> None:
-        """What stopped a unit in this stage is tried again, or is no longer so. What stopped it in another one stays told."""
+        """Forget why a unit failed in this stage: it is tried again, or it is mended. The reason of a failure in another stage is kept."""
         if (said := failure_in(unit.home)) is not None and said["stage"] in (stage, ""):
             unit.home.remove(FAILED)
 

@@ -31,10 +31,8 @@ OnProgress = Callable[[str, int, int], None]  # label, rows done, rows in all
 TASK_CPUS = 0.1  # of a task that asks an engine: it mostly waits
 _CHUNKING = "chunking.json"  # beside the output: what an interrupted call cut its source into
 _COUNTS = ("rows_in", "resumed", "rows_out", "prompt_tokens", "output_tokens")
-_TOKENS = (
-    b"prompt_tokens",
-    b"output_tokens",
-)  # what a batch has cost, in its file: a resumed run counts as an unbroken one does
+# What a batch has cost, kept in its file: a resumed run counts the same tokens as an unbroken one.
+_TOKENS = (b"prompt_tokens", b"output_tokens")
 LEAST_ROWS = 16  # of a batch, unless the user sets fewer: below, a task and a file cost more than they bring
 _MAX_BLOCKS = 2_000  # of a map; beyond, a block holds several chunks, for each costs the driver some memory
 

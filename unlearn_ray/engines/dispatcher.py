@@ -252,7 +252,7 @@ class Dispatcher:
     ) -> "list[Any] | Death":
         """A reference to the replies, or why the engine died under these requests.
 
-        `caller`: who waits behind those that have less under way, and whose the hits in the prefix cache are.
+        `caller`: the asking stage. Callers with fewer requests under way go first, and hits in the prefix cache are counted per caller.
         `alone`: no other batch runs beside this one, so that if the engine dies, this one did it.
 
         Raises:
@@ -376,7 +376,7 @@ class Dispatcher:
             self._notify()
 
     def _notify(self) -> None:
-        """Something changed: who waits looks again."""
+        """Wake all that wait, after a change."""
         self._hand_out()
         self._changed.notify_all()
 

@@ -108,7 +108,7 @@ def refuse(settings: EndpointSettings, status: int, reason: str, answer: httpx.R
 
 
 def json_of(answer: httpx.Response) -> Any:
-    """The values of an answer; None where it is no JSON."""
+    """The values of an answer. None if it is not JSON."""
     try:
         return answer.json()
     except (ValueError, RecursionError):
@@ -231,7 +231,7 @@ def _number(value: Any) -> int:
 
 
 def models_in(answer: httpx.Response) -> dict[str, dict[str, Any]] | None:
-    """The models that an endpoint lists, by name; None where the answer is no list."""
+    """The names of the models that an endpoint lists. None if the answer is not a list."""
     found = json_of(answer)
     cards = found.get("data") if answer.is_success and isinstance(found, dict) else None
     if not isinstance(cards, Sequence) or isinstance(cards, str):

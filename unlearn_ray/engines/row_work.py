@@ -19,7 +19,7 @@ _RETRIES = 3  # of a task whose worker or node is lost
 
 
 class RowWorkers:
-    """The cluster's CPUs, as those see them who work on rows. Threads share them: no more tasks are at work at once than there are cores."""
+    """The cluster's CPUs for work on rows. Threads share them: at most as many tasks run at once as there are cores."""
 
     def __init__(self) -> None:
         self._room = threading.Condition()
@@ -63,7 +63,7 @@ class RowWorkers:
             self._end(len(running))
 
     def _start(self, num_slots: int, must_wait: bool) -> bool:
-        """Whether there is room for one more task; who has none at work waits until there is."""
+        """Whether there is room for one more task. A caller without a running task waits until there is."""
         with self._room:
             while self._num_busy >= num_slots:
                 if not must_wait:

@@ -1,4 +1,4 @@
-"""Whose batch an engine gets next: that of the caller who has the fewest requests under way. So a topic of a few rows waits for no topic of many."""
+"""Which batch an engine gets next: that of the caller with the fewest requests under way. So a small topic does not wait for a large one."""
 
 import asyncio
 from collections import Counter, deque

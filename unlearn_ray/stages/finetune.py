@@ -1,4 +1,4 @@
-"""Stage four: training by the objective of the config, one adapter or model a topic, or one that forgets them all.
+"""Stage four: training by the objective of the config, one adapter or model per topic, or one that forgets them all.
 
 model/          the export: a PEFT adapter, or a model folder
 losses.jsonl    rows of train.records.StepRecord, a step each
