@@ -169,7 +169,7 @@ def test_no_autoscaler_runs_on_a_machine_of_our_own(ray_session: None) -> None:
 def test_nodes_are_counted_one_by_one_and_told_in_the_log(tmp_path: Path) -> None:
     """Four nodes with a GPU each, as `ray start` makes them: no engine spans two. One is lost meanwhile."""
     script = """
-        import logging, sys, time
+        import logging, sys, threading, time
         import ray
         from ray.cluster_utils import Cluster
         from unlearn_ray.config import ClusterConfig, EngineResources, WorkerResources
@@ -201,14 +201,17 @@ def test_nodes_are_counted_one_by_one_and_told_in_the_log(tmp_path: Path) -> Non
             told("was lost")
             cluster.add_node(num_cpus=3)
             told("joined")
+            ray.data.range(2).take_all()
+            print([each.name for each in threading.enumerate() if "usage" in each.name])
         cluster.shutdown()
     """
     home = tempfile.mkdtemp(prefix="ur-", dir="/tmp")
     process = driver(script, str(tmp_path / "log"), home, RAY_AUTH_MODE="disabled")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-3000:]
-    first, gpus, cpus = out.splitlines()
+    first, gpus, cpus, threads = out.splitlines()
     assert first == "cuda 4"
+    assert threads == "[]"  # Ray Data's own would go on logging after Ray has closed its log files
     beginning = (
         "cluster.engines.tensor_parallel_size: 1 engine of 2 GPUs ask for 2, the cluster has 4 in nodes with room for 0"
     )

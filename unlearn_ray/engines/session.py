@@ -47,6 +47,7 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
         return
     _quieten()
     _hear_raylets()
+    _count_no_usage()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if address:
@@ -141,6 +142,15 @@ def _quieten() -> None:
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.ERROR)
+
+
+def _count_no_usage() -> None:
+    """Ray Data's own count of its use is left out. It asks for a Prometheus on this machine every few seconds, in a thread that nobody stops.
+
+    It logs each refusal, and where Ray has just closed the log file, Python prints a traceback to the console of a run that went well. Came
+    with ray-project/ray#64686; can go when that thread ends before Ray's log files do.
+    """
+    os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
 
 
 def _hear_raylets() -> None:
