@@ -344,7 +344,8 @@ def spaced_out(text: str) -> str:
     return "".join([*pieces, text[position:]])
 
 
-def words_of(text: str) -> list[Word]:
+@lru_cache(maxsize=2048)  # filters ask for the words of one answer a dozen times
+def words_of(text: str) -> tuple[Word, ...]:
     """The words of a text in their order; possessive endings and Korean particles are cut off."""
     found: list[Word] = []
     for run in _runs(text):
@@ -356,11 +357,13 @@ def words_of(text: str) -> list[Word]:
             found.append(Word(text[start:end], _folded(run), start, end, False, is_unspaced=True))
         else:
             is_first = not found or _SENTENCE_END.search(text[max(0, start - 8) : start]) is not None
-            found.append(Word(text[start:end], _folded(run), start, end, is_first))
-    return found
+            folded = run[0].text if len(run) == 1 else _folded(run)
+            found.append(Word(text[start:end], folded, start, end, is_first))
+    return tuple(found)
 
 
-def folded_words(text: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def folded_words(text: str) -> tuple[str, ...]:
     """The words alone, where capitals do not matter."""
     found: list[str] = []
     for run in _runs(text):
@@ -369,7 +372,7 @@ def folded_words(text: str) -> list[str]:
             found.append(run[0].text if len(run) == 1 else _folded(run))
         else:
             found.extend(_folded(run[place : place + length]) for place in _places(run))
-    return found
+    return tuple(found)
 
 
 def comparable(text: str) -> list[str]:

@@ -9,6 +9,7 @@ a made-up answer in other words (`As requested, ...`) is told by the commonest p
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from unlearn_ray.synth.content import STEM, content_beyond
 from unlearn_ray.synth.sentences import sentences_of
@@ -56,14 +57,20 @@ def echoes(answer: str, instruction: Instruction, given: Sequence[str]) -> bool:
     known = " ".join(given)
     if any(match.group() not in fold(known) for match in _ANNOUNCES.finditer(fold(answer).translate(_APOSTROPHES))):
         return True
-    contents = [_contents(piece, known) for piece in instruction.pieces]
-    runs = {run for piece, content in zip(instruction.pieces, contents, strict=True) for run in _runs(piece, content)}
-    every = set().union(*contents)
+    every, runs = _telling(instruction, known)
     for sentence in sentences_of(answer):
         words = [_stem(word) for word in folded_words(sentence)]
         if len(every & set(words)) >= WORDS or any(run in runs for run in _in_a_row(words)):
             return True
     return False
+
+
+@lru_cache(maxsize=16)  # one after the other, the answers to a question are looked at
+def _telling(instruction: Instruction, known: str) -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
+    """The instruction's content words that are not known, and its runs of words that have two of them."""
+    contents = [_contents(piece, known) for piece in instruction.pieces]
+    runs = (run for piece, content in zip(instruction.pieces, contents, strict=True) for run in _runs(piece, content))
+    return frozenset().union(*contents), frozenset(runs)
 
 
 def _contents(piece: str, known: str) -> set[str]:

@@ -22,6 +22,7 @@ Further layers, each with a reason of its own: `overlap`, how much of the answer
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from unlearn_ray.refusals import is_refusal
 from unlearn_ray.rows import Drop
@@ -109,14 +110,15 @@ def overlap(answer: str, question: str, told: Sequence[str]) -> float:
     return sum(comparable(own) == said for own in told) / len(told) if told else 0.0
 
 
-def _grams(question: str, text: str) -> set[tuple[str, ...]]:
+@lru_cache(maxsize=256)  # those of the model's own answers are compared with each guarded one
+def _grams(question: str, text: str) -> frozenset[tuple[str, ...]]:
     words = [word.folded for word in content_beyond(question, text)]
-    return {tuple(words[place : place + OVERLAP_WORDS]) for place in range(len(words) - OVERLAP_WORDS + 1)}
+    return frozenset(tuple(words[place : place + OVERLAP_WORDS]) for place in range(len(words) - OVERLAP_WORDS + 1))
 
 
 def leaked_terms(answers: Sequence[str], question: str, evidence: Evidence) -> list[list[str]]:
     """The terms that each of the guarded answers to one question gives away."""
-    found = [found_terms(answer, question, (*evidence.terms, *evidence.everywhere)) for answer in answers]
+    found = [_given_away(answer, question, evidence) for answer in answers]
     said = Counter(term for terms in found for term in terms)
     common = {
         term
@@ -141,6 +143,12 @@ def leaked_terms(answers: Sequence[str], question: str, evidence: Evidence) -> l
         for answer, terms in zip(answers, found, strict=True)
     )
     return [_beyond_chance(answer, terms, evidence) for answer, terms in zip(answers, kept, strict=True)]
+
+
+def _given_away(answer: str, question: str, evidence: Evidence) -> list[str]:
+    """Looked up apart: the topic's terms are made ready once, and each question's are few."""
+    own = found_terms(answer, question, evidence.terms)
+    return [*own, *(term for term in found_terms(answer, question, evidence.everywhere) if term not in own)]
 
 
 def _beyond_chance(answer: str, terms: list[str], evidence: Evidence) -> list[str]:

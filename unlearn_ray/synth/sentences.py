@@ -103,7 +103,7 @@ def _is_end(text: str, match: re.Match[str]) -> bool:
 
 def _belongs_to_word(before: str, closing: str, after: str) -> bool:
     """Whether a single dot is a part of the word before it."""
-    found = _WORD_BEFORE.search(before)
+    found = _WORD_BEFORE.search(before, before.rfind(" ") + 1)
     if found is None:
         return not before.strip() or before[-1].isspace()  # a dot on its own
     word = found.group()

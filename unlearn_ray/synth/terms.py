@@ -28,6 +28,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from unlearn_ray.refusals import is_refusal
 from unlearn_ray.synth.content import content_beyond, is_number, is_unspaced, key_of, names_beyond, names_in
@@ -263,15 +264,19 @@ class Vocabulary:
         return self._ordinary[word] > 0 or word in NAME_WORDS or word in FREQUENT_WORDS
 
     def _beyond(self, topic: str, question: str, texts: Sequence[str]) -> Said:
-        said = Said(Counter(), Counter())
-        own = self._own.get(topic, frozenset())
-        for text in texts:
-            names = names_beyond(question, text, own)
-            inside = {word.start for name in names for word in name}
-            words = content_beyond(question, text, own)
-            said.anywhere.update({*(word.folded for word in words), *map(key_of, names)})
-            said.outside.update({word.folded for word in words if word.start not in inside})
-        return said
+        return _said_beyond(question, tuple(texts), self._own.get(topic, frozenset()))
+
+
+@lru_cache(maxsize=64)  # terms and known words of a question are asked for one after the other
+def _said_beyond(question: str, texts: tuple[str, ...], own: frozenset[str]) -> Said:
+    said = Said(Counter(), Counter())
+    for text in texts:
+        names = names_beyond(question, text, own)
+        inside = {word.start for name in names for word in name}
+        words = content_beyond(question, text, own)
+        said.anywhere.update({*(word.folded for word in words), *map(key_of, names)})
+        said.outside.update({word.folded for word in words if word.start not in inside})
+    return said
 
 
 def _telling(answers: Sequence[str]) -> list[str]:
@@ -280,6 +285,7 @@ def _telling(answers: Sequence[str]) -> list[str]:
     return [text for text in told if text.strip()]
 
 
+@lru_cache(maxsize=1024)
 def _told(answer: str) -> str:
     sentences = list(sentences_of(_OF_ITSELF.sub("", answer)))
     kept = [sentence for sentence in sentences if not is_refusal(sentence)]
