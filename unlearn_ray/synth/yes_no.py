@@ -99,4 +99,4 @@ def _is_tag(words: Sequence[str], sentence: str) -> bool:
     if _PARTICLES_INSIDE.search(sentence) or (len(words) == 1 and words[0] in _PARTICLES):
         return True
     tag = re.split("[,，、،]", sentence)
-    return len(tag) > 1 and folded_words(tag[-1]) == list(words)
+    return len(tag) > 1 and folded_words(tag[-1]) == tuple(words)
