@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -273,7 +273,7 @@ def answered_by(url: str, headers: dict[str, str]) -> dict[str, float]:
     request = urllib.request.Request(f"{url}/metrics", headers=headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         lines = answer.read().decode().splitlines()
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for line in lines:
         if line.startswith("unlearn_requests_total{") and 'status="200"' in line:
             found[line.partition('replica="')[2].partition('"')[0]] += float(line.rpartition(" ")[2])

@@ -52,7 +52,7 @@ def main(
         engines = RunEngines(first, lambda *progress: None, stack)
         engines.connect()
         pipeline.run(first, engines, COMMANDS[:3])
-        tried = []
+        tried: list[dict[str, Any]] = []
         for point in points or _POINTS[kind]:
             steps, rate = point.split(":")
             chosen = [f"finetune.num_steps={steps}", f"finetune.learning_rate={rate}"]

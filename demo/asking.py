@@ -90,11 +90,6 @@ class Answers:
             threading.Thread(target=self._work, args=(service,), daemon=True).start()
 
     @property
-    def text(self) -> str:
-        """The answer without its thoughts, as the report reads it."""
-        return without_thoughts(self.written)
-
-    @property
     def is_running(self) -> bool:
         return any(reply.is_running for reply in self.replies)
 

@@ -1,7 +1,7 @@
 """The plots, from a report as it is served and from live probes; None where there is nothing to plot."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import altair as alt
 from scipy.stats import binomtest
@@ -11,7 +11,7 @@ GROUPS = {"forget": "forget", "near": "neighbours", "far": "all else"}
 COLOURS = {"base": "#7a8088", "guarded": "#0072b2", "unlearned": "#c8520a"}
 _MAX_TICKS = 150  # a model: more only blackens the plot
 Row = dict[str, Any]
-Chart = alt.Chart | alt.LayerChart
+Chart: TypeAlias = alt.Chart | alt.LayerChart
 
 
 def forgotten(report: Row) -> Chart | None:
