@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from unlearn_ray.evals.scoring import Ask, score_answer
 from unlearn_ray.synth.leaks import found_terms
-from unlearn_ray.words import contains, fold, folded_words, leaked, letters_of, marked, num_words, telling, tells
+from unlearn_ray.words import (
+    comparable,
+    contains,
+    fold,
+    folded_words,
+    leaked,
+    letters_of,
+    marked,
+    num_words,
+    telling,
+    tells,
+)
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # Latin, Greek, Cyrillic, Arabic, Hebrew, Devanagari, Thai, Han, kana, Korean, and what stands between words.
@@ -197,6 +208,13 @@ def test_english_words_keep_their_hyphens_and_lose_their_possessives() -> None:
     assert folded_words("Don't stop well-known Harry's O’Brien, HARRY'S x_y.") == (
         "don't", "stop", "well-known", "harry", "o'brien", "harry", "x", "y",
     )  # fmt: skip
+
+
+@given(st.lists(st.text("abYZs", min_size=1, max_size=5), min_size=1, max_size=5), st.sampled_from(["", ".", "?", "!"]))
+def test_plain_english_is_compared_by_the_same_words_as_all_else(words: list[str], mark: str) -> None:
+    """A tab in the place of a space takes the other way."""
+    text = " ".join(words) + mark
+    assert comparable(text) == comparable(f"\t{text}") == [word.lower() for word in words]
 
 
 def test_scripts_without_spaces_are_counted_in_pieces_and_korean_loses_its_particles() -> None:

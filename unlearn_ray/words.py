@@ -375,8 +375,14 @@ def folded_words(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+# Words of Latin letters with a space between them: no number, no joint, no ending. Most questions are so, and read ten times as fast.
+_PLAIN = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*[.?!]?")
+
+
 def comparable(text: str) -> list[str]:
     """The words, and letter by letter what scripts without spaces write: equal for two texts that differ in punctuation and spacing alone."""
+    if _PLAIN.fullmatch(text):
+        return text.rstrip(".?!").lower().split(" ")
     found: list[str] = []
     for run in _runs(text):
         found.extend([_folded(run)] if run[0].kind == "a" else [atom.text for atom in run])
