@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 
 from unlearn_ray.config import FinetuneConfig, Lora, WorkerResources
+from unlearn_ray.engines.deepspeed_state import blocks_of, learner_of, refresh
 from unlearn_ray.engines.precision import has_bf16
+from unlearn_ray.engines.shards import load_shards, save_shard
 from unlearn_ray.train.batches import MicroBatch
 from unlearn_ray.train.models import DTYPES, AnswerLogits, load_base, prepare
 from unlearn_ray.train.objectives.table import needs_base_model
 
-_TAG = "state"  # of the one state that a checkpoint folder holds
 _BUCKET = 2**28  # elements reduced together, at most
 
 
@@ -174,13 +175,21 @@ class DeepSpeedRuntime:
         return [float(value) for value in total.tolist()]
 
     def save(self, folder: Path) -> None:
-        """This rank's part of a checkpoint."""
+        """Write this rank's part of a checkpoint, which any number of ranks can load under any stage."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self.is_adapter)
+        blocks = blocks_of(self._engine, self._zero_stage, shared_out=True)
+        save_shard(folder, blocks, learner_of(self._engine), self.rank)
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        found, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self.is_adapter)
-        assert found is not None, f"{folder} holds no state"
+        """Take up what all ranks of a training wrote into a folder.
+
+        Raises:
+            ArtifactError: some of it is missing.
+        """
+        blocks = blocks_of(self._engine, self._zero_stage, shared_out=False)
+        load_shards(folder, blocks, learner_of(self._engine))
+        refresh(self._engine, self._zero_stage)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The learnt weights by name, on the CPU of rank 0; None on the others."""
