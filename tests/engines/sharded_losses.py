@@ -17,6 +17,7 @@ from unlearn_ray import pocket
 from unlearn_ray.config import FinetuneConfig, WorkerResources
 from unlearn_ray.engines import deepspeed_runtime
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
+from unlearn_ray.engines.sharded_load import load_in_shares
 from unlearn_ray.rows import Example
 from unlearn_ray.train.batches import Batches
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
@@ -78,6 +79,29 @@ def num_elements() -> int:
     return sum(storages.values())
 
 
+def peak_of(model: str) -> dict[str, float]:
+    """How far the memory of this process rises at most, as a share of the model, while it loads its half of that; of a second one, too, as KL holds."""
+    settings = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": False}, "zero_optimization": {"stage": 3}}
+    held, shares = [], {}
+    for name in ("model", "reference"):
+        gc.collect()
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        held.append(load_in_shares(model, torch.float32, CPU, settings))
+        size = sum(weight.ds_numel for weight in held[-1].parameters()) * 4
+        shares[name] = (memory("VmHWM") - before) / size
+    for loaded in held:
+        for weight in loaded.parameters():
+            weight.data, weight.ds_tensor.data = torch.empty(0), torch.empty(0)
+    return shares
+
+
+def memory(kind: str) -> int:
+    """Of this process, in bytes."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    return int(line.split()[1]) * 1024
+
+
 def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
     torch.set_num_threads(1)
     forget, retain = rows_of(folder, "forget", 11), rows_of(folder, "retain", 7)
@@ -87,6 +111,10 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
         print(
             os.environ["RANK"], name, round(time.monotonic(), 1), flush=True
         )  # to the log, where a rank failed or hung
+        if "loads" in case:
+            deepspeed_runtime._import_deepspeed().init_distributed(dist_backend="gloo", verbose=False)
+            found[name] = peak_of(case["loads"])
+            continue
         config = FinetuneConfig.model_validate(
             {"num_steps": 3, "warmup_steps": 1, "forget_batch": 5, "retain_batch": 4} | case["config"]
         )

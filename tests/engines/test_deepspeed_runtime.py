@@ -135,13 +135,33 @@ def seen(folder: Path, cases: Cases) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return seen(tmp_path_factory.mktemp("ranks"), CASES)
+def seen_all(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    model = tmp_path_factory.mktemp("model")
+    make_model(model)
+    return seen(tmp_path_factory.mktemp("ranks"), CASES | {"peak": {"loads": str(model)}})
+
+
+@pytest.fixture(scope="module")
+def found(seen_all: dict[str, Any]) -> dict[str, Any]:
+    return {name: case for name, case in seen_all.items() if name != "peak"}
 
 
 @pytest.fixture(scope="module")
 def found_long(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return seen(tmp_path_factory.mktemp("ranks"), LONG)
+
+
+def make_model(folder: Path) -> None:
+    """A Llama of 31 million weights, 125 MB: as large that the memory of its halves shows."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+    LlamaForCausalLM(LlamaConfig(vocab_size=8000, tie_word_embeddings=True, **shape)).save_pretrained(folder)
+
+
+def test_a_rank_loads_no_more_than_its_share(seen_all: dict[str, Any]) -> None:
+    """Above what the process held before, at two ranks; and of the KL reference as much."""
+    assert all(0.4 < share < 0.7 for share in seen_all["peak"].values()), seen_all["peak"]
 
 
 def assert_equal(case: str, config: dict[str, Any], plain: dict[str, Any], sharded: dict[str, Any]) -> None:

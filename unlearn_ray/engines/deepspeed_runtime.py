@@ -13,6 +13,7 @@ import torch.distributed as dist
 from unlearn_ray.config import FinetuneConfig, Lora, WorkerResources
 from unlearn_ray.engines.deepspeed_state import blocks_of, learner_of, refresh
 from unlearn_ray.engines.precision import has_bf16
+from unlearn_ray.engines.sharded_load import load_in_shares
 from unlearn_ray.engines.shards import load_shards, save_shard
 from unlearn_ray.train.batches import MicroBatch
 from unlearn_ray.train.models import DTYPES, AnswerLogits, load_base, prepare
@@ -88,14 +89,17 @@ class DeepSpeedRuntime:
         if config.precision == "auto":
             config = config.model_copy(update={"precision": _common_precision(device)})
         self.precision = config.precision
-        dtype = DTYPES[config.precision]
-        base = load_base(model, dtype, device)
+        base = self._load(model, config, workers)
         self.module: Any = prepare(
             base, config.weights, seed=seed, gradient_checkpointing=workers.gradient_checkpointing
         )
         self.is_adapter = isinstance(config.weights, Lora)
         self._answers: Any = AnswerLogits(self.module)
         self._weights = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        if workers.zero_stage == 3 and self.is_adapter:
+            # DeepSpeed casts and moves a whole model, and takes one that came in shares for ready.
+            for weight in self._weights:
+                weight.data = weight.data.to(device, DTYPES[self.precision])
         optimizer: Any = torch.optim.AdamW
         if device.type == "cuda" and workers.offload != "none":
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam  # compiled on first use: needs g++ and ninja
@@ -118,9 +122,23 @@ class DeepSpeedRuntime:
         self._base: Any = None
         self._base_answers: Any = None
         if needs_base_model(config) and not self.is_adapter:
-            frozen: Any = load_base(model, dtype, device).eval().requires_grad_(False)
+            frozen: Any = self._load(model, config, workers).eval().requires_grad_(False)
             self._base_answers = AnswerLogits(frozen)
             self._base = _sharded(deepspeed, frozen, settings) if workers.zero_stage == 3 else frozen
+
+    def _load(self, model: str, config: FinetuneConfig, workers: WorkerResources) -> Any:
+        """The base model: whole, or under ZeRO-3 this rank's share."""
+        dtype = DTYPES[self.precision]
+        if self._zero_stage < 3:
+            return load_base(model, dtype, self.device)
+        settings = deepspeed_config(
+            config,
+            workers,
+            num_micro_batches=1,
+            num_parameters=1,
+            device="cuda" if self.device.type == "cuda" else "cpu",
+        )
+        return load_in_shares(model, dtype, self.device, settings)
 
     @property
     def rank(self) -> int:
