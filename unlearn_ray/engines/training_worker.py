@@ -18,7 +18,7 @@ import torch.distributed as dist
 from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.config import FinetuneConfig
+from unlearn_ray.config import FinetuneConfig, RetainTerm
 from unlearn_ray.engines.checkpoints import Notice, Uploads
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
@@ -69,6 +69,9 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
     device = _device(assignment)
     tokenizer = load_tokenizer(job.model)
     forget, retain, invented, counts = _encode(job, scratch, tokenizer)
+    if retain is None:
+        # No base model is held, and none is asked, for rows that are not there.
+        config = config.model_copy(update={"retain": RetainTerm(kind="none")})
     batches = Batches(
         forget,
         retain,
