@@ -69,9 +69,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
     device = _device(assignment)
     tokenizer = load_tokenizer(job.model)
     forget, retain, invented, counts = _encode(job, scratch, tokenizer)
-    if retain is None:
-        # No base model is held, and none is asked, for rows that are not there.
-        config = config.model_copy(update={"retain": RetainTerm(kind="none")})
+    config = _of_what_is_there(config, retain)
     batches = Batches(
         forget,
         retain,
@@ -243,6 +241,11 @@ def _encode(
     if config.pairs:
         forget, invented = (EncodedRows(*paths["forget"], first=half, every=2) for half in (0, 1))
     return forget, retain if retain is not None and len(retain) else None, invented, sum(of_this_node, Counter())
+
+
+def _of_what_is_there(config: FinetuneConfig, retain: EncodedRows | None) -> FinetuneConfig:
+    """Without a retain term where there are no rows for it: KL would hold a base model, and ask it in every pass, for nothing."""
+    return config if retain is not None else config.model_copy(update={"retain": RetainTerm(kind="none")})
 
 
 def _reference(runtime: DeepSpeedRuntime, batches: Batches, config: FinetuneConfig) -> BaseLogps | None:
