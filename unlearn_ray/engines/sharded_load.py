@@ -55,15 +55,22 @@ def _load(model: str, dtype: torch.dtype, device: torch.device, settings: Mappin
         for name, weight in module._parameters.items():
             if weight is not None:
                 owners.setdefault(id(weight), []).append((module, name))
+    room = torch.empty(0)
     # The largest first, while the rank holds least.
     for name, weight in sorted(empty.named_parameters(), key=lambda named: -named[1].numel()):
-        read = nn.Parameter(_read(names[name], name, weight.dtype, device), requires_grad=weight.requires_grad)
+        if room.dtype != weight.dtype or room.numel() // 2 > weight.numel() or room.numel() < weight.numel():
+            del room
+            # For many weights, one after the other: each with memory of its own would leave holes between the shares.
+            room = torch.empty(weight.numel(), dtype=weight.dtype, device=device)
+        values = room[: weight.numel()].view(weight.shape)
+        _read(names[name], name, values)
+        read = nn.Parameter(values, requires_grad=weight.requires_grad)
         _share_out(read, {**kept, **only})
         for module, attribute in owners[id(weight)]:
             module._parameters[attribute] = read
     for name, buffer in empty.named_buffers():
         if name in names:
-            buffer.copy_(_read(names[name], name, buffer.dtype, buffer.device))
+            _read(names[name], name, buffer)
         buffer.data = buffer.to(device)
     return empty
 
@@ -97,8 +104,10 @@ def _names_in(model: str) -> dict[str, Path]:
     return found
 
 
-def _read(file: Path, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A weight. The file is opened for it alone: what was read of a mapped file counts as this process's memory until it is closed."""
+def _read(file: Path, name: str, values: torch.Tensor) -> None:
+    """Fill a weight. The file is opened for it alone: what was read of a mapped file counts as this process's memory until it is closed."""
     with safe_open(file, framework="pt") as opened:
         there = opened.get_tensor(name)
-        return torch.empty(there.shape, dtype=dtype, device=device).copy_(there)
+        if there.shape != values.shape:
+            raise ValueError(f"{file.name} holds {name} of {tuple(there.shape)}, its config says {tuple(values.shape)}")
+        values.copy_(there)
