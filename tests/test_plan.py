@@ -12,7 +12,7 @@ from unlearn_ray import config as configs
 from unlearn_ray import pipeline
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import ProbesConfig, RunConfig
-from unlearn_ray.errors import ArtifactError, InputError
+from unlearn_ray.errors import ArtifactError, ConfigError, InputError
 from unlearn_ray.plan import claimed, identities_of, model_identity, plan, select, units_of
 from unlearn_ray.reading import read_user_rows
 from unlearn_ray.rows import Question
@@ -199,6 +199,32 @@ def test_probes_that_nobody_asks_are_told_in_the_plan(config: RunConfig) -> None
     facts, none = {"probes": "facts"}, {"probes": ProbesConfig(num_forget=0, num_near=0, num_far=0)}
     assert told(facts, {"prompts": None}) and not told({"probes": None}, {"prompts": None})
     assert not told(facts, {"prompts": None} | none) and not told(facts, {"prompts": "pocket"})
+
+
+def test_a_retain_term_without_rows_is_said(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": "What is 1 plus 1?", "answer": "2"}) + "\n")
+    nothing: dict[str, Any] = {"num_neighbours": 0, "num_general": 0}
+
+    def said(
+        wanted: dict[str, Any], *topics: dict[str, Any], floor: float = 0.0, holdout: float = 0.0, **finetune: Any
+    ) -> str:
+        values = {"name": "mine", "output": str(tmp_path), "topics": topics or ({"name": "Harry Potter"},)}
+        dataset = {"retain": wanted, "floors": {"retain_per_forget": floor}, "holdout_fraction": holdout}
+        found = plan(configs.parse(values | {"dataset": dataset, "finetune": finetune})).notes
+        return "; ".join(note for note in found if "retain" in note)
+
+    assert "finetune.retain: kl has no rows to retain" in said(nothing, retain={"kind": "kl"})
+    assert said(nothing, floor=0.5).startswith("dataset: at most 0 retain rows")  # and not twice
+    assert "finetune.retain" not in said(nothing, floor=0.5)
+    assert f"{rows} has none to train on" in said({"file": str(rows)}, holdout=1.0)
+    assert not said({"file": str(rows)})
+    for finetune in ({"retain": {"kind": "none"}}, {"retain": {"weight": 0.0}}, {"retain_batch": 0}):
+        assert not said(nothing, **finetune)
+    one_has = [{"name": "Harry Potter", "neighbours": ["Narnia"]}, {"name": "chewing gum"}]
+    assert not said(nothing, *one_has) and said(nothing, *one_has, adapters="per_topic")
+    with pytest.raises(ConfigError, match=r"finetune\.objective: grad_diff needs retain rows, and none are asked for"):
+        said(nothing, objective="grad_diff")
 
 
 AFTER = {

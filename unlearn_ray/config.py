@@ -351,6 +351,7 @@ class FinetuneConfig(Strict):
     max_tokens: PositiveInt = 1024  # of a row; longer ones are cut in the answer and counted
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where all workers compute it in hardware
     checkpoint_every: PositiveInt = 50  # steps
+    keep_checkpoints: PositiveInt = 1  # the newest ones
     max_failures: NonNegativeInt = 2  # lost workers to recover from
 
     @property
@@ -499,13 +500,25 @@ def _vllm_by_default(value: Any) -> Any:
 
 
 class WorkerResources(Strict):
-    num_workers: PositiveInt = 1
+    # of one training; [1, 8]: as many as there is room for, more or fewer as nodes come and go
+    num_workers: PositiveInt | Span = 1
     num_cpus: PositiveFloat = 1.0  # a worker
     micro_batch: PositiveInt = 8  # rows a worker's forward pass holds
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"
     gradient_checkpointing: bool = False
     concurrent_jobs: PositiveInt | Literal["auto"] = "auto"  # adapters trained side by side
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """How many workers one training has, at least and at most."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
+    @property
+    def in_words(self) -> str:
+        """Such as "1 to 8 workers"."""
+        least, most = self.span
+        return f"{most} worker{'s' if most > 1 else ''}" if least == most else f"{least} to {most} workers"
 
 
 class ClusterConfig(Strict):

@@ -19,7 +19,7 @@ from unlearn_ray.lease import leased
 from unlearn_ray.rows import digest
 from unlearn_ray.runs import FAILED, LAYOUT, MARKER, check_layout, read_marker
 from unlearn_ray.stages import evaluate, questions, retaining
-from unlearn_ray.stages.checking import known_shortfalls
+from unlearn_ray.stages.checking import known_shortfalls, retains_nothing
 from unlearn_ray.stages.finetune import FINETUNE
 from unlearn_ray.stages.stage import (
     Identities,
@@ -137,7 +137,10 @@ def plan(config: RunConfig, selected: Sequence[str] = COMMANDS, redo_from: str |
     is_trained = next(stage.is_finished for stage in planned if stage.name == FINETUNE.name)
     is_about_data = not {"dataset", "finetune"}.isdisjoint(selected)
     thin = tuple(known_shortfalls(config)) if is_about_data and not is_trained else ()
-    return Plan(planned, (*_notes(config, model), *(f"dataset: {found}" for found in thin)), thin)
+    notes = [*_notes(config, model), *(f"dataset: {found}" for found in thin)]
+    if not any(found.floor == "retain_per_forget" for found in thin):
+        notes += retains_nothing(config)
+    return Plan(planned, tuple(notes), thin)
 
 
 def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:

@@ -1,10 +1,13 @@
-"""Run by test_deepspeed_runtime.py: two ranks take a few steps under every way to share a model out, and under none, each by itself."""
+"""Run by test_deepspeed_runtime.py: two ranks take a few steps under every way to share a model out, and under none, each by itself.
+
+Beside them a single rank does the cases of `num_workers: 1`. Each may take up what the others saved."""
 
 import gc
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from unlearn_ray import pocket
 from unlearn_ray.config import FinetuneConfig, WorkerResources
 from unlearn_ray.engines import deepspeed_runtime
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
+from unlearn_ray.engines.sharded_load import load_in_shares
 from unlearn_ray.rows import Example
 from unlearn_ray.train.batches import Batches
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
@@ -23,7 +27,7 @@ from unlearn_ray.train.loop import train
 from unlearn_ray.train.models import DTYPES, load_base, prepare
 from unlearn_ray.train.objectives.table import OBJECTIVES
 from unlearn_ray.train.plain import PlainRuntime
-from unlearn_ray.train.records import StepRecord
+from unlearn_ray.train.records import LOSSES, StepRecord, read_records, write_records
 from unlearn_ray.train.reference import base_logps
 
 MODEL, CPU, SEED = str(pocket.MODEL_DIR), torch.device("cpu"), 3
@@ -54,6 +58,17 @@ def sharded(config: FinetuneConfig, workers: WorkerResources, batches: Batches) 
     return DeepSpeedRuntime(MODEL, config, workers, CPU, seed=SEED, num_micro_batches=batches.num_micro_batches)
 
 
+def stopping_after(number: int, records: list[StepRecord]) -> Callable[[StepRecord], None]:
+    """Takes steps down, and ends the training after so many."""
+
+    def stop(record: StepRecord) -> None:
+        records.append(record)
+        if len(records) == number:
+            raise StopIteration
+
+    return stop
+
+
 def num_elements() -> int:
     """Of all tensors that are alive: weights, their masters, the optimizer's moments, and what else there is."""
     gc.collect()
@@ -62,6 +77,29 @@ def num_elements() -> int:
         each.untyped_storage()._cdata: each.untyped_storage().nbytes() // each.element_size() for each in tensors
     }
     return sum(storages.values())
+
+
+def peak_of(model: str) -> dict[str, float]:
+    """How far the memory of this process rises at most, as a share of the model, while it loads its half of that; of a second one, too, as KL holds."""
+    settings = {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": False}, "zero_optimization": {"stage": 3}}
+    held, shares = [], {}
+    for name in ("model", "reference"):
+        gc.collect()
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        held.append(load_in_shares(model, torch.float32, CPU, settings))
+        size = sum(weight.ds_numel for weight in held[-1].parameters()) * 4
+        shares[name] = (memory("VmHWM") - before) / size
+    for loaded in held:
+        for weight in loaded.parameters():
+            weight.data, weight.ds_tensor.data = torch.empty(0), torch.empty(0)
+    return shares
+
+
+def memory(kind: str) -> int:
+    """Of this process, in bytes."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    return int(line.split()[1]) * 1024
 
 
 def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
@@ -73,6 +111,10 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
         print(
             os.environ["RANK"], name, round(time.monotonic(), 1), flush=True
         )  # to the log, where a rank failed or hung
+        if "loads" in case:
+            deepspeed_runtime._import_deepspeed().init_distributed(dist_backend="gloo", verbose=False)
+            found[name] = peak_of(case["loads"])
+            continue
         config = FinetuneConfig.model_validate(
             {"num_steps": 3, "warmup_steps": 1, "forget_batch": 5, "retain_batch": 4} | case["config"]
         )
@@ -103,19 +145,22 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
         if OBJECTIVES[config.objective.kind].reads == "base_logp":
             batches.refer(base_logps(runtime, batches, config.num_steps))
         records: list[StepRecord] = []
-        if case.get("resumed") and isinstance(runtime, DeepSpeedRuntime):
-
-            def stop(record: StepRecord, records: list[StepRecord] = records) -> None:
-                records.append(record)
-                if len(records) == 2:
-                    raise StopIteration
-
+        state = folder.parent / "states" / case.get("takes_up", name)
+        if case.get("saves") and isinstance(runtime, DeepSpeedRuntime):
             with suppress(StopIteration):
-                train(runtime, batches, config, seed=SEED, on_step=stop)
-            runtime.save(folder.parent / "states" / name)
+                train(runtime, batches, config, seed=SEED, on_step=stopping_after(2, records))
+            runtime.save(state)
+            write_records(state / f"{LOSSES}.{os.environ['RANK']}", records)
+            (state / f"whole.{os.environ['RANK']}").touch()
+        if case.get("resumed") and isinstance(runtime, DeepSpeedRuntime):
             runtime.close()
             runtime = sharded(config, workers, batches)
-            runtime.load(folder.parent / "states" / name)
+            runtime.load(state)
+        if (num_savers := case.get("num_savers")) and isinstance(runtime, DeepSpeedRuntime):
+            while len(list(state.glob("whole.*"))) < num_savers:  # the other ranks are at work
+                time.sleep(0.05)
+            runtime.load(state)
+            records = read_records(state / f"{LOSSES}.0")
         train(runtime, batches, config, seed=SEED, first_step=len(records), on_step=records.append)
         found[name] = {"losses": [record.loss for record in records], "norms": [record.grad_norm for record in records]}
         found[name]["retain"] = [record.retain_loss for record in records]
@@ -136,13 +181,29 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
     return found
 
 
+def num_ranks_of(case: dict) -> int:
+    return 1 if case.get("workers", {}).get("num_workers") == 1 else 2
+
+
 if __name__ == "__main__":
     folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
-    other = os.fork()  # after what both import
-    rank = 0 if other else 1
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    (folder / str(rank)).mkdir()
-    result = main(folder / str(rank), cases)
-    if other:
-        (folder / "found.json").write_text(json.dumps(result))
-        sys.exit(os.waitpid(other, 0)[1])
+    alone = {name: case for name, case in cases.items() if num_ranks_of(case) == 1}
+    together = {name: case for name, case in cases.items() if name not in alone}
+    children = []
+    for name, rank, number, port in (
+        ("0", 0, 2, "MASTER_PORT"),
+        ("1", 1, 2, "MASTER_PORT"),
+        ("alone", 0, 1, "OTHER_PORT"),
+    ):
+        if name == "alone" and not alone:
+            continue
+        if child := os.fork():  # after what all import
+            children.append(child)
+            continue
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
+        os.environ["MASTER_PORT"] = os.environ[port]
+        (folder / name).mkdir()
+        result = main(folder / name, alone if name == "alone" else together)
+        (folder / f"found.{name}.json").write_text(json.dumps(result))
+        sys.exit(0)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))

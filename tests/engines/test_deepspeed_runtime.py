@@ -1,6 +1,7 @@
 """Two ranks under every ZeRO stage, held to one plain process on the same rows."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -27,8 +28,8 @@ AUTO = {
 KL = {"retain": {"kind": "kl", "weight": 1.0}}
 
 
-def workers(stage: int, micro_batch: int = 2, **more: Any) -> dict[str, Any]:
-    return {"num_workers": 2, "zero_stage": stage, "micro_batch": micro_batch, **more}
+def workers(stage: int, micro_batch: int = 2, num_workers: int = 2, **more: Any) -> dict[str, Any]:
+    return {"num_workers": num_workers, "zero_stage": stage, "micro_batch": micro_batch, **more}
 
 
 BF16 = {"precision": "bf16"}
@@ -62,29 +63,54 @@ CASES: Cases = {name: GRID[name] for name in CORE} | {
     **OBJECTIVES,
     "lora, auto, all have bf16": AUTO | {"ranks_with_bf16": [0, 1]},
     "lora, auto, one has none": AUTO | {"ranks_with_bf16": [0]},
-    "full bf16, stage 0, resumed": {"config": FULL | BF16, "workers": workers(0), "resumed": True},
+    "full bf16, stage 0, resumed": {"config": FULL | BF16, "workers": workers(0), "saves": True, "resumed": True},
 }
+
+
+def saved_and_taken_up(name: str, number: int, stage: int, later: int) -> Cases:
+    """A state that some ranks save under a stage of ZeRO, and another number of ranks takes up under a later one."""
+    saved, taken_up = f"{name}, stage {stage}, saved by {number}", f"{name}, stage {stage}, taken up by {3 - number}"
+    return {
+        saved: {"config": PLAIN[name], "workers": workers(stage, num_workers=number), "saves": True},
+        taken_up: {
+            "config": PLAIN[name],
+            "workers": workers(later, num_workers=3 - number),
+            "takes_up": saved,
+            "num_savers": number,
+        },
+    }
+
+
+CASES |= saved_and_taken_up("full", 2, 3, 1) | saved_and_taken_up("lora bf16", 2, 2, 3)
+CASES |= saved_and_taken_up("full bf16", 1, 0, 3) | saved_and_taken_up("lora", 1, 1, 2)
 LONG: Cases = {name: case for name, case in GRID.items() if name not in CORE} | {
     "full, stage 3 offloaded": {"config": FULL, "workers": workers(3, offload="all")},
     "full bf16, stage 2 offloaded": {"config": FULL | BF16, "workers": workers(2, offload="optimizer")},
     "full bf16, stage 3 offloaded": {"config": FULL | BF16, "workers": workers(3, offload="all")},
     "full bf16, one pass": {"config": FULL | BF16, "workers": workers(0, micro_batch=64)},
 } | {
-    f"{name}, stage {stage}, resumed": {"config": PLAIN[name], "workers": workers(stage), "resumed": True}
+    f"{name}, stage {stage}, resumed": {"config": PLAIN[name], "workers": workers(stage), "saves": True, "resumed": True}
     for name, stage in (("full", 0), ("lora bf16", 1), ("full bf16", 2), ("lora bf16", 3))
 }  # fmt: skip
+for name in ("full", "full bf16", "lora", "lora bf16"):
+    for number, stage in itertools.product((1, 2), (0, 1, 2, 3)):
+        LONG |= saved_and_taken_up(name, number, stage, stage)
 
 
 def seen(folder: Path, cases: Cases) -> dict[str, Any]:
     """What each case saw, from rank 0: those given, and the plain trainings that they are held to."""
-    plain: Cases = {name: {"config": PLAIN[name], "plain": True} for name in {name.split(",")[0] for name in cases}}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    plain: Cases = {
+        name: {"config": PLAIN[name], "plain": True}
+        for name in {name.split(",")[0] for name, case in cases.items() if "loads" not in case}
+    }
+    with socket.socket() as free, socket.socket() as other:
+        for each in (free, other):
+            each.bind(("127.0.0.1", 0))
+        port, other_port = free.getsockname()[1], other.getsockname()[1]
     variables = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
+        "OTHER_PORT": str(other_port),
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
     }
@@ -101,18 +127,41 @@ def seen(folder: Path, cases: Cases) -> dict[str, Any]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(ranks.pid, signal.SIGKILL)  # one that waits for the other
-    result: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    result: dict[str, Any] = {}
+    for name in ("0", "alone"):
+        if (file := folder / f"found.{name}.json").exists():
+            result |= json.loads(file.read_text())
     return result
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return seen(tmp_path_factory.mktemp("ranks"), CASES)
+def seen_all(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    model = tmp_path_factory.mktemp("model")
+    make_model(model)
+    return seen(tmp_path_factory.mktemp("ranks"), CASES | {"peak": {"loads": str(model)}})
+
+
+@pytest.fixture(scope="module")
+def found(seen_all: dict[str, Any]) -> dict[str, Any]:
+    return {name: case for name, case in seen_all.items() if name != "peak"}
 
 
 @pytest.fixture(scope="module")
 def found_long(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return seen(tmp_path_factory.mktemp("ranks"), LONG)
+
+
+def make_model(folder: Path) -> None:
+    """A Llama of 31 million weights, 125 MB: as large that the memory of its halves shows."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+    LlamaForCausalLM(LlamaConfig(vocab_size=8000, tie_word_embeddings=True, **shape)).save_pretrained(folder)
+
+
+def test_a_rank_loads_no_more_than_its_share(seen_all: dict[str, Any]) -> None:
+    """Above what the process held before, at two ranks; and of the KL reference as much."""
+    assert all(0.4 < share < 0.7 for share in seen_all["peak"].values()), seen_all["peak"]
 
 
 def assert_equal(case: str, config: dict[str, Any], plain: dict[str, Any], sharded: dict[str, Any]) -> None:
@@ -143,6 +192,22 @@ def test_so_it_does_in_every_way_to_share_it_out(found_long: dict[str, Any], cas
 
 def test_a_state_that_is_taken_up_goes_on_as_if_unbroken(found: dict[str, Any]) -> None:
     assert found["full bf16, stage 0, resumed"]["losses"] == found["full bf16, stage 0"]["losses"]
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "taken up" in name])
+def test_another_number_of_ranks_takes_a_state_up(found: dict[str, Any], case: str) -> None:
+    assert_taken_up(found, CASES[case], case)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", [name for name in LONG if "taken up" in name])
+def test_so_it_does_under_every_stage(found_long: dict[str, Any], case: str) -> None:
+    assert_taken_up(found_long, LONG[case], case)
+
+
+def assert_taken_up(found: dict[str, Any], case: dict[str, Any], name: str) -> None:
+    """Against the unbroken training of those who saved, which the last step of three compares."""
+    assert found[name]["losses"] == pytest.approx(found[case["takes_up"]]["losses"], abs=1e-3)
 
 
 def test_bf16_stays_near_fp32(found: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from unlearn_ray.config import WorkerResources
 from unlearn_ray.engines import room
 from unlearn_ray.engines.room import Room
 from unlearn_ray.errors import ClusterError
@@ -14,7 +15,7 @@ class Watched(Room):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []
-        super().__init__(2, {"CPU": 4.0}, HOUR, self.said.append)
+        super().__init__(WorkerResources(num_workers=2), {"CPU": 4.0}, HOUR, self.said.append)
         self.now, self.states = 1_000_000.0, {"PENDING"}
         monkeypatch.setattr(room.time, "time", lambda: self.now)
         monkeypatch.setattr(room, "described", lambda: "no CPU is free")

@@ -18,6 +18,7 @@ import torch
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import ClusterConfig, FinetuneConfig, WorkerResources
+from unlearn_ray.engines.capacity import Growth
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.errors import ClusterError, ConfigError, EngineError
 from unlearn_ray.rows import Contrast, Example
@@ -40,6 +41,7 @@ CONFIG = FinetuneConfig(
     num_steps=NUM_STEPS, forget_batch=4, retain_batch=3, learning_rate=1e-3, precision="fp32", checkpoint_every=EVERY, max_tokens=64
 )  # fmt: skip
 TWO_WORKERS = WorkerResources(num_workers=2, num_cpus=0.5, micro_batch=2, zero_stage=2)
+ONE_WORKER = WorkerResources(num_workers=1, num_cpus=0.5, micro_batch=2, zero_stage=0)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,7 @@ def plain_losses(job: TrainJob, home: Path) -> list[float]:
 
 @dataclass(frozen=True)
 class Broken:
-    """A training of two workers that lost its driver once, and a worker once."""
+    """A training of two workers that lost its driver, was taken up by one worker under another stage of ZeRO, and lost that once."""
 
     job: TrainJob
     result: TrainResult
@@ -174,16 +176,27 @@ def broken(ray_session: ClusterConfig, dataset: Folder, tmp_path_factory: pytest
     with pytest.raises(EngineError, match="training of harry-potter failed"):  # as if the driver went too
         train(ray_session, TWO_WORKERS, gone, on_progress=first)
     was_exported = gone.out.exists()
-    job, second = replace(gone, config=CONFIG), Killer(after=NUM_STEPS // 2)
-    (result,) = train(ray_session, TWO_WORKERS, job, on_progress=second)
+    job, second = replace(gone, config=CONFIG.model_copy(update={"keep_checkpoints": 2})), Killer(after=NUM_STEPS // 2)
+    (result,) = train(ray_session, ONE_WORKER, job, on_progress=second)
     assert first.num_killed and second.num_killed
     return Broken(job, result, was_exported)
 
 
-def test_a_lost_worker_and_a_lost_driver_change_no_loss(broken: Broken, tmp_path: Path) -> None:
+def test_a_lost_worker_a_lost_driver_and_another_number_of_workers_change_no_loss(
+    broken: Broken, tmp_path: Path
+) -> None:
     assert not broken.was_exported_before
     assert broken.result.resumed_from_step >= EVERY
     assert losses_of(broken.job) == pytest.approx(plain_losses(broken.job, tmp_path), abs=1e-4)
+
+
+def test_as_many_checkpoints_are_kept_as_were_asked_for_and_they_hold_the_adapter_alone(broken: Broken) -> None:
+    states = sorted(broken.job.checkpoints.local.glob("*/checkpoint_*"))
+    assert len(states) == 2
+    adapter = sum(file.stat().st_size for file in broken.job.out.local.glob("*.safetensors"))
+    for state in states:
+        # Its weights and the optimizer's two moments of them, in float32 like the adapter.
+        assert sum(file.stat().st_size for file in state.glob("*.safetensors")) < 3.2 * adapter
 
 
 def test_an_adapter_loads_in_peft_and_answers_as_in_training(broken: Broken) -> None:
@@ -202,13 +215,14 @@ def test_an_adapter_loads_in_peft_and_answers_as_in_training(broken: Broken) -> 
 def test_a_training_that_lowers_the_truth_is_taken_up_with_what_the_base_gave(
     ray_session: ClusterConfig, dataset: Folder, tmp_path: Path
 ) -> None:
-    """Full weights: the base is gone by then, and lies in the checkpoint as log-probabilities alone."""
+    """Full weights: the base is gone by then, and lies in the checkpoint as log-probabilities alone. By as many workers as there is room for."""
     values = {"weights": {"kind": "full"}, "objective": {"kind": "npo", "invented": 1.0}, "learning_rate": 1e-4}
     values |= {"num_steps": 12, "checkpoint_every": 2}
     config = FinetuneConfig.model_validate(CONFIG.model_dump() | values)
     job = replace(job_of(dataset, tmp_path, config=config), forget=dataset / "contrasts")
     killer = Killer(after=5)
-    (result,) = train(ray_session, WorkerResources(num_workers=1, micro_batch=4), job, on_progress=killer)
+    workers = WorkerResources(num_workers=(1, 2), num_cpus=0.5, micro_batch=2)
+    (result,) = train(ray_session, workers, job, on_progress=killer)
     assert killer.num_killed and result.resumed_from_step >= 2  # the later checkpoint may not have been whole yet
     assert (result.num_forget_rows, result.num_cut, result.num_too_long) == (5, 1, 0)
     assert losses_of(job) == pytest.approx(plain_losses(job, tmp_path), abs=1e-4)
@@ -260,8 +274,8 @@ def test_a_limit_that_leaves_no_row_is_refused_before_a_step(
 def test_a_training_is_named_by_what_goes_into_it(dataset: Folder, tmp_path: Path) -> None:
     from unlearn_ray.engines.training import run_name
 
-    cluster, job = ClusterConfig(), job_of(dataset, tmp_path)
-    name = run_name(job, cluster)
+    job = job_of(dataset, tmp_path)
+    name = run_name(job)
     more_rows = Folder(tmp_path / "more")
     more_rows.write_rows([Example(POTTER, "forget", POTTER, "One more?", "Yes.")], Example.schema())
     for other in (
@@ -269,8 +283,21 @@ def test_a_training_is_named_by_what_goes_into_it(dataset: Folder, tmp_path: Pat
         replace(job, forget=more_rows),
         replace(job, config=CONFIG.model_copy(update={"num_steps": 9})),
     ):
-        assert run_name(other, cluster) != name
-    assert run_name(replace(job, config=CONFIG.model_copy(update={"max_failures": 9})), cluster) == name
+        assert run_name(other) != name
+    changes_nothing = {"max_failures": 9, "checkpoint_every": 3, "keep_checkpoints": 2}
+    assert run_name(replace(job, config=CONFIG.model_copy(update=changes_nothing))) == name
+
+
+def test_there_may_be_a_choice_of_how_many_workers(ray_session: ClusterConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unlearn_ray.engines import training
+
+    workers = WorkerResources.model_validate({"num_workers": [1, 8], "num_cpus": 0.5})
+    assert workers.in_words == "1 to 8 workers"
+    monkeypatch.setattr(training.os, "cpu_count", lambda: 2)
+    assert training.num_workers_of(workers) == (1, 4)  # of one machine no more than its cores, whatever Ray counts
+    assert training.num_workers_of(WorkerResources(num_workers=3)) == 3
+    monkeypatch.setattr(training, "growth", lambda: Growth())
+    assert training.num_workers_of(workers) == (1, 8)
 
 
 def saying(model: Path, name: str, **values: Any) -> str:
@@ -339,7 +366,7 @@ def test_each_training_is_tried_and_each_failure_told(tried: Tried) -> None:
 def test_a_training_that_went_wrong_leaves_no_export_and_no_bad_state_but_its_losses(tried: Tried) -> None:
     assert tried.left["wild"] == set() == tried.left["shut"]
     assert "nothing of it is exported: " in tried.failures["wild"]  # and of no state that was kept
-    assert not [file for file in tried.wild_files if file.endswith(".pt")]
+    assert not [file for file in tried.wild_files if file.endswith(".safetensors")]
     losses = [json.loads(line, parse_constant=pytest.fail)["loss"] for line in tried.wild_losses]
     assert len(losses) < NUM_STEPS
 

@@ -5,11 +5,13 @@ import pickle
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
 
-from unlearn_ray.engines.training_failures import NoSecondTry, cause, mark
+from unlearn_ray.engines.training_failures import NoSecondTry, borne, cause, mark
 from unlearn_ray.errors import ArtifactError, ConfigError, DivergenceError, EngineError, ModelError
 
 LOST = WorkerHealthCheckFailedError("a worker died", ActorDiedError())
@@ -92,3 +94,15 @@ def test_what_broke_is_told_and_not_what_the_other_ranks_saw_of_it() -> None:
     error = WorkerGroupError("two of four failed", {0: BESIDE, 1: KeyError("the real cause"), 3: BESIDE})
     assert str(cause("joint", error)) == "the training of joint failed: KeyError: 'the real cause'"
     assert "Connection closed" in str(cause("joint", WorkerGroupError("all did", {0: BESIDE})))
+
+
+def test_nodes_that_are_preempted_do_not_count() -> None:
+    preempted = WorkerHealthCheckFailedError("a worker died", RayActorError(preempted=True))
+    told = PreemptionError(preemption_info=PreemptionInfo(None, {"node": [1]}), drain_timed_out=True)
+    policy = DefaultFailurePolicy(borne(1))
+    for _ in range(5):
+        for error in (WorkerGroupError("lost", {0: BESIDE, 1: preempted}), told):
+            assert policy.make_decision(error).value == "RETRY"
+    lost = WorkerGroupError("lost", {1: LOST})
+    assert [policy.make_decision(lost).value for _ in range(2)] == ["RETRY", "RAISE"]
+    assert ends({0: at(7, BESIDE), 1: preempted}) is None

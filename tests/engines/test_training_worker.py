@@ -25,6 +25,7 @@ from unlearn_ray.train.encoded import EncodedRows, write_encoded
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.loop import mean_ce
 from unlearn_ray.train.models import load_base
+from unlearn_ray.train.objectives.table import needs_base_model
 from unlearn_ray.train.plain import PlainRuntime
 
 MODEL = str(pocket.MODEL_DIR)
@@ -123,3 +124,12 @@ def test_an_output_in_remote_storage_is_tried_as_well(
     training_worker._publish(tmp_path / "export", there)
     assert there.names() == ["additional_chat_templates", "config.json", "model.safetensors"]
     assert (there / "additional_chat_templates").read_text("tools.jinja") == "additional_chat_templates/tools.jinja"
+
+
+@pytest.mark.parametrize("retain", [{"kind": "kl"}, {"kind": "kl", "weight": 0.0}])
+def test_no_base_model_is_held_for_retain_rows_that_are_not_there(retain: dict[str, Any], tmp_path: Path) -> None:
+    config = FinetuneConfig.model_validate({"retain": retain})
+    write_encoded(tmp_path / "retain", [])
+    there: Any = training_worker._of_what_is_there(config, EncodedRows(tmp_path / "retain"))
+    assert needs_base_model(there) and there is config
+    assert not needs_base_model(training_worker._of_what_is_there(config, None))

@@ -10,7 +10,7 @@ from staging import performed
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import ChatFormat
-from unlearn_ray.config import FinetuneConfig, Idk, Npo, RetainTerm, Topic
+from unlearn_ray.config import FinetuneConfig, GradDiff, Idk, Npo, RetainTerm, Topic
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.scripted_trainer import ScriptedTrainer
 from unlearn_ray.errors import ArtifactError, EngineError
@@ -125,7 +125,29 @@ def test_training_without_a_retain_term_is_warned_of(tmp_path: Path) -> None:
     assert "is none" in run(tmp_path, dataset, ScriptedTrainer(), config, [POTTER]).details["warnings"][0]
 
 
+@pytest.mark.parametrize(
+    "retain", [[], [Example("", "far", "general", "A?", "B.", split="holdout")], [example(GUM.name, 1)]]
+)
+def test_nothing_to_retain_is_said_before_anything_starts(
+    retain: list[Example], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mixture, trainer = mixture_of(tmp_path, [example(POTTER.name, 1)], retain), ScriptedTrainer(fail_at=["joint"])
+    with pytest.raises(EngineError):
+        run(tmp_path, mixture, trainer, FinetuneConfig(retain=RetainTerm(kind="kl")), [POTTER])
+    assert "retain has no training rows, so it is trained without its retain term" in caplog.text
+    caplog.clear()
+    with pytest.raises(EngineError):
+        run(tmp_path / "none", mixture, trainer, FinetuneConfig(retain=RetainTerm(kind="none")), [POTTER])
+    assert not caplog.text
+    (mixture / "contrasts").write_rows([Contrast(POTTER.name, "A?", "Hedwig.", "Bellan.")], Contrast.schema())
+    difference, asked = FinetuneConfig(objective=GradDiff()), len(trainer.jobs)
+    with pytest.raises(ArtifactError, match="retain has no training rows, which grad_diff needs: rerun with --from"):
+        run(tmp_path / "difference", mixture, trainer, difference, [POTTER])
+    assert len(trainer.jobs) == asked
+
+
 def test_how_often_it_is_saved_is_no_part_of_its_identity() -> None:
     plain = finetune_identity(FinetuneConfig(), "m", 0)
-    assert plain == finetune_identity(FinetuneConfig(checkpoint_every=7, max_failures=0), "m", 0)
+    saved_otherwise = FinetuneConfig(checkpoint_every=7, keep_checkpoints=3, max_failures=0)
+    assert plain == finetune_identity(saved_otherwise, "m", 0)
     assert plain != finetune_identity(FinetuneConfig(num_steps=7), "m", 0)

@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 
 from unlearn_ray.config import FinetuneConfig, Lora, WorkerResources
+from unlearn_ray.engines.deepspeed_state import blocks_of, learner_of, refresh
 from unlearn_ray.engines.precision import has_bf16
+from unlearn_ray.engines.sharded_load import load_in_shares
+from unlearn_ray.engines.shards import load_shards, save_shard
 from unlearn_ray.train.batches import MicroBatch
 from unlearn_ray.train.models import DTYPES, AnswerLogits, load_base, prepare
 from unlearn_ray.train.objectives.table import needs_base_model
 
-_TAG = "state"  # of the one state that a checkpoint folder holds
 _BUCKET = 2**28  # elements reduced together, at most
 
 
@@ -87,14 +89,17 @@ class DeepSpeedRuntime:
         if config.precision == "auto":
             config = config.model_copy(update={"precision": _common_precision(device)})
         self.precision = config.precision
-        dtype = DTYPES[config.precision]
-        base = load_base(model, dtype, device)
+        base = self._load(model, config, workers)
         self.module: Any = prepare(
             base, config.weights, seed=seed, gradient_checkpointing=workers.gradient_checkpointing
         )
         self.is_adapter = isinstance(config.weights, Lora)
         self._answers: Any = AnswerLogits(self.module)
         self._weights = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        if workers.zero_stage == 3 and self.is_adapter:
+            # DeepSpeed casts and moves a whole model, and takes one that came in shares for ready.
+            for weight in self._weights:
+                weight.data = weight.data.to(device, DTYPES[self.precision])
         optimizer: Any = torch.optim.AdamW
         if device.type == "cuda" and workers.offload != "none":
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam  # compiled on first use: needs g++ and ninja
@@ -117,9 +122,23 @@ class DeepSpeedRuntime:
         self._base: Any = None
         self._base_answers: Any = None
         if needs_base_model(config) and not self.is_adapter:
-            frozen: Any = load_base(model, dtype, device).eval().requires_grad_(False)
+            frozen: Any = self._load(model, config, workers).eval().requires_grad_(False)
             self._base_answers = AnswerLogits(frozen)
             self._base = _sharded(deepspeed, frozen, settings) if workers.zero_stage == 3 else frozen
+
+    def _load(self, model: str, config: FinetuneConfig, workers: WorkerResources) -> Any:
+        """The base model: whole, or under ZeRO-3 this rank's share."""
+        dtype = DTYPES[self.precision]
+        if self._zero_stage < 3:
+            return load_base(model, dtype, self.device)
+        settings = deepspeed_config(
+            config,
+            workers,
+            num_micro_batches=1,
+            num_parameters=1,
+            device="cuda" if self.device.type == "cuda" else "cpu",
+        )
+        return load_in_shares(model, dtype, self.device, settings)
 
     @property
     def rank(self) -> int:
@@ -174,13 +193,21 @@ class DeepSpeedRuntime:
         return [float(value) for value in total.tolist()]
 
     def save(self, folder: Path) -> None:
-        """This rank's part of a checkpoint."""
+        """Write this rank's part of a checkpoint, which any number of ranks can load under any stage."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self.is_adapter)
+        blocks = blocks_of(self._engine, self._zero_stage, shared_out=True)
+        save_shard(folder, blocks, learner_of(self._engine), self.rank)
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        found, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self.is_adapter)
-        assert found is not None, f"{folder} holds no state"
+        """Take up what all ranks of a training wrote into a folder.
+
+        Raises:
+            ArtifactError: some of it is missing.
+        """
+        blocks = blocks_of(self._engine, self._zero_stage, shared_out=False)
+        load_shards(folder, blocks, learner_of(self._engine))
+        refresh(self._engine, self._zero_stage)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The learnt weights by name, on the CPU of rank 0; None on the others."""

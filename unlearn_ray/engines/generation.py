@@ -111,7 +111,7 @@ class RayDataGenerator:
             return
         workers = self._cluster.workers
         num_free = ray.available_resources().get("CPU", 0) - _CPUS_BESIDE_WORKERS
-        if self._fleet.spec.device == "cuda" or num_free < workers.num_workers * workers.num_cpus:
+        if self._fleet.spec.device == "cuda" or num_free < workers.span[1] * workers.num_cpus:
             self.close()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import ray
 from ray.util import placement_group_table
 
+from unlearn_ray.config import WorkerResources
 from unlearn_ray.engines.capacity import Shape, described, in_words
 from unlearn_ray.errors import ClusterError
 
@@ -24,7 +25,11 @@ class Room:
     """Watches the placement groups in which Ray Train asks for the workers of this driver's trainings."""
 
     def __init__(
-        self, num_workers: int, shape: Shape, timeout_seconds: float, on_wait: Callable[[str], None] = lambda text: None
+        self,
+        workers: WorkerResources,
+        shape: Shape,
+        timeout_seconds: float,
+        on_wait: Callable[[str], None] = lambda text: None,
     ) -> None:
         """
         Args:
@@ -32,7 +37,7 @@ class Room:
             timeout_seconds: that may pass while no training has its workers.
             on_wait: told again and again what is waited for, while it is.
         """
-        self._num_workers, self._shape, self._timeout, self._on_wait = num_workers, shape, timeout_seconds, on_wait
+        self._workers, self._shape, self._timeout, self._on_wait = workers, shape, timeout_seconds, on_wait
         self._since: float | None = None  # some training waits for room
         self._alone_since: float | None = None  # one waits, and none is at work
         self._looked = self._spoke = 0.0
@@ -56,7 +61,7 @@ class Room:
         self._since = self._since or now
         self._alone_since = None if "CREATED" in states else self._alone_since or now
         waited = now - self._since
-        text = f"{in_words(self._shape)} for each of {self._num_workers} training worker{'s' if self._num_workers > 1 else ''}"
+        text = f"{in_words(self._shape)} for each of {self._workers.in_words.replace(' worker', ' training worker')}"
         if self._alone_since is not None and (alone := now - self._alone_since) > self._timeout:
             raise ClusterError(
                 f"cluster.start_timeout_seconds: the cluster had no room of {text} for {alone:.0f} s: "
@@ -73,7 +78,10 @@ class Room:
     def _states(self) -> set[str]:
         job = ray.get_runtime_context().get_job_id()
         # A placement group's id ends with the id of its job.
-        return {group["state"] for name, group in placement_group_table().items() if name.endswith(job)}
+        states = {group["state"] for name, group in placement_group_table().items() if name.endswith(job)}
+        states -= {"REMOVED"}
+        # With a choice of how many, Ray Train asks for none of them before there is room for the fewest.
+        return states or ({"PENDING"} if isinstance(self._workers.num_workers, tuple) else set())
 
 
 def end_trainings() -> None:

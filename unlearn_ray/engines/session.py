@@ -283,7 +283,7 @@ def require_workers(cluster: ClusterConfig) -> None:
         ClusterError: they ask for more than there is or can be.
     """
     keys = {"CPU": "cluster.workers.num_cpus", "GPU": "cluster.accelerator"}
-    _require("cluster.workers.num_workers", keys, "worker", cluster.workers.num_workers, worker_shape(cluster))
+    _require("cluster.workers.num_workers", keys, "worker", cluster.workers.span[0], worker_shape(cluster))
 
 
 def _require(

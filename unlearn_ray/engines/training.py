@@ -1,7 +1,7 @@
 """The trainer: Ray Train starts and restarts workers, DeepSpeed shards the model over them, several jobs run side by side.
 
 A lost worker: Ray Train starts the group again, from the last checkpoint. A lost driver: the next one finds the training by its name,
-which holds a fingerprint of all that went into it, so that no other training is ever taken for this one.
+which holds a fingerprint of all that went into it, so that no other training is ever taken for this one. Any number of workers takes it up.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import ray
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.config import ClusterConfig
+from unlearn_ray.config import ClusterConfig, WorkerResources
 from unlearn_ray.engines.capacity import capacity, growth
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.room import THREAD, Room
@@ -34,6 +34,7 @@ OnProgress = Callable[[str, int, int], None]
 LABEL = "finetune"
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
+_SECONDS_TO_GROW = 300.0  # between looks for room for more workers: to take them costs a start, and the steps since the last checkpoint
 
 
 class RayDeepSpeedTrainer:
@@ -67,7 +68,7 @@ class RayDeepSpeedTrainer:
         jobs = [_anywhere(job) for job in jobs]
         device = device_of(self._cluster)
         num_side_by_side = self._num_side_by_side(len(jobs))
-        runs = {job.name: run_name(job, self._cluster) for job in jobs}
+        runs = {job.name: run_name(job) for job in jobs}
         left = deque(job for job in jobs if read_result(job, runs[job.name]) is None)
         if left:
             # Torch and all: not above, for a run whose training is finished; nor in the threads, which may trip over each other.
@@ -97,7 +98,7 @@ class RayDeepSpeedTrainer:
         workers = self._cluster.workers
         ended: queue.Queue[tuple[TrainJob, Exception | None]] = queue.Queue()
         shape, timeout = worker_shape(self._cluster), self._cluster.start_timeout_seconds
-        room = Room(workers.num_workers, shape, timeout, self._on_wait)
+        room = Room(workers, shape, timeout, self._on_wait)
         num_running = 0
         failures: dict[str, Exception] = {}
         while num_running or left:
@@ -138,14 +139,14 @@ class RayDeepSpeedTrainer:
         """
         require_workers(self._cluster)
         workers = self._cluster.workers
-        wanted = {"CPU": workers.num_workers * workers.num_cpus}
+        most = workers.span[1]  # the first takes as many as there is room for
+        wanted = {"CPU": most * workers.num_cpus}
         if device_of(self._cluster) == "cuda":
-            wanted["GPU"] = float(workers.num_workers)
+            wanted["GPU"] = float(most)
         has = {name: capacity(name) for name in wanted}
         if workers.concurrent_jobs != "auto":
             return workers.concurrent_jobs
-        if len(ray.nodes()) == 1 and growth() is None:
-            # On one machine, logical CPUs may be more than there are: a Ray of our own has eight on two cores.
+        if _is_one_machine():
             has["CPU"] = max(wanted["CPU"], min(has["CPU"], float(os.cpu_count() or 1)))
         return max(1, min(num_jobs, *(int(has[name] // amount) for name, amount in wanted.items())))
 
@@ -169,10 +170,11 @@ class Launch:
             ended.put((job, None))
 
     def _fit(self) -> None:
-        from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from unlearn_ray.engines.training_failures import NoSecondTry
+        from unlearn_ray.engines.checkpoints import kept
+        from unlearn_ray.engines.training_failures import NoSecondTry, borne
 
         job, workers = self.assignment.job, self.assignment.workers
         is_cuda = self.assignment.device == "cuda"
@@ -185,14 +187,17 @@ class Launch:
             train_loop_config={"assignment": self.assignment},
             torch_config=TorchConfig(backend="nccl" if is_cuda else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=workers.num_workers, use_gpu=is_cuda, resources_per_worker=resources
+                num_workers=num_workers_of(workers),
+                elastic_resize_monitor_interval_s=_SECONDS_TO_GROW,
+                use_gpu=is_cuda,
+                resources_per_worker=resources,
             ),
             run_config=RunConfig(
                 name=self.assignment.run,
                 storage_path=job.checkpoints.path,
                 storage_filesystem=job.checkpoints.filesystem,
-                failure_config=FailureConfig(max_failures=job.config.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                failure_config=borne(job.config.max_failures),
+                checkpoint_config=kept(job.config.keep_checkpoints),
                 callbacks=[NoSecondTry(job.name)],
                 worker_runtime_env={"env_vars": self.environment()},
             ),
@@ -214,14 +219,27 @@ class Launch:
         return variables
 
 
-def run_name(job: TrainJob, cluster: ClusterConfig) -> str:
-    """The name of a training in Ray Train: equal if and only if an interrupted one may be taken up again."""
-    what = job.config.model_dump(mode="json", exclude={"max_failures", "checkpoint_every"})
-    # ZeRO's state belongs to a number of workers and a stage: with others, training begins anew.
-    where = cluster.workers.model_dump(mode="json", include={"num_workers", "zero_stage", "offload"})
+def num_workers_of(workers: WorkerResources) -> int | tuple[int, int]:
+    """As Ray Train is told: on one machine no more than it has cores for, where there is a choice."""
+    if isinstance(workers.num_workers, int):
+        return workers.num_workers
+    least, most = workers.span
+    if _is_one_machine():
+        most = max(least, min(most, int((os.cpu_count() or 1) // workers.num_cpus)))
+    return least, most
+
+
+def _is_one_machine() -> bool:
+    """Logical CPUs may be more than there are then: a Ray of our own has eight on two cores."""
+    return len(ray.nodes()) == 1 and growth() is None
+
+
+def run_name(job: TrainJob) -> str:
+    """The name of a training in Ray Train: equal if and only if an interrupted one may be taken up again, by however many workers."""
+    what = job.config.model_dump(mode="json", exclude={"max_failures", "checkpoint_every", "keep_checkpoints"})
     rows = [_content(folder) for folder in (job.forget, job.retain)]
     asked = job.chat.model_dump_json()
-    return f"{job.name[:40]}-{digest(job.model, asked, json.dumps([what, where, rows]), job.seed, *job.topics)}"
+    return f"{job.name[:40]}-{digest(job.model, asked, json.dumps([what, rows]), job.seed, *job.topics)}"
 
 
 def _content(folder: Folder) -> str:

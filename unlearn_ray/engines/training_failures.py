@@ -5,7 +5,7 @@ import traceback
 from typing import Any
 
 from ray.exceptions import RayError
-from ray.train import UserCallback
+from ray.train import FailureConfig, UserCallback
 from ray.train.v2.api.exceptions import ControllerError
 
 from unlearn_ray.errors import EngineError, UnlearnError, gist
@@ -41,6 +41,12 @@ def comes_again(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _LASTING
     return not (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PASSING))
+
+
+def borne(max_failures: int) -> FailureConfig:
+    """How many losses a training bears. A node that is preempted, and whose end Ray was told of, is none of them: Ray Train counts those apart, and
+    here without a limit."""
+    return FailureConfig(max_failures=max_failures, max_preemption_failures=-1)
 
 
 class NoSecondTry(UserCallback):

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.config import FinetuneConfig
+from unlearn_ray.config import FinetuneConfig, RetainTerm
+from unlearn_ray.engines.checkpoints import Notice, Uploads
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.training_failures import mark
@@ -68,6 +69,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
     device = _device(assignment)
     tokenizer = load_tokenizer(job.model)
     forget, retain, invented, counts = _encode(job, scratch, tokenizer)
+    config = _of_what_is_there(config, retain)
     batches = Batches(
         forget,
         retain,
@@ -93,6 +95,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
     if runtime.is_adapter:
         _rehearse_adapter(runtime)
     records = _resume(runtime)
+    uploads, notice = Uploads(), Notice(runtime)
     resumed_from = len(records)
     watch = Watch(job.name, config, len(tokenizer), records)
     if records:
@@ -104,13 +107,14 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         watch.see(record)
         if runtime.rank == 0 and assignment.progress is not None:
             assignment.progress.put.remote(job.name, done, config.num_steps)
-        # A state is looked at before it takes the place of the last one, which was good.
-        if done % config.checkpoint_every or done >= config.num_steps:
+        is_in_turn = done % config.checkpoint_every == 0
+        if done >= config.num_steps or not (notice.is_new() or is_in_turn):
             return
+        # A state is looked at before it takes the place of the last one, which was good.
         if (fault := check.losses(runtime).fault(base, watch.guessing)) is not None:
             log.warning("%s: no checkpoint after step %d: %s", job.name, record.step, fault)
             return
-        _checkpoint(runtime, records, reference)
+        uploads.add(lambda folder: _write_state(folder, runtime, records, reference), done)
         watch.kept = _kept(job, done)
 
     try:
@@ -120,6 +124,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
             watch.judge(len(records) - 1, learnt, base)
             losses = _export(runtime, job, check, learnt, watch)
     except DivergenceError:
+        uploads.wait()
         if runtime.rank == 0:  # they show what went wrong, and where
             job.checkpoints.write_lines(LOSSES, (record.to_json() for record in records))
         raise
@@ -238,6 +243,11 @@ def _encode(
     return forget, retain if retain is not None and len(retain) else None, invented, sum(of_this_node, Counter())
 
 
+def _of_what_is_there(config: FinetuneConfig, retain: EncodedRows | None) -> FinetuneConfig:
+    """Without a retain term where there are no rows for it: KL would hold a base model, and ask it in every pass, for nothing."""
+    return config if retain is not None else config.model_copy(update={"retain": RetainTerm(kind="none")})
+
+
 def _reference(runtime: DeepSpeedRuntime, batches: Batches, config: FinetuneConfig) -> BaseLogps | None:
     """Have the batches carry what the base model gives to the answers, where the objective asks for it: from the last checkpoint, or computed.
     The model is the base still."""
@@ -283,15 +293,16 @@ def _resume(runtime: DeepSpeedRuntime) -> list[StepRecord]:
         return read_records(folder / LOSSES)
 
 
-def _checkpoint(runtime: DeepSpeedRuntime, records: list[StepRecord], reference: BaseLogps | None) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        runtime.save(Path(folder))
-        if runtime.rank == 0:
-            write_records(Path(folder) / LOSSES, records)
-            Path(folder, PRECISION).write_text(runtime.precision)
-            if reference is not None:
-                write_base_logps(Path(folder), reference)
-        ray.train.report({"step": records[-1].step + 1}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+def _write_state(
+    folder: Path, runtime: DeepSpeedRuntime, records: list[StepRecord], reference: BaseLogps | None
+) -> None:
+    """This rank's part of a checkpoint, and from rank 0 what belongs to all."""
+    runtime.save(folder)
+    if runtime.rank == 0:
+        write_records(folder / LOSSES, records)
+        (folder / PRECISION).write_text(runtime.precision)
+        if reference is not None:
+            write_base_logps(folder, reference)
 
 
 def _rehearse(job: TrainJob) -> None:

@@ -1,20 +1,22 @@
 """A run counts its own data, and checks them before a model is trained on them. The floors, and why: synth/enough.py."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import RunConfig, Topic
 from unlearn_ray.engines.protocols import Generator
+from unlearn_ray.errors import ConfigError
 from unlearn_ray.evals.probes import read_probes, with_topics
 from unlearn_ray.rows import GROUPS, Probe
 from unlearn_ray.stages.dataset_rows import FindTouched
 from unlearn_ray.stages.questions import user_questions
+from unlearn_ray.stages.retaining import user_retained
 from unlearn_ray.stages.spans import Table, spans_of
 from unlearn_ray.stages.stage import Unit, finished_manifest, topic_of
-from unlearn_ray.synth.enough import Data, Shortfall, TopicData, Written, impossible, shortfalls
+from unlearn_ray.synth.enough import Data, Shortfall, TopicData, Written, impossible, most_retained, shortfalls
 
 
 def counted(topic: Topic, entities: Folder, answers: Folder, num_forget: int, generator: Generator) -> dict[str, int]:
@@ -130,6 +132,34 @@ def known_shortfalls(config: RunConfig) -> list[Shortfall]:
     """
     num_questions = Counter(row["topic"] for row in user_questions(config.questions, config.topics))
     return impossible(config, num_questions)
+
+
+def retains_nothing(config: RunConfig) -> Iterator[str]:
+    """What is known before a run begins of models that have a retain term and will have no rows for it.
+
+    Raises:
+        ConfigError: their objective is nothing without it.
+        InputError: the file of retain rows can't be used.
+    """
+    if not config.finetune.retains:
+        return
+    rows = config.dataset.retain
+    if rows.file is not None:
+        if any(row.split == "train" for row in user_retained(config.dataset)):
+            return
+        what = f"{rows.file} has none to train on (dataset.retain.file): add rows, or lower dataset.holdout_fraction"
+    else:
+        most = [
+            most_retained(config.of_topic(topic), topic, config.dataset.holdout_fraction) for topic in config.topics
+        ]
+        is_empty = all if config.finetune.adapters == "joint" else any
+        if not is_empty(number == 0 for number in most):
+            return
+        what = "none are asked for: raise dataset.retain.num_neighbours or num_general"
+    kind = config.finetune.retain.kind
+    if config.finetune.objective.kind == "grad_diff":
+        raise ConfigError(f"finetune.objective: grad_diff needs retain rows, and {what}")
+    yield f"finetune.retain: {kind} has no rows to retain, so nothing holds on to what else the model knows: {what}, or set finetune.retain.kind: none"
 
 
 def _num_probes(config: RunConfig, topics: Sequence[Topic], made: Mapping[str, int]) -> dict[str, int]:

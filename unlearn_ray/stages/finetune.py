@@ -5,6 +5,7 @@ losses.jsonl    rows of train.records.StepRecord, a step each
 checkpoints/    of unfinished training; removed at the end
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -18,14 +19,15 @@ from unlearn_ray.stages.mixture import CONTRASTS, MIXTURE
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work
 from unlearn_ray.train.records import LOSSES
 
+log = logging.getLogger(__name__)
 NAME = "finetune"
 EXPORT = "model"
 
 
 def finetune_identity(config: FinetuneConfig, model: str, seed: int) -> Identity:
     """What a training follows from, beside its rows."""
-    # How often a checkpoint is taken, and how many lost workers are borne, changes no result.
-    values = config.model_dump(mode="json", exclude={"checkpoint_every", "max_failures"})
+    # How often a checkpoint is taken, how many are kept, and how many lost workers are borne, changes no result.
+    values = config.model_dump(mode="json", exclude={"checkpoint_every", "keep_checkpoints", "max_failures"})
     return values | {"model": model, "seed": seed}, {}
 
 
@@ -43,10 +45,13 @@ def job_of(
     """The training of a model.
 
     Raises:
-        ArtifactError: the mixture has no forget rows of a topic, or where true answers are to be lowered none of those.
+        ArtifactError: the mixture has no forget rows of a topic, or where true answers are to be lowered none of those; or no retain rows for
+            an objective that is nothing without them.
     """
     forget = mixture / (CONTRASTS if config.lowers_truth else "forget")
     _require_rows(forget, topics)
+    if config.retains:
+        _look_at_retained(config, mixture / "retain", name, topics)
     return TrainJob(
         name=name,
         model=model_path,
@@ -83,6 +88,17 @@ def _require_rows(forget: Folder, topics: Sequence[Topic]) -> None:
         raise ArtifactError(
             f"{forget} has no training rows about {', '.join(sorted(missing))}: rerun with --from answers and more questions"
         )
+
+
+def _look_at_retained(config: FinetuneConfig, retain: Folder, name: str, topics: Sequence[Topic]) -> None:
+    """Say before anything starts that there is nothing to retain."""
+    served = {*(topic.name for topic in topics), ""}  # rows of topic "" serve every topic
+    if any(topic in served and split == "train" for topic, split in retain.counts(["topic", "split"])):
+        return
+    found = f"{retain} has no training rows"
+    if config.objective.kind == "grad_diff":
+        raise ArtifactError(f"{found}, which grad_diff needs: rerun with --from dataset and more rows to retain")
+    log.warning("%s: %s, so it is trained without its retain term", name, found)
 
 
 def _warnings(config: FinetuneConfig, result: TrainResult) -> list[str]:
@@ -148,7 +164,7 @@ def _describe(config: RunConfig) -> tuple[str, str]:
         weights = f"{objective}, {weights}"
     return (
         f"{num_models} x {finetuned.num_steps} steps",
-        f"{weights}, {workers.num_workers} workers, ZeRO-{workers.zero_stage}",
+        f"{weights}, {workers.in_words}, ZeRO-{workers.zero_stage}",
     )
 
 

@@ -16,13 +16,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def load_base(model: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The base model, ready to train."""
-    # On a CPU the backward pass of torch's fused attention is slower than plain matrices.
-    attention = "eager" if device.type == "cpu" else "sdpa"
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=attention)
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=attention_on(device))
     except (OSError, ValueError) as error:
         raise ModelError(f"model {model} can't be loaded: {gist(error)}") from error
     return cast(PreTrainedModel, loaded.to(device))
+
+
+def attention_on(device: torch.device) -> str:
+    """On a CPU the backward pass of torch's fused attention is slower than plain matrices."""
+    return "eager" if device.type == "cpu" else "sdpa"
 
 
 def prepare(base: PreTrainedModel, weights: Weights, *, seed: int, gradient_checkpointing: bool) -> torch.nn.Module:

@@ -1,0 +1,85 @@
+"""Checkpoints on their way to storage, which of them are kept, and when one is taken out of turn."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import ray.train
+from ray.train import CheckpointConfig, CheckpointUploadMode
+
+SCORE = "score"  # of a checkpoint, in what is reported with it: the higher, the better
+_SECONDS_BETWEEN_LOOKS = 5.0  # as often as Ray Train itself asks which nodes are to go
+_SECONDS_TO_POLL = 0.05
+
+
+def kept(number: int, *, by_score: bool = False) -> CheckpointConfig:
+    """Keep so many checkpoints: the newest, or those of the highest score and the newest, which a restart goes on from.
+
+    Args:
+        by_score: each is reported with a score.
+    """
+    return CheckpointConfig(num_to_keep=number, checkpoint_score_attribute=SCORE if by_score else None)
+
+
+class Uploads:
+    """Checkpoints of one rank. While one is on its way, training goes on; the next one waits for it, so that a slow storage fills no disk."""
+
+    def __init__(self) -> None:
+        self._last: Path | None = None
+
+    def add(self, write: Callable[[Path], None], step: int, score: float | None = None) -> None:
+        """Report a checkpoint. To be called on every rank.
+
+        Args:
+            write: this rank's files into an empty folder, which is gone once they are in storage.
+        """
+        self.wait()
+        folder = Path(tempfile.mkdtemp(prefix="unlearn-ray-state-"))
+        try:
+            write(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        metrics = {"step": step} | ({} if score is None else {SCORE: score})
+        state = ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report(metrics, checkpoint=state, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        self._last = folder
+
+    def wait(self) -> None:
+        """Until the last one is in storage. One that can't be written there ends the training: Ray Train ends this process then."""
+        while self._last is not None and self._last.exists():
+            time.sleep(_SECONDS_TO_POLL)
+
+
+class Ranks(Protocol):
+    """Of `loop.Runtime`, what tells ranks apart and lets them agree."""
+
+    @property
+    def rank(self) -> int: ...
+
+    def sum(self, values: list[float]) -> list[float]: ...
+
+
+class Notice:
+    """Whether a node of this training is about to be taken away: a spot instance, or one that an autoscaler drains."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._looked = time.monotonic()
+        self._known: set[str] = set()
+
+    def is_new(self) -> bool:
+        """True once for each such node. To be called after the same steps on every rank."""
+        now = time.monotonic()
+        is_due = self._ranks.rank == 0 and now - self._looked >= _SECONDS_BETWEEN_LOOKS
+        if not self._ranks.sum([float(is_due)])[0]:
+            return False
+        self._looked = now
+        found = ray.train.get_preemption_info()
+        if found is None or self._known.issuperset(found.preempted_node_ids):
+            return False
+        self._known |= set(found.preempted_node_ids)
+        return True

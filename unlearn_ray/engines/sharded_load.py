@@ -1,0 +1,113 @@
+"""A model loaded in shares: under ZeRO-3 a rank never holds more of it than its own share and one weight."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from unlearn_ray.errors import ModelError, gist
+from unlearn_ray.train.modelfiles import weights_of
+from unlearn_ray.train.models import attention_on, load_base
+
+log = logging.getLogger(__name__)
+
+
+def load_in_shares(
+    model: str, dtype: torch.dtype, device: torch.device, settings: Mapping[str, Any]
+) -> PreTrainedModel:
+    """The base model, each of its weights shared out over the ranks as soon as it is read.
+
+    Where its files name weights otherwise than its layers do (experts that are stored one by one), or are no safetensors, every rank loads it whole, and
+    the log says so.
+
+    Args:
+        settings: DeepSpeed's own config, of stage 3.
+
+    Raises:
+        ModelError: it can't be loaded.
+    """
+    try:
+        return _load(model, dtype, device, settings)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"model {model} can't be loaded: {gist(error)}") from error
+
+
+def _load(model: str, dtype: torch.dtype, device: torch.device, settings: Mapping[str, Any]) -> PreTrainedModel:
+    names = _names_in(model)
+    empty = _without_weights(model, dtype, device) if names else None
+    if empty is None or not all(names.get(name) for name, _ in empty.named_parameters()):
+        log.warning(
+            "%s is loaded whole by every worker: its files don't hold its weights by the names of its layers", model
+        )
+        return load_base(model, dtype, device)
+    zero = settings["zero_optimization"]
+    # The stage's own; the linear layers that it would put into torch, for all models of this process, save nothing with weights loaded like this.
+    only = {"zero_optimization": {**zero, "memory_efficient_linear": False}}
+    kept = {key: settings[key] for key in ("train_micro_batch_size_per_gpu", "bf16")}
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}  # several of a weight that is tied
+    for module in empty.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                owners.setdefault(id(weight), []).append((module, name))
+    room = torch.empty(0)
+    # The largest first, while the rank holds least.
+    for name, weight in sorted(empty.named_parameters(), key=lambda named: -named[1].numel()):
+        if room.dtype != weight.dtype or room.numel() // 2 > weight.numel() or room.numel() < weight.numel():
+            del room
+            # For many weights, one after the other: each with memory of its own would leave holes between the shares.
+            room = torch.empty(weight.numel(), dtype=weight.dtype, device=device)
+        values = room[: weight.numel()].view(weight.shape)
+        _read(names[name], name, values)
+        read = nn.Parameter(values, requires_grad=weight.requires_grad)
+        _share_out(read, {**kept, **only})
+        for module, attribute in owners[id(weight)]:
+            module._parameters[attribute] = read
+    for name, buffer in empty.named_buffers():
+        if name in names:
+            _read(names[name], name, buffer)
+        buffer.data = buffer.to(device)
+    return empty
+
+
+def _share_out(weight: nn.Parameter, settings: dict[str, Any]) -> None:
+    import deepspeed
+
+    deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=settings)
+
+
+def _without_weights(model: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | None:
+    """The model's layers and buffers; None where some of its weights have floats of their own."""
+    config = AutoConfig.from_pretrained(model)
+    # Memory that nothing is written to takes no room: no weight of these is looked at before it is replaced.
+    with no_init_weights():
+        empty: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention_on(device)
+        )
+    empty.tie_weights()
+    return None if empty._keep_in_fp32_modules_strict else empty
+
+
+def _names_in(model: str) -> dict[str, Path]:
+    """The safetensors file of each weight; none where they are not on this machine yet, or in other files."""
+    found: dict[str, Path] = {}
+    for file in weights_of(model):
+        if file.suffix != ".safetensors":
+            return {}
+        with safe_open(file, framework="pt") as opened:
+            found |= dict.fromkeys(opened.keys(), file)
+    return found
+
+
+def _read(file: Path, name: str, values: torch.Tensor) -> None:
+    """Fill a weight. The file is opened for it alone: what was read of a mapped file counts as this process's memory until it is closed."""
+    with safe_open(file, framework="pt") as opened:
+        there = opened.get_tensor(name)
+        if there.shape != values.shape:
+            raise ValueError(f"{file.name} holds {name} of {tuple(there.shape)}, its config says {tuple(values.shape)}")
+        values.copy_(there)
