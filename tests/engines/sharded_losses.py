@@ -95,7 +95,7 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
         held = num_elements()
         if case.get("plain"):
             module = prepare(
-                load_base(MODEL, DTYPES[config.precision], CPU), config.weights, seed=SEED, gradient_checkpointing=False
+                load_base(MODEL, DTYPES[config.precision], CPU), config.weights, seed=SEED, gradient_checkpointing="none"
             )
             runtime: PlainRuntime | DeepSpeedRuntime = PlainRuntime(module, config, CPU)
         else:

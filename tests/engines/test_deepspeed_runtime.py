@@ -58,7 +58,7 @@ CORE = [
 CASES: Cases = {name: GRID[name] for name in CORE} | {
     "full, stage 2 offloaded": {"config": FULL, "workers": workers(2, offload="optimizer")},
     "full, one pass": {"config": FULL, "workers": workers(2, micro_batch=64)},
-    "lora, checkpointed activations": {"config": LORA, "workers": workers(2, gradient_checkpointing=True)},
+    "lora, checkpointed activations": {"config": LORA, "workers": workers(2, gradient_checkpointing="full")},
     **OBJECTIVES,
     "lora, auto, all have bf16": AUTO | {"ranks_with_bf16": [0, 1]},
     "lora, auto, one has none": AUTO | {"ranks_with_bf16": [0]},

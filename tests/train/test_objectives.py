@@ -232,7 +232,7 @@ def batches_of(config, forget, retain, micro_batch, world_size=1):
 
 def trained(base, config, rows):
     runtime = PlainRuntime(
-        prepare(copy.deepcopy(base), config.weights, seed=0, gradient_checkpointing=False), config, CPU
+        prepare(copy.deepcopy(base), config.weights, seed=0, gradient_checkpointing="none"), config, CPU
     )
     rows.refer(reference.base_logps(runtime, rows, config.num_steps))
     records = []
@@ -285,7 +285,7 @@ def test_what_is_compared_with_the_base_begins_even(base, forget, retain, kind, 
 @pytest.mark.parametrize("kind", [kind for kind in LOWERING if kind not in {"rmu", "grad_diff"}])
 def test_what_is_lowered_becomes_less_likely(base, forget, kind):
     config = config_of(kind, retain={"kind": "none"}, num_steps=3, learning_rate=3e-3)
-    module = prepare(copy.deepcopy(base), config.weights, seed=0, gradient_checkpointing=False)
+    module = prepare(copy.deepcopy(base), config.weights, seed=0, gradient_checkpointing="none")
     runtime = PlainRuntime(module, config, CPU)
     rows = batches_of(config, forget, None, micro_batch=80)
     before = reference.base_logps(runtime, rows, config.num_steps)

@@ -4,6 +4,7 @@ import gc
 import logging
 import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,14 +89,15 @@ class DeepSpeedRuntime:
             config = config.model_copy(update={"precision": _common_precision(device)})
         self.precision = config.precision
         dtype = DTYPES[config.precision]
-        base = load_base(model, dtype, device)
+        base = load_base(model, dtype, device, workers.attention)
         self.module: Any = prepare(
             base, config.weights, seed=seed, gradient_checkpointing=workers.gradient_checkpointing
         )
         self.is_adapter = isinstance(config.weights, Lora)
         self._answers: Any = AnswerLogits(self.module)
         self._weights = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        optimizer: Any = torch.optim.AdamW
+        # One pass over the weights in the place of ten; the flat shards of ZeRO are large.
+        optimizer: Any = partial(torch.optim.AdamW, fused=True)
         if device.type == "cuda" and workers.offload != "none":
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam  # compiled on first use: needs g++ and ninja
         settings = deepspeed_config(
@@ -117,7 +119,7 @@ class DeepSpeedRuntime:
         self._base: Any = None
         self._base_answers: Any = None
         if needs_base_model(config) and not self.is_adapter:
-            frozen: Any = load_base(model, dtype, device).eval().requires_grad_(False)
+            frozen: Any = load_base(model, dtype, device, workers.attention).eval().requires_grad_(False)
             self._base_answers = AnswerLogits(frozen)
             self._base = _sharded(deepspeed, frozen, settings) if workers.zero_stage == 3 else frozen
 

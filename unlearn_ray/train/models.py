@@ -6,38 +6,46 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from unlearn_ray.config import Lora, Weights
+from unlearn_ray.config import Lora, Recomputing, Weights
 from unlearn_ray.errors import ConfigError, ModelError, gist
 from unlearn_ray.rows import seed_of
 from unlearn_ray.train.batches import MicroBatch
+from unlearn_ray.train.recomputing import recompute
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_base(model: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The base model, ready to train."""
-    # On a CPU the backward pass of torch's fused attention is slower than plain matrices.
-    attention = "eager" if device.type == "cpu" else "sdpa"
+def load_base(model: str, dtype: torch.dtype, device: torch.device, attention: str = "auto") -> PreTrainedModel:
+    """The base model, ready to train.
+
+    Raises:
+        ModelError: it can't be loaded, or has no such attention here.
+    """
+    if attention == "auto":
+        # On a CPU the backward pass of torch's fused attention is slower than plain matrices.
+        attention = "eager" if device.type == "cpu" else "sdpa"
     try:
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"model {model} can't be loaded: {gist(error)}") from error
     return cast(PreTrainedModel, loaded.to(device))
 
 
-def prepare(base: PreTrainedModel, weights: Weights, *, seed: int, gradient_checkpointing: bool) -> torch.nn.Module:
+def prepare(
+    base: PreTrainedModel, weights: Weights, *, seed: int, gradient_checkpointing: Recomputing
+) -> torch.nn.Module:
     """The module to train: the base itself, or the base under a LoRA adapter whose initial values follow from the seed."""
     base.train()
-    if gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute(base, gradient_checkpointing)
     if not isinstance(weights, Lora):
         return base
-    if gradient_checkpointing:
+    if gradient_checkpointing != "none":
         base.enable_input_require_grads()
     torch.manual_seed(seed_of(seed, "lora"))
     config = LoraConfig(
         r=weights.rank,
         lora_alpha=weights.alpha,
+        use_rslora=weights.rslora,
         lora_dropout=weights.dropout,
         target_modules=weights.target_modules
         if isinstance(weights.target_modules, str)

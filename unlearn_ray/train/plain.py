@@ -33,7 +33,9 @@ class PlainRuntime:
             value if value.dtype == torch.float32 else value.detach().float().requires_grad_()
             for value in self._parameters
         ]
-        self._optimizer = torch.optim.AdamW(self._masters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self._optimizer = torch.optim.AdamW(
+            self._masters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         return self._answers(self.module, batch)
