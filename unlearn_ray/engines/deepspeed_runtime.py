@@ -3,6 +3,7 @@
 import gc
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from unlearn_ray.config import FinetuneConfig, Lora, WorkerResources
 from unlearn_ray.engines.precision import has_bf16
 from unlearn_ray.train.batches import MicroBatch
+from unlearn_ray.train.head import Logits, Term
 from unlearn_ray.train.models import DTYPES, AnswerLogits, load_base, prepare
 from unlearn_ray.train.objectives.table import needs_base_model
 
@@ -127,19 +129,24 @@ class DeepSpeedRuntime:
     def rank(self) -> int:
         return int(dist.get_rank())
 
-    def logits(self, batch: MicroBatch) -> torch.Tensor:
-        return self._answers(self._engine, batch)
-
-    def states(self, batch: MicroBatch, layer: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        found: tuple[torch.Tensor, torch.Tensor] = self._answers.states(self._engine, batch, layer)
+    def values(self, batch: MicroBatch, terms: Sequence[Term]) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = self._answers.values(self._engine, batch, terms)
         return found
 
-    @torch.no_grad()
-    def base_logits(self, batch: MicroBatch) -> torch.Tensor:
+    def states(
+        self, batch: MicroBatch, terms: Sequence[Term], layer: int | None
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        found: tuple[list[torch.Tensor], torch.Tensor] = self._answers.states(self._engine, batch, terms, layer)
+        return found
+
+    def base(self, batch: MicroBatch) -> Logits:
+        found: Logits
         if self._base is not None:
-            return self._base_answers(self._base, batch)
+            found = self._base_answers.base(self._base, batch, is_sharded_apart=self._zero_stage == 3)
+            return found
         with self.module.disable_adapter():
-            return self._answers(self._engine, batch)
+            found = self._answers.base(self._engine, batch)
+        return found
 
     def backward(self, loss: torch.Tensor) -> None:
         # DeepSpeed takes the mean over ranks and passes, and the loss is a sum over both.
