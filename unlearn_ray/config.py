@@ -510,6 +510,7 @@ class WorkerResources(Strict):
     num_workers: PositiveInt = 1
     num_cpus: PositiveFloat = 1.0  # a worker
     micro_batch: PositiveInt = 8  # rows a worker's forward pass holds
+    micro_tokens: PositiveInt | None = None  # tokens that it holds instead, filled up; none: micro_batch rows
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"
     # Activations that are computed again in the backward pass; true is full, false none.
