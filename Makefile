@@ -44,8 +44,8 @@ format: setup ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: quickstart ## Run the benchmarks on a finished quickstart, all but quality.py, which takes hours; each prints a ratio to a baseline measured in the same run
-	@for script in $(filter-out benchmarks/quality.py,$(sort $(wildcard benchmarks/[a-z]*.py))); do \
+bench: quickstart ## Run the benchmarks on a finished quickstart, all but quality.py, which takes hours, and gpu.py, which needs a GPU; each prints a ratio to a baseline measured in the same run
+	@for script in $(filter-out benchmarks/quality.py benchmarks/gpu.py,$(sort $(wildcard benchmarks/[a-z]*.py))); do \
 	    echo "== $$script"; kept=$(RESULTS)/$$(basename $$script .py)-$$(cut -d' ' -f1 .venv/.setup).json; \
 	    $(BIN)/python $$script $(if $(RESULTS),--out $$kept) || exit 1; \
 	done

@@ -76,7 +76,7 @@ class Bench:
 
     def fresh(self, config: FinetuneConfig, seed: int) -> Any:
         base = load_base(self.config.model_path, DTYPES[config.precision], self.device)
-        return prepare(base, config.weights, seed=seed, gradient_checkpointing=False)
+        return prepare(base, config.weights, seed=seed, gradient_checkpointing="none")
 
     def trained(self, config: FinetuneConfig, seed: int) -> tuple[Any, float]:
         """A model trained in one process, and the seconds that it took."""

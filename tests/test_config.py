@@ -27,6 +27,15 @@ def rejected(folder: Path, text: str, *overrides: str) -> str:
     return message
 
 
+@pytest.mark.parametrize(("written_as", "kind"), [("true", "full"), ("false", "none"), ("selective", "selective")])
+def test_recomputing_is_a_kind_or_yes_or_no(tmp_path: Path, written_as: str, kind: str) -> None:
+    file = written(tmp_path, MINIMAL)
+    loaded = config.load(file, [f"cluster.workers.gradient_checkpointing={written_as}"])
+    assert loaded.cluster.workers.gradient_checkpointing == kind
+    message = rejected(tmp_path, MINIMAL, "cluster.workers.gradient_checkpointing=most")
+    assert "cluster.workers.gradient_checkpointing" in message and "selective" in message
+
+
 def test_a_name_and_a_topic_are_a_whole_config(tmp_path: Path) -> None:
     loaded = config.load(written(tmp_path, MINIMAL))
     assert loaded.topic_names == ("Harry Potter",)

@@ -224,6 +224,7 @@ class Lora(Strict):
     kind: Literal["lora"] = "lora"
     rank: Annotated[PositiveInt, Field(le=MAX_RANK)] = 16
     alpha: PositiveFloat = 32.0
+    rslora: bool = False  # scale by alpha / sqrt(rank) in the place of alpha / rank
     dropout: Fraction = 0.0
     # Names of linear layers, as PEFT matches them; all-linear: every one but the output's, whatever the model calls them.
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
@@ -499,14 +500,24 @@ def _vllm_by_default(value: Any) -> Any:
     return {"kind": "vllm"} | value if isinstance(value, dict) else value
 
 
+Recomputing = Literal["none", "selective", "full"]
+
+
+def _yes_or_no(value: Any) -> Any:
+    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+
+
 class WorkerResources(Strict):
     # of one training; [1, 8]: as many as there is room for, more or fewer as nodes come and go
     num_workers: PositiveInt | Span = 1
     num_cpus: PositiveFloat = 1.0  # a worker
     micro_batch: PositiveInt = 8  # rows a worker's forward pass holds
+    micro_tokens: PositiveInt | None = None  # tokens that it holds instead, filled up; none: micro_batch rows
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"
-    gradient_checkpointing: bool = False
+    # Activations that are computed again in the backward pass; true is full, false none.
+    gradient_checkpointing: Annotated[Recomputing, BeforeValidator(_yes_or_no)] = "none"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"  # auto: sdpa on a GPU, eager on a CPU
     concurrent_jobs: PositiveInt | Literal["auto"] = "auto"  # adapters trained side by side
 
     @property

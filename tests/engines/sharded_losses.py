@@ -19,9 +19,11 @@ from unlearn_ray.engines import deepspeed_runtime
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.sharded_load import load_in_shares
 from unlearn_ray.rows import Example
+from unlearn_ray.train import head
 from unlearn_ray.train.batches import Batches
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows, write_encoded
+from unlearn_ray.train.head import CHUNK
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.loop import train
 from unlearn_ray.train.models import DTYPES, load_base, prepare
@@ -130,14 +132,20 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
             seed=SEED,
             pad_id=inspect_model(MODEL).chat.pad_token_id,
             invented=invented if config.pairs else None,
+            micro_tokens=workers.micro_tokens,
+            num_steps=config.num_steps,
         )
+        head.CHUNK = case.get("chunk", CHUNK)
         if "ranks_with_bf16" in case:
             has_bf16 = int(os.environ["RANK"]) in case["ranks_with_bf16"]
             deepspeed_runtime.has_bf16 = lambda device, answer=has_bf16: answer
         held = num_elements()
         if case.get("plain"):
             module = prepare(
-                load_base(MODEL, DTYPES[config.precision], CPU), config.weights, seed=SEED, gradient_checkpointing=False
+                load_base(MODEL, DTYPES[config.precision], CPU),
+                config.weights,
+                seed=SEED,
+                gradient_checkpointing="none",
             )
             runtime: PlainRuntime | DeepSpeedRuntime = PlainRuntime(module, config, CPU)
         else:

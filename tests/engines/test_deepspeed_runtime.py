@@ -59,7 +59,15 @@ CORE = [
 CASES: Cases = {name: GRID[name] for name in CORE} | {
     "full, stage 2 offloaded": {"config": FULL, "workers": workers(2, offload="optimizer")},
     "full, one pass": {"config": FULL, "workers": workers(2, micro_batch=64)},
-    "lora, checkpointed activations": {"config": LORA, "workers": workers(2, gradient_checkpointing=True)},
+    # Passes of other rows on each rank, and the head a few tokens at a time: a sharded weight is gathered once for all of them.
+    "full kl, stage 2, by tokens, in chunks": {
+        "config": FULL | KL,
+        "workers": workers(2, micro_tokens=90),
+        "chunk": 10_000,
+    },
+    "full, stage 3, by tokens, in chunks": {"config": FULL, "workers": workers(3, micro_tokens=90), "chunk": 10_000},
+    "lora kl, stage 3, in chunks": {"config": LORA | KL, "workers": workers(3), "chunk": 10_000},
+    "lora, checkpointed activations": {"config": LORA, "workers": workers(2, gradient_checkpointing="full")},
     **OBJECTIVES,
     "lora, auto, all have bf16": AUTO | {"ranks_with_bf16": [0, 1]},
     "lora, auto, one has none": AUTO | {"ranks_with_bf16": [0]},

@@ -151,7 +151,7 @@ def plain_losses(job: TrainJob, home: Path) -> list[float]:
     )
     cpu = torch.device("cpu")
     base = load_base(job.model, torch.float32, cpu)
-    module = prepare(base, job.config.weights, seed=job.seed, gradient_checkpointing=False)
+    module = prepare(base, job.config.weights, seed=job.seed, gradient_checkpointing="none")
     records: list[StepRecord] = []
     runtime = PlainRuntime(module, job.config, cpu)
     batches.refer(base_logps(runtime, batches, job.config.num_steps))

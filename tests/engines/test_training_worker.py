@@ -66,12 +66,14 @@ def test_the_check_is_of_both_kinds_of_rows_and_does_not_depend_on_the_passes(tm
     module = load_base(MODEL, torch.float32, torch.device("cpu")).train()
     runtime: Any = PlainRuntime(module, FinetuneConfig(weights=FullWeights()), torch.device("cpu"))
     for source in (retain, None):
-        batches = Batches(
-            forget, source, forget_batch=11, retain_batch=5, micro_batch=8, world_size=1, seed=0, pad_id=5
+        one, all_at_once, by_tokens = (
+            Check.of(Batches(forget, source, forget_batch=11, retain_batch=5, world_size=1, seed=0, pad_id=5, **passes))
+            for passes in ({"micro_batch": 1}, {"micro_batch": 64}, {"micro_batch": 1, "micro_tokens": 100})
         )
-        one, all_at_once = (Check.of(batches, micro_batch) for micro_batch in (1, 64))
         losses = one.losses(runtime)
-        assert losses.forget == pytest.approx(all_at_once.losses(runtime).forget, rel=1e-4)
+        for other in (all_at_once, by_tokens):
+            assert losses.forget == pytest.approx(other.losses(runtime).forget, rel=1e-4)
+        assert len(by_tokens.passes["forget"]) < len(one.passes["forget"])
         assert (losses.retain is None) is (source is None)
         assert one.mean(losses) == pytest.approx(mean_ce(runtime, all_at_once.to(runtime.device)), rel=1e-4)
         assert losses.fault(losses, guessing=8.0) is None

@@ -12,7 +12,7 @@ from unlearn_ray.train.encoded import EncodedRows, write_encoded
 PAD = 99
 
 
-def batches(forget, retain=None, *, seed=0, world_size=1, micro_batch=3, forget_batch=4, retain_batch=2):
+def batches(forget, retain=None, *, seed=0, world_size=1, micro_batch=3, forget_batch=4, retain_batch=2, **more):
     return Batches(
         forget,
         retain,
@@ -22,6 +22,7 @@ def batches(forget, retain=None, *, seed=0, world_size=1, micro_batch=3, forget_
         world_size=world_size,
         seed=seed,
         pad_id=PAD,
+        **more,
     )
 
 
@@ -80,6 +81,21 @@ def test_ranks_share_the_rows_of_a_step_whatever_their_number(forget, retain, wo
     assert max(len(batch.ids_BL) for own in passes for batch in own) <= micro_batch
     whole = batches(forget, retain, micro_batch=80).micro_batches(1, 0)
     assert Counter(row for own in passes for row in rows_of(own)) == Counter(rows_of(whole))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("micro_tokens", [1, 40, 90, 1000])
+def test_so_they_do_where_passes_are_filled_by_tokens(forget, retain, world_size, micro_tokens):
+    found = batches(forget, retain, world_size=world_size, micro_tokens=micro_tokens, num_steps=4)
+    for step in range(4):
+        passes = [found.micro_batches(step, rank) for rank in range(world_size)]
+        assert {len(own) for own in passes} == {found.num_micro_batches}
+        assert all(batch.ids_BL.numel() <= micro_tokens or len(batch.ids_BL) == 1 for own in passes for batch in own)
+        whole = batches(forget, retain, micro_batch=80).micro_batches(step, 0)
+        assert Counter(row for own in passes for row in rows_of(own)) == Counter(rows_of(whole))
+    each_once = [placed for rank in range(world_size) for rows, _ in found.forget_passes(4, rank) for placed in rows]
+    assert Counter(placed.row for placed in each_once) == Counter(range(len(forget)))
+    assert len({len(found.forget_passes(4, rank)) for rank in range(world_size)}) == 1
 
 
 def test_rows_of_a_pass_are_of_like_length(forget, retain):

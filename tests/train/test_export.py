@@ -35,7 +35,7 @@ def rows(forget, retain):
 def trained(base, weights, rows):
     """The runtime after three steps, and its learnt weights."""
     settings = FinetuneConfig(weights=weights, num_steps=3, learning_rate=5e-3, warmup_steps=1)
-    runtime = PlainRuntime(prepare(copy.deepcopy(base), weights, seed=0, gradient_checkpointing=False), settings, CPU)
+    runtime = PlainRuntime(prepare(copy.deepcopy(base), weights, seed=0, gradient_checkpointing="none"), settings, CPU)
     train(runtime, rows, settings, seed=0, on_step=lambda record: None)
     runtime.module.eval()
     named = runtime.module.named_parameters()
@@ -134,7 +134,7 @@ def test_weights_that_the_bases_floats_cannot_hold_are_refused(tmp_path):
 
 
 def test_an_adapter_that_changes_nothing_is_refused(base, tmp_path):
-    module = prepare(copy.deepcopy(base), Lora(rank=4), seed=0, gradient_checkpointing=False)
+    module = prepare(copy.deepcopy(base), Lora(rank=4), seed=0, gradient_checkpointing="none")
     weights = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
     with pytest.raises(EngineError, match="empty"):
         save_adapter(module, weights, tmp_path / "adapter")

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearn_ray import pocket
 from unlearn_ray.config import FinetuneConfig, FullWeights, Lora, RetainTerm
@@ -44,7 +45,7 @@ def batches(forget, retain, micro_batch=80):
 
 
 def run(base, settings, rows, first_step=0, module=None):
-    module = module or prepare(copy.deepcopy(base), settings.weights, seed=0, gradient_checkpointing=False)
+    module = module or prepare(copy.deepcopy(base), settings.weights, seed=0, gradient_checkpointing="none")
     records = []
     train(PlainRuntime(module, settings, CPU), rows, settings, seed=0, first_step=first_step, on_step=records.append)
     return records, module
@@ -130,12 +131,40 @@ def test_a_later_first_step_reads_and_rates_as_if_unbroken(base, forget, retain)
     assert [record.lr for record in rest] == [record.lr for record in whole[2:]]
 
 
-def test_gradient_checkpointing_changes_memory_not_results(base, forget, retain):
-    settings, rows = config(weights=LORA, num_steps=2), batches(forget, retain)
-    module = prepare(copy.deepcopy(base), LORA, seed=0, gradient_checkpointing=True)
-    assert [record.loss for record in run(base, settings, rows, module=module)[0]] == pytest.approx(
-        [record.loss for record in run(base, settings, rows)[0]], rel=1e-5
-    )
+@pytest.mark.parametrize("weights", [LORA, FullWeights()], ids=["lora", "full"])
+def test_recomputing_changes_memory_not_results(base, forget, retain, weights):
+    """The more is computed again, the more matrix products."""
+    settings, rows = config(weights=weights, num_steps=1), batches(forget, retain)
+    found, products = {}, {}
+    for kind in ("none", "selective", "full"):
+        module = prepare(copy.deepcopy(base), weights, seed=0, gradient_checkpointing=kind)
+        with Products() as counted:
+            (found[kind],), _ = run(base, settings, rows, module=module)
+        products[kind] = counted.number
+    for kind in ("selective", "full"):
+        assert (found[kind].loss, found[kind].grad_norm) == pytest.approx(
+            (found["none"].loss, found["none"].grad_norm), rel=1e-5
+        )
+    assert products["none"] < products["selective"] < products["full"]
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func in {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_scale_of_an_adapter_is_alpha_over_its_rank_or_over_its_root(base):
+    scales = []
+    for rslora in (False, True):
+        weights = Lora(rank=16, alpha=32, rslora=rslora)
+        module = prepare(copy.deepcopy(base), weights, seed=0, gradient_checkpointing="none")
+        scales.append({layer.scaling["default"] for layer in module.modules() if hasattr(layer, "scaling")})
+    assert scales == [{2.0}, {8.0}]
 
 
 def test_the_rate_warms_up_and_decays_to_its_last_fraction():
@@ -155,14 +184,14 @@ def test_a_warm_up_as_long_as_the_training_is_allowed():
 
 def test_modules_that_are_not_there_are_a_config_error(base):
     with pytest.raises(ConfigError, match=r"finetune.weights.target_modules: .* none of w_pack"):
-        prepare(copy.deepcopy(base), Lora(target_modules=("w_pack",)), seed=0, gradient_checkpointing=False)
+        prepare(copy.deepcopy(base), Lora(target_modules=("w_pack",)), seed=0, gradient_checkpointing="none")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gradient_that_is_not_finite_is_left_out_and_said(forget, retain, precision):
     base = load_base(str(pocket.MODEL_DIR), DTYPES[precision], CPU)
     settings = config(weights=FullWeights(), precision=precision, num_steps=3)
-    module = prepare(base, settings.weights, seed=0, gradient_checkpointing=False)
+    module = prepare(base, settings.weights, seed=0, gradient_checkpointing="none")
     runtime = PlainRuntime(module, settings, CPU)
     backward, before = runtime.backward, {name: value.clone() for name, value in module.named_parameters()}
     runtime.backward = lambda loss: backward(loss * float("inf"))

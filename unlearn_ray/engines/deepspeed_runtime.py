@@ -3,7 +3,9 @@
 import gc
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ from unlearn_ray.engines.precision import has_bf16
 from unlearn_ray.engines.sharded_load import load_in_shares
 from unlearn_ray.engines.shards import load_shards, save_shard
 from unlearn_ray.train.batches import MicroBatch
+from unlearn_ray.train.head import Logits, Term
 from unlearn_ray.train.models import DTYPES, AnswerLogits, load_base, prepare
 from unlearn_ray.train.objectives.table import needs_base_model
 
@@ -100,7 +103,8 @@ class DeepSpeedRuntime:
             # DeepSpeed casts and moves a whole model, and takes one that came in shares for ready.
             for weight in self._weights:
                 weight.data = weight.data.to(device, DTYPES[self.precision])
-        optimizer: Any = torch.optim.AdamW
+        # One pass over the weights in the place of ten; the flat shards of ZeRO are large.
+        optimizer: Any = partial(torch.optim.AdamW, fused=True)
         if device.type == "cuda" and workers.offload != "none":
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam  # compiled on first use: needs g++ and ninja
         settings = deepspeed_config(
@@ -130,7 +134,7 @@ class DeepSpeedRuntime:
         """The base model: whole, or under ZeRO-3 this rank's share."""
         dtype = DTYPES[self.precision]
         if self._zero_stage < 3:
-            return load_base(model, dtype, self.device)
+            return load_base(model, dtype, self.device, workers.attention)
         settings = deepspeed_config(
             config,
             workers,
@@ -138,25 +142,30 @@ class DeepSpeedRuntime:
             num_parameters=1,
             device="cuda" if self.device.type == "cuda" else "cpu",
         )
-        return load_in_shares(model, dtype, self.device, settings)
+        return load_in_shares(model, dtype, self.device, settings, workers.attention)
 
     @property
     def rank(self) -> int:
         return int(dist.get_rank())
 
-    def logits(self, batch: MicroBatch) -> torch.Tensor:
-        return self._answers(self._engine, batch)
-
-    def states(self, batch: MicroBatch, layer: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        found: tuple[torch.Tensor, torch.Tensor] = self._answers.states(self._engine, batch, layer)
+    def values(self, batch: MicroBatch, terms: Sequence[Term]) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = self._answers.values(self._engine, batch, terms)
         return found
 
-    @torch.no_grad()
-    def base_logits(self, batch: MicroBatch) -> torch.Tensor:
+    def states(
+        self, batch: MicroBatch, terms: Sequence[Term], layer: int | None
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        found: tuple[list[torch.Tensor], torch.Tensor] = self._answers.states(self._engine, batch, terms, layer)
+        return found
+
+    def base(self, batch: MicroBatch) -> Logits:
+        found: Logits
         if self._base is not None:
-            return self._base_answers(self._base, batch)
+            found = self._base_answers.base(self._base, batch, is_sharded_apart=self._zero_stage == 3)
+            return found
         with self.module.disable_adapter():
-            return self._answers(self._engine, batch)
+            found = self._answers.base(self._engine, batch)
+        return found
 
     def backward(self, loss: torch.Tensor) -> None:
         # DeepSpeed takes the mean over ranks and passes, and the loss is a sum over both.

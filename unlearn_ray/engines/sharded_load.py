@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def load_in_shares(
-    model: str, dtype: torch.dtype, device: torch.device, settings: Mapping[str, Any]
+    model: str, dtype: torch.dtype, device: torch.device, settings: Mapping[str, Any], attention: str = "auto"
 ) -> PreTrainedModel:
     """The base model, each of its weights shared out over the ranks as soon as it is read.
 
@@ -33,19 +33,21 @@ def load_in_shares(
         ModelError: it can't be loaded.
     """
     try:
-        return _load(model, dtype, device, settings)
-    except (OSError, ValueError, SafetensorError) as error:
+        return _load(model, dtype, device, settings, attention)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"model {model} can't be loaded: {gist(error)}") from error
 
 
-def _load(model: str, dtype: torch.dtype, device: torch.device, settings: Mapping[str, Any]) -> PreTrainedModel:
+def _load(
+    model: str, dtype: torch.dtype, device: torch.device, settings: Mapping[str, Any], attention: str
+) -> PreTrainedModel:
     names = _names_in(model)
-    empty = _without_weights(model, dtype, device) if names else None
+    empty = _without_weights(model, dtype, attention_on(device, attention)) if names else None
     if empty is None or not all(names.get(name) for name, _ in empty.named_parameters()):
         log.warning(
             "%s is loaded whole by every worker: its files don't hold its weights by the names of its layers", model
         )
-        return load_base(model, dtype, device)
+        return load_base(model, dtype, device, attention)
     zero = settings["zero_optimization"]
     # The stage's own; the linear layers that it would put into torch, for all models of this process, save nothing with weights loaded like this.
     only = {"zero_optimization": {**zero, "memory_efficient_linear": False}}
@@ -81,14 +83,12 @@ def _share_out(weight: nn.Parameter, settings: dict[str, Any]) -> None:
     deepspeed.zero.Init(module=nn.ParameterList([weight]), config_dict_or_path=settings)
 
 
-def _without_weights(model: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | None:
+def _without_weights(model: str, dtype: torch.dtype, attention: str) -> PreTrainedModel | None:
     """The model's layers and buffers; None where some of its weights have floats of their own."""
     config = AutoConfig.from_pretrained(model)
     # Memory that nothing is written to takes no room: no weight of these is looked at before it is replaced.
     with no_init_weights():
-        empty: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention_on(device)
-        )
+        empty: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     empty.tie_weights()
     return None if empty._keep_in_fp32_modules_strict else empty
 

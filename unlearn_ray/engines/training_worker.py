@@ -80,6 +80,8 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         seed=job.seed,
         pad_id=job.chat.pad_token_id,
         invented=invented,
+        micro_tokens=assignment.workers.micro_tokens,
+        num_steps=config.num_steps,
     )
     runtime = DeepSpeedRuntime(
         job.model,
@@ -89,7 +91,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         seed=job.seed,
         num_micro_batches=batches.num_micro_batches,
     )
-    check = Check.of(batches, assignment.workers.micro_batch, config.lowers_truth)
+    check = Check.of(batches, config.lowers_truth)
     base = check.losses(runtime)
     reference = _reference(runtime, batches, config)
     if runtime.is_adapter:
@@ -171,13 +173,12 @@ class Check:
     lowers: bool = False  # the forget rows' answers are to become unlikely
 
     @classmethod
-    def of(cls, batches: Batches, micro_batch: int, lowers: bool = False) -> "Check":
+    def of(cls, batches: Batches, lowers: bool = False) -> "Check":
         passes = {}
         for name, kind in (("forget", False), ("retain", True)):
             rows = [row for row in batches.placed(0) if row.is_retain is kind and not row.is_invented][:CHECK_ROWS]
-            cuts = [rows[first : first + micro_batch] for first in range(0, len(rows), micro_batch)]
-            if cuts:
-                passes[name] = [batches.collate(cut) for cut in cuts]
+            if rows:
+                passes[name] = [batches.collate(each) for each in batches.passes_of(rows)]
         return cls(passes, lowers)
 
     def losses(self, runtime: DeepSpeedRuntime) -> CheckLosses:

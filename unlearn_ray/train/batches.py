@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from unlearn_ray.rows import seed_of
+from unlearn_ray.train.dealing import Size, deal, num_passes
 from unlearn_ray.train.encoded import EncodedRows
 
 
@@ -92,8 +93,13 @@ class Batches:
     have passes of like length at the same time. Every rank has the same number of passes: sharded models meet in each. The two rows of a
     pair are in one pass.
 
+    With `micro_tokens` a pass holds as many rows as fit, filled up, into so many tokens: short rows are many and long ones few. Passes are then
+    dealt such that the rank with the most tokens has as few as possible.
+
     Args:
+        micro_batch: rows of a pass; not read where `micro_tokens` is given.
         invented: row for row the other half of a pair whose true answer is in `forget`; None: there are no pairs.
+        num_steps: of the training: the step that needs most passes tells how many each has.
     """
 
     def __init__(
@@ -108,6 +114,8 @@ class Batches:
         seed: int,
         pad_id: int,
         invented: EncodedRows | None = None,
+        micro_tokens: int | None = None,
+        num_steps: int = 1,
     ) -> None:
         assert invented is None or len(invented) == len(forget)
         self._forget, self._retain, self._invented = forget, retain, invented
@@ -117,10 +125,14 @@ class Batches:
         self._world_size = world_size
         self._seeds = {False: seed_of(seed, "order", "forget"), True: seed_of(seed, "order", "retain")}
         self._pad_id = pad_id
-        self._micro_batch = micro_batch
+        self._micro_batch, self._micro_tokens = micro_batch, micro_tokens
         num_places = self._forget_batch + self._retain_batch
         places = micro_batch if invented is None else max(1, micro_batch // 2)  # a pair may take each of them
         self.num_micro_batches = -(-num_places // (places * world_size))
+        if micro_tokens is not None:
+            self.num_micro_batches = max(
+                num_passes(_sizes(self._ordered(step)), micro_tokens, world_size) for step in range(num_steps)
+            )
 
     def placed(self, step: int) -> list[Placed]:
         """The rows of a step, over all ranks."""
@@ -154,15 +166,41 @@ class Batches:
 
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
         """The forward passes of one rank."""
-        ordered = sorted(
+        ordered = self._ordered(step)
+        # More passes than rows: the idle rank still runs, with a row that counts for nothing.
+        return [
+            self.collate([*chain(*ordered[first:last])]) if first < last else self._idle(ordered[0][0])
+            for first, last in self._cuts(ordered, rank)
+        ]
+
+    def _ordered(self, step: int) -> list[tuple[Placed, ...]]:
+        return sorted(
             self._groups(step),
             key=lambda group: (max(placed.num_tokens for placed in group), group[0].is_retain, group[0].row),
         )
-        count = self.num_micro_batches * self._world_size
-        cuts = [len(ordered) * number // count for number in range(count + 1)]
-        chunks = [ordered[cuts[n] : cuts[n + 1]] for n in range(rank, count, self._world_size)]
-        # More passes than rows: the idle rank still runs, with a row that counts for nothing.
-        return [self.collate([*chain(*chunk)]) if chunk else self._idle(ordered[0][0]) for chunk in chunks]
+
+    def _cuts(self, ordered: list[tuple[Placed, ...]], rank: int) -> list[tuple[int, int]]:
+        """First and last row, or pair, of each pass of a rank."""
+        count, num_ranks = self.num_micro_batches, self._world_size
+        if self._micro_tokens is not None:
+            mine = deal(_sizes(ordered), self._micro_tokens, num_ranks, count)[rank]
+            return [*mine, *[(0, 0)] * (count - len(mine))]
+        cuts = [len(ordered) * number // (count * num_ranks) for number in range(count * num_ranks + 1)]
+        return [(cuts[number], cuts[number + 1]) for number in range(rank, count * num_ranks, num_ranks)]
+
+    def passes_of(self, rows: list[Placed]) -> list[list[Placed]]:
+        """Rows outside the steps, in their order, as many in a pass as a step's may have."""
+        if self._micro_tokens is None:
+            starts = range(0, len(rows), self._micro_batch)
+            return [rows[first : first + self._micro_batch] for first in starts]
+        passes: list[list[Placed]] = []
+        for row in rows:
+            longest = max([row.num_tokens, *(each.num_tokens for each in passes[-1])]) if passes else row.num_tokens
+            if passes and (len(passes[-1]) + 1) * longest <= self._micro_tokens:
+                passes[-1].append(row)
+            else:
+                passes.append([row])
+        return passes
 
     def collate(self, rows: list[Placed]) -> MicroBatch:
         longest = max(placed.num_tokens for placed in rows)
@@ -189,10 +227,11 @@ class Batches:
         rows = {placed.row for step in range(num_steps) for placed in self.placed(step) if not placed.is_retain}
         each = [placed for row in rows for placed in self._group(False, row)]
         ordered = sorted(each, key=lambda placed: (placed.num_tokens, placed.is_invented, placed.row))
-        mine = ordered[rank :: self._world_size]
-        count = -(-len(ordered) // (self._world_size * self._micro_batch))
-        chunks = [mine[number * self._micro_batch : (number + 1) * self._micro_batch] for number in range(count)]
-        return [(chunk, self.collate(chunk) if chunk else self._idle(ordered[0])) for chunk in chunks]
+        passes = [self.passes_of(ordered[rank :: self._world_size]) for rank in range(self._world_size)]
+        mine = passes[rank]
+        filled = [(chunk, self.collate(chunk)) for chunk in mine]
+        idle = max(len(each) for each in passes) - len(mine)
+        return [*filled, *[([], self._idle(ordered[0])) for _ in range(idle)]]
 
     def refer(self, base_logps: tuple[np.ndarray, np.ndarray]) -> None:
         """Have passes carry what the base model gives to each answer.
@@ -222,3 +261,7 @@ class Batches:
             assert self._invented is not None
             return self._invented
         return self._kept if placed.is_retain else self._forget
+
+
+def _sizes(ordered: list[tuple[Placed, ...]]) -> list[Size]:
+    return [Size(len(group), max(placed.num_tokens for placed in group)) for group in ordered]

@@ -8,9 +8,10 @@ import torch
 from unlearn_ray.config import FinetuneConfig, Lowering, Rmu
 from unlearn_ray.rows import seed_of
 from unlearn_ray.train.batches import Batches, Counts, MicroBatch
+from unlearn_ray.train.head import Logits, Term
 from unlearn_ray.train.objectives.answers import Answers
 from unlearn_ray.train.objectives.table import OBJECTIVES
-from unlearn_ray.train.objectives.terms import answer_ce, kl_to_base
+from unlearn_ray.train.objectives.terms import kl_to_base, token_logp
 from unlearn_ray.train.records import StepRecord, finite
 
 T = TypeVar("T", float, torch.Tensor)
@@ -25,11 +26,13 @@ class Runtime(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def logits(self, batch: MicroBatch) -> torch.Tensor:
-        """Logits (N, V) at the positions that predict learnt tokens."""
+    def values(self, batch: MicroBatch, terms: Sequence[Term]) -> list[torch.Tensor]:
+        """What each term asks of the learnt tokens of a pass."""
         ...
 
-    def states(self, batch: MicroBatch, layer: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def states(
+        self, batch: MicroBatch, terms: Sequence[Term], layer: int | None
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The same, and what a layer gives out (N, D) at those positions; None: the layer at 7/32 of the depth.
 
         Raises:
@@ -37,8 +40,8 @@ class Runtime(Protocol):
         """
         ...
 
-    def base_logits(self, batch: MicroBatch) -> torch.Tensor:
-        """The logits of the model before training, without gradients."""
+    def base(self, batch: MicroBatch) -> Logits:
+        """Looks up logits of the model before training, without gradients, at learnt tokens of this batch. To be asked within a term."""
         ...
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -73,17 +76,45 @@ class Objective:
 
     def sums(self, runtime: Runtime, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of one pass: forget loss, retain loss, and cross-entropy of the invented halves of pairs."""
+        invented_B = batch.is_invented_B
+        kept_B = batch.is_retain_B
+        forget_B = ~kept_B & ~invented_B
+        base = self._base(runtime, batch, kept_B, forget_B)
+
+        def of_forget(logits_CV: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            return self._loss.of(self._config, self._answers(batch, forget_B, tokens, logits_CV, base))[None]
+
+        def logp(logits_CV: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            return token_logp(logits_CV, batch.targets_N[tokens])
+
+        def kl(logits_CV: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            return kl_to_base(logits_CV, base(tokens))[None]
+
+        forget_M = self._tokens(batch, forget_B)
+        asked_M = forget_M[:0] if self._loss.reads == "hidden" else forget_M
+        terms = [
+            Term(asked_M, of_forget if self._loss.reads_logits else logp),
+            Term(self._tokens(batch, invented_B), logp),
+            Term(self._tokens(batch, kept_B), kl if self._retain_kind == "kl" else logp),
+        ]
         hidden_ND = None
         if isinstance(self._config, Rmu):
-            logits_NV, hidden_ND = runtime.states(batch, self._config.layer)
+            values, hidden_ND = runtime.states(batch, terms, self._config.layer)
         else:
-            logits_NV = runtime.logits(batch)
-        answers = self._answers(runtime, batch, logits_NV, hidden_ND)
-        forget, retain = self._loss.of(self._config, answers), self._retain_sum(runtime, batch, logits_NV)
-        if not self._invented_weight:
-            return forget, retain, torch.zeros(())
-        assert answers.invented is not None
-        return forget, retain, answer_ce(answers.invented.logits_NV, answers.invented.targets_N)
+            values = runtime.values(batch, terms)
+        of_forget_M, invented_logp_M, of_kept_M = values
+        retain = of_kept_M.sum() if self._retain_kind == "kl" else -of_kept_M.sum()
+        if self._loss.reads_logits:
+            forget = of_forget_M.sum()
+        else:
+            invented = None
+            if self._pairs:
+                invented = self._answers(batch, invented_B, terms[1].tokens, logp_M=invented_logp_M)
+            answers = self._answers(
+                batch, forget_B, forget_M, logp_M=of_forget_M, hidden_ND=hidden_ND, invented=invented
+            )
+            forget = self._loss.of(self._config, answers)
+        return forget, retain, -invented_logp_M.sum() if self._invented_weight else torch.zeros(())
 
     def forget_part(self, counts: Counts, forget: T, invented: T) -> T:
         """Of the loss of a step, or a pass's share of it, from such sums.
@@ -96,48 +127,64 @@ class Objective:
             part = part + self._invented_weight * invented / max(1, counts.invented_tokens)
         return part
 
-    def _retain_sum(self, runtime: Runtime, batch: MicroBatch, logits_NV: torch.Tensor) -> torch.Tensor:
-        targets_N, is_retain_N = batch.targets_N, batch.is_retain_N
-        if self._retain_kind != "kl":
-            return answer_ce(logits_NV[is_retain_N], targets_N[is_retain_N])
-        taken = batch.rows(_with_one(batch.is_retain_B))
-        base_logits_NV = runtime.base_logits(taken)[taken.is_retain_N]
-        return kl_to_base(logits_NV[is_retain_N], base_logits_NV)
+    def _base(self, runtime: Runtime, batch: MicroBatch, kept_B: torch.Tensor, forget_B: torch.Tensor) -> Logits:
+        """Looks up the base model's logits at learnt tokens of the batch, where retain or forget term ask for them."""
+        asked_B = torch.zeros_like(kept_B)
+        if self._retain_kind == "kl":
+            asked_B |= kept_B
+        if self._loss.reads == "base_logits":
+            asked_B |= forget_B
+        elif self._retain_kind != "kl":
+            return _no_base
+        # The first row where there are none: sharded ranks must all run the base model, or none.
+        asked_B[0] |= not bool(asked_B.any())
+        found = runtime.base(batch.rows(asked_B))
+        place_N = asked_B[batch.row_N].cumsum(0) - 1
+        return lambda tokens: found(place_N[tokens])
+
+    def _tokens(self, batch: MicroBatch, chosen_B: torch.Tensor) -> torch.Tensor:
+        """Positions among the learnt tokens."""
+        return chosen_B[batch.row_N].nonzero()[:, 0]
 
     def _answers(
-        self, runtime: Runtime, batch: MicroBatch, logits_NV: torch.Tensor, hidden_ND: torch.Tensor | None
+        self,
+        batch: MicroBatch,
+        chosen_B: torch.Tensor,
+        tokens: torch.Tensor,
+        logits_CV: torch.Tensor | None = None,
+        base: Logits | None = None,
+        *,
+        logp_M: torch.Tensor | None = None,
+        hidden_ND: torch.Tensor | None = None,
+        invented: Answers | None = None,
     ) -> Answers:
-        """Those of the forget rows, with the invented ones of their pairs."""
-
-        def of(chosen_B: torch.Tensor, invented: Answers | None) -> Answers:
-            row_N = batch.row_N
-            chosen_N = chosen_B[row_N]
-            counted_B = chosen_B & batch.predicts_BL.any(dim=1)  # a row that only fills up counts for nothing
-
-            def base_logits() -> torch.Tensor:
-                taken = batch.rows(_with_one(chosen_B))
-                return runtime.base_logits(taken)[chosen_B[_with_one(chosen_B)][taken.row_N]]
-
-            return Answers(
-                logits_NV[chosen_N],
-                batch.targets_N[chosen_N],
-                (counted_B.cumsum(0) - 1)[row_N[chosen_N]],
-                batch.base_logp_B[counted_B],
-                base_logits,
-                None if hidden_ND is None else hidden_ND[chosen_N],
-                invented,
-                self._seed,
-            )
-
-        invented = of(batch.is_invented_B, None) if self._pairs else None
-        return of(~batch.is_retain_B & ~batch.is_invented_B, invented)
+        """Those of the chosen rows, at some or all of their tokens."""
+        counted_B = chosen_B & batch.predicts_BL.any(dim=1)  # a row that only fills up counts for nothing
+        return Answers(
+            logits_CV,
+            batch.targets_N[tokens],
+            (counted_B.cumsum(0) - 1)[batch.row_N[tokens]],
+            batch.base_logp_B[counted_B],
+            lambda: (base or _no_base)(tokens),
+            None if hidden_ND is None else hidden_ND[tokens],
+            invented,
+            self._seed,
+            logp_M,
+        )
 
 
-def _with_one(chosen_B: torch.Tensor) -> torch.Tensor:
-    """The chosen rows, or the first one where there are none: sharded ranks must all run the base model, or none."""
-    taken_B = chosen_B.clone()
-    taken_B[0] |= not bool(chosen_B.any())
-    return taken_B
+def _no_base(tokens: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("the base model's logits are asked for by an objective whose `Loss.reads` does not say so")
+
+
+def learnt_logps(runtime: Runtime, batch: MicroBatch) -> torch.Tensor:
+    """Log-probability of each learnt token (N)."""
+
+    def logp(logits_CV: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return token_logp(logits_CV, batch.targets_N[tokens])
+
+    every = torch.arange(len(batch.targets_N), device=batch.ids_BL.device)
+    return runtime.values(batch, [Term(every, logp)])[0]
 
 
 def learning_rate(step: int, config: FinetuneConfig) -> float:
@@ -187,6 +234,6 @@ def mean_ce(runtime: Runtime, passes: Sequence[MicroBatch]) -> float:
     total, num_tokens = 0.0, 0
     for batch in passes:
         batch = batch.to(runtime.device)
-        total += float(answer_ce(runtime.logits(batch), batch.targets_N))
+        total -= float(learnt_logps(runtime, batch).sum())
         num_tokens += len(batch.targets_N)
     return total / num_tokens

@@ -1,6 +1,7 @@
 """The runtime of one process without Ray or DeepSpeed: what the sharded one is held to."""
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,6 +10,7 @@ from peft import PeftModel
 
 from unlearn_ray.config import FinetuneConfig
 from unlearn_ray.train.batches import MicroBatch
+from unlearn_ray.train.head import Logits, Term
 from unlearn_ray.train.models import AnswerLogits
 from unlearn_ray.train.objectives.table import needs_base_model
 
@@ -33,18 +35,21 @@ class PlainRuntime:
             value if value.dtype == torch.float32 else value.detach().float().requires_grad_()
             for value in self._parameters
         ]
-        self._optimizer = torch.optim.AdamW(self._masters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self._optimizer = torch.optim.AdamW(
+            self._masters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
 
-    def logits(self, batch: MicroBatch) -> torch.Tensor:
-        return self._answers(self.module, batch)
+    def values(self, batch: MicroBatch, terms: Sequence[Term]) -> list[torch.Tensor]:
+        return self._answers.values(self.module, batch, terms)
 
-    def states(self, batch: MicroBatch, layer: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._answers.states(self.module, batch, layer)
+    def states(
+        self, batch: MicroBatch, terms: Sequence[Term], layer: int | None
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        return self._answers.states(self.module, batch, terms, layer)
 
-    @torch.no_grad()
-    def base_logits(self, batch: MicroBatch) -> torch.Tensor:
+    def base(self, batch: MicroBatch) -> Logits:
         with self.module.disable_adapter() if self._base is self.module else nullcontext():
-            return self._base_answers(self._base, batch)
+            return self._base_answers.base(self._base, batch)
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unlearn_ray.train.batches import Batches
-from unlearn_ray.train.loop import Runtime
+from unlearn_ray.train.loop import Runtime, learnt_logps
 
 REFERENCE = "base_logps.npz"
 BaseLogps = tuple[
@@ -24,8 +24,7 @@ def base_logps(runtime: Runtime, batches: Batches, num_steps: int) -> BaseLogps:
     found = tuple(np.zeros(number) for number in batches.num_rows)
     for rows, batch in batches.forget_passes(num_steps, runtime.rank):
         batch = batch.to(runtime.device)
-        logp_NV = torch.log_softmax(runtime.logits(batch).float(), dim=-1)
-        logp_N = logp_NV.gather(1, batch.targets_N[:, None])[:, 0]
+        logp_N = learnt_logps(runtime, batch)
         sums_B = logp_N.new_zeros(len(batch.ids_BL)).index_add(0, batch.row_N, logp_N)
         for placed, value in zip(
             rows, sums_B.tolist(), strict=False

@@ -6,6 +6,8 @@ from functools import cached_property
 
 import torch
 
+from unlearn_ray.train.objectives.terms import token_logp
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -14,7 +16,7 @@ class Answers:
     What costs a pass of the base model, or memory, is worked out when it is asked for.
     """
 
-    logits_NV: torch.Tensor
+    logits_NV: torch.Tensor | None  # where `Loss.reads` says so, of some of the tokens at a time
     targets_N: torch.Tensor
     row_N: torch.Tensor  # 0-based row of each token
     base_logp_B: torch.Tensor  # of each whole answer; where `Loss.reads` says so
@@ -22,12 +24,15 @@ class Answers:
     hidden_ND: torch.Tensor | None = None  # where `Loss.reads` says so
     invented: "Answers | None" = None  # to the same questions, in the same order; where the config pairs them
     seed: int = 0  # of the training
+    given_logp_N: torch.Tensor | None = None  # where no logits are given
 
     @cached_property
     def logp_N(self) -> torch.Tensor:
         """Log-probability of each token."""
-        logp_NV = torch.log_softmax(self.logits_NV.float(), dim=-1)
-        return logp_NV.gather(1, self.targets_N[:, None])[:, 0]
+        if self.given_logp_N is not None:
+            return self.given_logp_N
+        assert self.logits_NV is not None
+        return token_logp(self.logits_NV, self.targets_N)
 
     @property
     def logp_B(self) -> torch.Tensor:

@@ -21,9 +21,14 @@ class Loss:
 
     of: Callable[[Any, Answers], torch.Tensor]  # the config of its kind comes first
     per: Literal["token", "row"] = "token"  # what its sum is divided by
-    # Beside logits. base_logp: log-probabilities of answers, computed once before the training; base_logits: those of each pass, for
-    # which full weights hold a second model; hidden: what a layer gives out.
-    reads: Literal["logits", "base_logp", "base_logits", "hidden"] = "logits"
+    # Of the tokens. logp: their log-probabilities; base_logp: those of whole answers by the base model as well, computed once before the training;
+    # hidden: what a layer gives out. What reads logits is given some of the tokens at a time, and must be a sum over tokens; base_logits: the
+    # base model's beside them, for which full weights hold a second model.
+    reads: Literal["logp", "base_logp", "logits", "base_logits", "hidden"] = "logp"
+
+    @property
+    def reads_logits(self) -> bool:
+        return self.reads in ("logits", "base_logits")
 
 
 OBJECTIVES: Mapping[str, Loss] = {
@@ -36,7 +41,7 @@ OBJECTIVES: Mapping[str, Loss] = {
     "dpo": Loss(dpo, per="row", reads="base_logp"),
     "undial": Loss(undial, reads="base_logits"),
     "wga": Loss(wga),
-    "ce_u": Loss(ce_u),
+    "ce_u": Loss(ce_u, reads="logits"),
     "satimp": Loss(satimp),
     "rmu": Loss(rmu, per="row", reads="hidden"),
 }

@@ -7,7 +7,12 @@ import torch.nn.functional as F
 def answer_ce(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Sum over the learnt tokens of -log p(y_n | x, y_<n): gradient descent on relabelled answers, as in "Who's Harry Potter?"
     (Eldan and Russinovich 2023, arXiv 2310.02238), and on retain rows (GradDiff's second term: Liu et al. 2022, arXiv 2203.12817)."""
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+    return -token_logp(logits_NV, targets_N).sum()
+
+
+def token_logp(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """log p(y_n | x, y_<n) of each token, in float32."""
+    return -F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
 
 
 def kl_to_base(logits_NV: torch.Tensor, base_logits_NV: torch.Tensor) -> torch.Tensor:
