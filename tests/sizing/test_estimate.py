@@ -54,6 +54,21 @@ def test_twice_the_steps_take_twice_the_tokens_and_nearly_twice_the_time() -> No
     assert twice.checkpoints == 35
 
 
+def test_a_topic_with_steps_of_its_own_is_counted_with_them() -> None:
+    _, plain = planned("llama3-8b-lora")
+    _, own = planned(
+        "llama3-8b-lora", "topics.0.finetune={num_steps: 1200}", "topics.1.questions={num_questions: 4000}"
+    )
+    assert own.stages[3].rows == plain.stages[3].rows + 600 * 64
+    assert own.stages[0].rows == plain.stages[0].rows + 2000
+    assert own.stages[3].seconds > plain.stages[3].seconds
+
+
+def test_what_an_endpoint_serves_takes_no_gpu_of_the_runs_own() -> None:
+    _, found = planned("llama3-8b-lora", "cluster.engines={kind: openai, base_url: 'http://host:8000/v1'}")
+    assert [stage.gpus for stage in found.stages[:3]] == [0, 0, 0] and found.stages[4].gpus == 8
+
+
 def test_checkpoints_are_counted_as_they_are_written() -> None:
     config, found = planned("llama3-8b-full")
     assert checkpoints_in_words(config, found).startswith("17 x 112.4 GB = 1,911.2 GB (every 50 of 900 steps")

@@ -176,22 +176,29 @@ def _asking(config: RunConfig, shape: Shape, asked: Asked, device: Device, kind:
         count, each = room if most == "auto" else min(int(most), room), 1.0
         gpus, memory = count * engines.num_gpus, device.memory * engines.gpu_memory_utilization
     seconds = asking_seconds(shape, asked, engines, count, device, each)
+    if engines.kind == "openai" and asked.stage != "evaluate":
+        gpus, memory = 0, 0.0  # it is served by others
     seconds += START_SECONDS[kind] if asked.stage in ("questions", "evaluate") else 0.0
     tokens = asked.prompt_tokens + asked.output_tokens
     return StageCost(asked.stage, asked.rows, tokens, 2 * shape.matrix_parameters * tokens, gpus, seconds, memory)
 
 
 def _training(config: RunConfig, shape: Shape, memory: Memory, device: Device, kind: Kind, num_gpus: int) -> StageCost:
-    finetune, workers = config.finetune, config.cluster.workers
-    length = pass_of(config, workers, at_most=False).length
-    rows = finetune.num_steps * rows_per_step(finetune)
-    flops = training_flops(shape, finetune, rows * length, length, workers.gradient_checkpointing)
-    jobs, together = _num_trainings(config), _side_by_side(config, kind, num_gpus)
-    one = finetune.num_steps * step_seconds(shape, config, workers, device, cores=_worker_cores(workers, kind))
-    seconds = math.ceil(jobs / together) * (one + START_SECONDS[kind])
+    workers, together = config.cluster.workers, _side_by_side(config, kind, num_gpus)
+    is_own = config.finetune.adapters == "per_topic"
+    jobs = [config.of_topic(topic) for topic in config.topics] if is_own else [config]
+    lanes = [0.0] * together  # each training begins where there is room first
+    rows, tokens, flops = 0, 0.0, 0.0
+    for job in jobs:
+        length, own = pass_of(job, workers, at_most=False).length, job.finetune
+        number = own.num_steps * rows_per_step(own)
+        rows, tokens = rows + number, tokens + number * length
+        flops += training_flops(shape, own, number * length, length, workers.gradient_checkpointing)
+        one = own.num_steps * step_seconds(shape, job, workers, device, cores=_worker_cores(workers, kind))
+        lanes[lanes.index(min(lanes))] += one + START_SECONDS[kind]
     gpus = together * workers.num_workers if kind == "cuda" else 1
     held = memory.total * (workers.num_workers * together if kind == "cpu" else 1)
-    return StageCost("finetune", rows * jobs, rows * length * jobs, flops * jobs, gpus, seconds, held)
+    return StageCost("finetune", rows, tokens, flops, gpus, max(lanes), held)
 
 
 def _engine_misfits(config: RunConfig, shape: Shape, device: Device, kind: Kind) -> Iterator[Misfit]:

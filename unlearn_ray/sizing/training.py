@@ -15,11 +15,11 @@ from unlearn_ray.sizing.gpus import Device
 from unlearn_ray.sizing.shapes import Shape
 
 Kind = Literal["cpu", "cuda"]
-# Of a process before it holds a model: Python with torch, transformers and DeepSpeed (measured), CUDA's context with the workspaces of
-# cuBLAS and NCCL (1 to 2 GB on Hopper).
-BASE_BYTES = {"cpu": 550 * 2**20, "cuda": 1536 * 2**20}
+# Of a process that holds no model: on a CPU Python with torch, transformers and DeepSpeed (550 MiB), compiled kernels and what glibc keeps for its
+# threads (300 MiB; both measured); on a GPU CUDA's context with the workspaces of cuBLAS and NCCL (1 to 2 GB on Hopper).
+BASE_BYTES = {"cpu": 850 * 2**20, "cuda": 1536 * 2**20}
 _BUCKET = 2**28  # elements, as in engines/deepspeed_runtime.py
-_SPARE = 0.08  # of the activations: what the allocator can't fill
+_SPARE = 0.12  # of the activations and logits: what the allocator can't fill
 # Share of the peak arithmetic rate that training reaches: torchtitan reports 33 to 39 % for Llama 3.1 8B on H100 in bf16 (arXiv 2410.06511, table 1).
 MFU = 0.35
 _LINK_SHARE = 0.6  # of a link's rate, that collectives reach
@@ -58,7 +58,7 @@ class Memory:
     @property
     def total(self) -> float:
         held = self.base + self.weights + self.optimizer + self.reference
-        forward = self.activations + self.logits
+        forward = (1 + _SPARE) * (self.activations + self.logits)
         return held + max(forward + self.gradients + self.buffers, self.gradients + self.buffers + self.update)
 
 
@@ -145,7 +145,7 @@ def activation_bytes(
         kept = shape.layers * width * shape.hidden + layer
     else:
         kept = shape.layers * layer
-    return (1 + _SPARE) * batch.tokens * (kept + at_work)
+    return float(batch.tokens * (kept + at_work))
 
 
 def logit_bytes(shape: Shape, config: FinetuneConfig, num_tokens: int, width: int) -> float:
