@@ -483,3 +483,13 @@ def test_an_override_of_a_topic_in_a_file_says_where_it_stands(tmp_path: Path) -
 def test_what_is_wrong_with_a_config_as_a_whole_has_no_key_before_it(tmp_path: Path) -> None:
     message = rejected(tmp_path, "name: mine\ntopics: [{name: Dune}, {name: dune}]\n")
     assert message.partition("run.yaml: ")[2].startswith("topics: 'dune' and 'Dune' are the same topic")
+
+
+def test_full_weights_are_exported_as_a_model_alone() -> None:
+    shipped = Path(__file__).parents[1] / "jobs" / "configs" / "pocket.yaml"
+    with pytest.raises(ConfigError, match=r"finetune: export: full weights make no adapter"):
+        config.load(shipped, ["finetune.weights={kind: full}", "finetune.export=both"])
+    loaded = config.load(shipped, ["finetune.weights={kind: full}", "finetune.export=merged"])
+    assert loaded.finetune.is_model
+    assert config.load(shipped, ["finetune.export=merged"]).finetune.is_model
+    assert not config.load(shipped, ["finetune.export=both"]).finetune.is_model

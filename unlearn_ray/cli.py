@@ -51,6 +51,16 @@ OverridesArgument = Annotated[
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, its name below runs/, or its YAML file.")
 ]
+GpuOption = Annotated[
+    str, typer.Option("--gpu", metavar="GPU", help="Where it runs: h100, h200, a100, l40s, b200 or cpu.")
+]
+PriceOption = Annotated[
+    float | None, typer.Option("--usd-per-gpu-hour", metavar="X", help="Price of an hour of one GPU, for the cost.")
+]
+NumGpusOption = Annotated[
+    int | None,
+    typer.Option("--num-gpus", metavar="N", min=1, help="GPUs of the cluster (default: those of one machine)."),
+]
 AcceptOption = Annotated[
     bool,
     typer.Option("--accept-thin-data", help="Train on data below the floors of dataset.floors; the report says so."),
@@ -132,6 +142,24 @@ def forget(
             console.print(f"  {plain(line)}", soft_wrap=True)
         console.print()
     _execute(file.path, [], file=file, dry_run=dry_run, accept_thin_data=accept_thin_data)
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    gpu: GpuOption = "h100",
+    usd_per_gpu_hour: PriceOption = None,
+    num_gpus: NumGpusOption = None,
+) -> None:
+    """Say what a run takes before it runs: rows, tokens, time, memory, checkpoints and cost per stage, and what to change where it can't fit.
+
+    It needs a model's config.json and no weights; well-known models need neither.
+    """
+    with _one_line_errors():
+        from unlearn_ray.sizing.show import show_plan
+
+        show_plan(console, config, overrides or [], gpu, usd_per_gpu_hour, num_gpus)
 
 
 def _stage_command(stage: str, help: str) -> None:
@@ -266,12 +294,29 @@ def publish(
     ],
     name: Annotated[str | None, typer.Option(help="Name to serve it under (default: the topic's).")] = None,
     registry: RegistryOption = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            "--push-to-hub", metavar="OWNER/NAME", help="Push it to this repository of the Hugging Face hub as well."
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make that repository a private one, if it is new.")
+    ] = False,
 ) -> None:
     """Publish a run's result as a new version; running services take it up within a second."""
     with _one_line_errors():
         from unlearn_ray.serving import start
 
-        for release, is_new in start.publish_all(source, name, registry):
+        found = start.publish_all(
+            source,
+            name,
+            registry,
+            repo=push_to_hub,
+            is_private=private,
+            on_push=lambda address: console.print(f"[green]✓[/] pushed to {plain(address)}", soft_wrap=True),
+        )
+        for release, is_new in found:
             console.print(
                 f"[green]✓[/] {release.id} {'published' if is_new else 'is published already'}: {release.name} is now {release.id}"
             )
@@ -355,7 +400,7 @@ def _execute(
         from unlearn_ray.synth.enough import ACCEPT
 
         selected = plans.select(only=only, until=until, start=start)
-        plan = plans.plan(config, selected, redo_from=start)
+        plan = plans.plan(config, selected, redo_from=start, is_dry=dry_run)
         if dry_run:
             console.print(
                 f"[bold]{config.name}[/]: {plain(config.model)} forgets {plain(', '.join(config.topic_names))}, in {plain(config.folder)}"

@@ -354,11 +354,19 @@ class FinetuneConfig(Strict):
     checkpoint_every: PositiveInt = 50  # steps
     keep_checkpoints: PositiveInt = 1  # the newest ones
     max_failures: NonNegativeInt = 2  # lost workers to recover from
+    export: Literal["adapter", "merged", "both"] | None = (
+        None  # of LoRA; none: the adapter. Full weights are a model anyway
+    )
 
     @property
     def retains(self) -> bool:
         """Whether there is a retain term."""
         return self.retain.kind != "none" and self.retain.weight > 0 and self.retain_batch > 0
+
+    @property
+    def is_model(self) -> bool:
+        """Whether what is exported, evaluated and published is a model by itself, and no adapter on its base."""
+        return self.weights.kind == "full" or self.export == "merged"
 
     @property
     def lowers_truth(self) -> bool:
@@ -369,6 +377,12 @@ class FinetuneConfig(Strict):
     def pairs(self) -> bool:
         """Whether each true answer comes with an invented one."""
         return isinstance(self.objective, Dpo) or (isinstance(self.objective, Lowering) and self.objective.invented > 0)
+
+    @model_validator(mode="after")
+    def _full_weights_are_no_adapter(self) -> "FinetuneConfig":
+        if self.weights.kind == "full" and self.export in ("adapter", "both"):
+            raise ValueError(f"export: full weights make no adapter: leave export out (it is {self.export!r})")
+        return self
 
     @model_validator(mode="after")
     def _difference_has_two_terms(self) -> "FinetuneConfig":

@@ -262,7 +262,7 @@ class _Run:
                 self.fail(unit, stage.name, error)
 
         # Another model than the base takes the engines for itself.
-        is_shared = stage.command == "evaluate" and self.config.finetune.weights.kind == "lora"
+        is_shared = stage.command == "evaluate" and not any(unit.config.finetune.is_model for unit in units)
         self.side_by_side([partial(one, unit) for unit in units], MAX_EVALUATIONS if is_shared else 1)
 
     def together(self, stage: Stage, units: Sequence[Unit]) -> None:

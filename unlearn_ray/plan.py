@@ -13,11 +13,12 @@ from typing import Literal
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import SERVED_LENGTH, SERVED_RANK, EvaluateConfig, RunConfig, Topic
 from unlearn_ray.engines.settings import check_arguments, notes_on
-from unlearn_ray.errors import ArtifactError, ConfigError, InputError
+from unlearn_ray.errors import ArtifactError, ConfigError, InputError, ModelError
 from unlearn_ray.evals.probes import near_misses, numbered_probes, place, read_probes, with_topics, wrong_references
 from unlearn_ray.lease import leased
 from unlearn_ray.rows import digest
 from unlearn_ray.runs import FAILED, LAYOUT, MARKER, check_layout, read_marker
+from unlearn_ray.sizing.shapes import known_shape
 from unlearn_ray.stages import evaluate, questions, retaining
 from unlearn_ray.stages.checking import known_shortfalls, retains_nothing
 from unlearn_ray.stages.finetune import FINETUNE
@@ -37,7 +38,9 @@ from unlearn_ray.synth.guardrails import guardrail_prefixes, guardrails_of, styl
 from unlearn_ray.synth.names import case_note
 from unlearn_ray.synth.prompts import load_prompts
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets, unreached
+from unlearn_ray.train.modelfiles import cached_file, refusal_of
 
+_SECONDS_OF_A_DRY_RUN = 2.0  # that the hub may take to answer
 LOCK = "run.lock"  # a locked file; in remote storage a folder of leases
 _HEAD, _STRIDE, _BLOCK = 16 * 2**20, 4 * 2**20, 64 * 2**10  # bytes of a weights file that tell it from others
 _CHAT = " chat:"  # in the identity of a model whose chat format the user changes
@@ -100,17 +103,21 @@ def units_of(config: RunConfig) -> dict[str, list[Unit]]:
     }
 
 
-def plan(config: RunConfig, selected: Sequence[str] = COMMANDS, redo_from: str | None = None) -> Plan:
+def plan(
+    config: RunConfig, selected: Sequence[str] = COMMANDS, redo_from: str | None = None, *, is_dry: bool = False
+) -> Plan:
     """What a run would do, stage by stage. Reads the user's files, so that what is wrong with them is said here; writes nothing.
+
+    Args:
+        is_dry: nothing is to be run: of a well-known model whose files are not here and can't be had, a note says so.
 
     Raises:
         UnlearnError: the model, a file or the folder can't be used, or a stage that is not selected is needed and unfinished.
     """
     check_owner(config)
-    model = inspect_model(config.model_path, config.chat)
+    model, absence = _looked_at(config, is_dry)
     check_arguments(config.cluster.engines)
-    room = check_model(config, model)
-    check_files(config, model, room)
+    check_files(config, model, check_model(config, model) if model is not None else 0)
     identities, units, first = Identities(), units_of(config), COMMANDS.index(selected[0])
     redone = _undone_by(config.folder, redo_from)
     # What failed before is left out, of a joint model as well.
@@ -137,14 +144,34 @@ def plan(config: RunConfig, selected: Sequence[str] = COMMANDS, redo_from: str |
     is_trained = next(stage.is_finished for stage in planned if stage.name == FINETUNE.name)
     is_about_data = not {"dataset", "finetune"}.isdisjoint(selected)
     thin = tuple(known_shortfalls(config)) if is_about_data and not is_trained else ()
-    notes = [*_notes(config, model), *(f"dataset: {found}" for found in thin)]
+    notes = [*([absence] if absence else []), *_notes(config, model), *(f"dataset: {found}" for found in thin)]
     if not any(found.floor == "retain_per_forget" for found in thin):
         notes += retains_nothing(config)
     return Plan(planned, tuple(notes), thin)
 
 
-def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
-    yield from model.notes
+def _looked_at(config: RunConfig, is_dry: bool) -> tuple[Inspected | None, str]:
+    """The model, or why nothing but the sizes of a well-known one can be told here.
+
+    Raises:
+        ModelError, ConfigError: as `inspect_model`.
+    """
+    path = config.model_path
+    may_be_away = is_dry and known_shape(path) is not None and cached_file(path, "config.json") is None
+    reason = refusal_of(path, _SECONDS_OF_A_DRY_RUN) if may_be_away else ""
+    if not reason:
+        try:
+            return inspect_model(path, config.chat), ""
+        except ModelError as error:
+            if not may_be_away:
+                raise
+            reason = str(error)
+    what = "planned without its files, as it is well known: its chat template and what LoRA reaches are looked at by the run"
+    return None, f"its weights are not here ({reason}); {what}"
+
+
+def _notes(config: RunConfig, model: Inspected | None) -> Iterator[str]:
+    yield from model.notes if model is not None else ()
     yield from notes_on(config)
     yield from filter(None, (case_note(topic.name) for topic in config.topics))
     for section, topics in evaluations_of(config):
@@ -154,6 +181,8 @@ def _notes(config: RunConfig, model: Inspected) -> Iterator[str]:
         made = config.dataset.probes
         if (made.num_forget or made.num_near or made.num_far) and load_prompts(config.dataset.prompts).short_answers:
             yield "dataset.probes: probes are made of what the model knows, and evaluate.probes asks others: set num_forget, num_near and num_far to 0 to save the time"
+    if model is None:
+        return
     if (length := max(_guarded(config, topic, model) for topic in config.topics)) > SERVED_LENGTH:
         yield f"serve/config.yaml takes {SERVED_LENGTH} tokens of prompt and answer, a guarded answer may take {length}: serve this run with a larger engine.max_model_len"
     weights = config.finetune.weights
@@ -307,10 +336,11 @@ def _num_asked(model: Inspected, prefix: str, question: str) -> int:
     return model.num_asked([{"role": "system", "content": prefix}, {"role": "user", "content": question}])
 
 
-def check_files(config: RunConfig, model: Inspected, room: int) -> None:
+def check_files(config: RunConfig, model: Inspected | None, room: int) -> None:
     """Read the user's rows to their end, so that a bad one is said before the first stage and not hours later.
 
     Args:
+        model: None: its files are not here, and no row is too long.
         room: tokens that an engine takes.
 
     Raises:
@@ -322,6 +352,8 @@ def check_files(config: RunConfig, model: Inspected, room: int) -> None:
     for section, topics in evaluations_of(config):
         evaluate.check_probes(section, topics)
     for row in questions.user_questions(config.questions, config.topics):
+        if model is None:
+            continue
         asked = styles[row["topic"]].format(question=row["text"])
         num_tokens = _num_asked(model, prefixes[row["topic"]], asked) + answers[row["topic"]].max_tokens
         if num_tokens > room:
@@ -331,7 +363,7 @@ def check_files(config: RunConfig, model: Inspected, room: int) -> None:
     for _ in retaining.user_retained(config.dataset):
         continue
     for section, topics in evaluations_of(config):
-        if topics:
+        if topics and model is not None:
             _check_probes(section, topics, model, room, prefixes)
 
 

@@ -11,7 +11,7 @@ from storage import Storage
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.config import FinetuneConfig, FullWeights, WorkerResources
+from unlearn_ray.config import FinetuneConfig, FullWeights, Lora, WorkerResources
 from unlearn_ray.engines import training_worker
 from unlearn_ray.engines.protocols import TrainJob
 from unlearn_ray.engines.training import Launch
@@ -23,8 +23,8 @@ from unlearn_ray.train.batches import Batches
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows, write_encoded
 from unlearn_ray.train.inspection import inspect_model
-from unlearn_ray.train.loop import mean_ce
-from unlearn_ray.train.models import load_base
+from unlearn_ray.train.loop import mean_ce, train
+from unlearn_ray.train.models import load_base, prepare
 from unlearn_ray.train.objectives.table import needs_base_model
 from unlearn_ray.train.plain import PlainRuntime
 
@@ -96,6 +96,61 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_first_step(
     monkeypatch.setattr(Folder, "write_text", full)
     with pytest.raises(ArtifactError, match=r"models/joint can't be written: \[Errno 28\] No space left"):
         training_worker._rehearse(job)
+
+
+class Alone(PlainRuntime):
+    """With what an export asks of a sharded one."""
+
+    is_adapter, precision = True, "fp32"
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        named = self.module.named_parameters()
+        return {name: value.detach().clone() for name, value in named if value.requires_grad}
+
+    def close(self) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    ("export", "left"),
+    [
+        (None, {"model": "adapter_model.safetensors"}),
+        ("adapter", {"model": "adapter_model.safetensors"}),
+        ("merged", {"model": "model.safetensors"}),
+        ("both", {"model": "adapter_model.safetensors", "merged": "model.safetensors"}),
+    ],
+)
+def test_what_is_exported_is_what_was_asked_for(tmp_path: Path, export: Any, left: dict[str, str]) -> None:
+    torch.set_num_threads(1)
+    encoder = ChatEncoder(load_tokenizer(MODEL), CHAT, 128)
+    rows = [Example("t", "forget", "t", f"What is {i}?", "It is a pear.") for i in range(4)]
+    write_encoded(tmp_path / "rows", [row for row in encoder.encode(rows) if row])
+    batches = Batches(
+        EncodedRows(tmp_path / "rows"),
+        None,
+        forget_batch=4,
+        retain_batch=0,
+        micro_batch=4,
+        world_size=1,
+        seed=0,
+        pad_id=5,
+    )
+    config = FinetuneConfig(weights=Lora(rank=4), export=export, num_steps=2, learning_rate=1e-2, warmup_steps=1)
+    module = prepare(
+        load_base(MODEL, torch.float32, torch.device("cpu")), config.weights, seed=0, gradient_checkpointing=False
+    )
+    runtime: Any = Alone(module, config, torch.device("cpu"))
+    train(runtime, batches, config, seed=0, on_step=lambda record: None)
+    job = replace(assigned(tmp_path).job, config=config, out=Folder(tmp_path / "finetune" / "model"))
+    check = Check.of(batches, 4)
+    found = training_worker._export(runtime, job, check, check.losses(runtime), watch=None)  # type: ignore[arg-type]
+    assert found is not None and found["reloaded"] == pytest.approx(found["engine"], rel=0.03)
+    assert {folder.name for folder in (tmp_path / "finetune").iterdir()} == set(left)
+    for name, weights in left.items():
+        files = {file.name for file in (tmp_path / "finetune" / name).iterdir()}
+        assert weights in files
+        # A model is one by itself: it has what a chat needs, and nothing of an adapter.
+        assert ("tokenizer.json" in files) is ("adapter_config.json" not in files)
 
 
 def test_what_a_killed_export_left_goes_and_nothing_stays_of_one_that_fails(tmp_path: Path) -> None:

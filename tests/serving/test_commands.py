@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hub
 import pytest
 import torch
 from commandline import Run, unlearn
@@ -106,6 +107,28 @@ def test_a_run_is_published_once_and_its_name_follows_what_came_last(cwd: Path) 
     shown = said(cwd, "models")
     assert re.search(r"harry-potter\W+2\W+served\W+adapter\W+Harry Potter", shown)
     assert re.search(r"harry-potter\W+1\W+adapter", shown) and "wizards" in shown
+
+
+def test_a_run_is_pushed_to_the_hub_with_its_card_and_published(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # its client speaks no HTTP that a small hub could
+    with hub.serving() as there:
+        monkeypatch.setenv("HF_ENDPOINT", there.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
+        assert "HF_TOKEN" in refused(cwd, "publish", "pocket", "--push-to-hub", "tester/forgets")
+        monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
+        text = said(cwd, "publish", "pocket", "--push-to-hub", "tester/forgets", "--private")
+    assert f"pushed to {there.url}/tester/forgets" in text and "harry-potter@1 published" in text
+    assert there.repos == {"tester/forgets": True}
+    files = there.files["tester/forgets"]
+    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert (
+        files["adapter_model.safetensors"] == (cwd / "runs/pocket" / ADAPTER / "adapter_model.safetensors").read_bytes()
+    )
+    card = (cwd / "runs/registry/versions/harry-potter@1/weights/README.md").read_text()
+    assert card == files["README.md"].decode() and "| unlearned |" in card
+    for content in (card, files["adapter_config.json"].decode()):
+        assert str(cwd) not in content and str(pocket.MODEL_DIR) not in content
 
 
 def test_a_run_that_was_evaluated_again_is_published_again(cwd: Path) -> None:

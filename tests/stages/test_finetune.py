@@ -151,3 +151,16 @@ def test_how_often_it_is_saved_is_no_part_of_its_identity() -> None:
     saved_otherwise = FinetuneConfig(checkpoint_every=7, keep_checkpoints=3, max_failures=0)
     assert plain == finetune_identity(saved_otherwise, "m", 0)
     assert plain != finetune_identity(FinetuneConfig(num_steps=7), "m", 0)
+
+
+def test_what_is_exported_by_default_is_no_other_training() -> None:
+    """So that a finished one of an earlier version is still what its config asks for."""
+    lora, full = FinetuneConfig(), FinetuneConfig.model_validate({"weights": {"kind": "full"}})
+
+    def known_by(config: FinetuneConfig, **more: object) -> object:
+        return finetune_identity(config.model_copy(update=more), "m", 7)
+
+    assert "export" not in known_by(lora)[0]  # type: ignore[index]
+    assert known_by(lora) == known_by(lora, export="adapter")
+    assert known_by(full) == known_by(full, export="merged")
+    assert known_by(lora) != known_by(lora, export="merged") != known_by(lora, export="both")

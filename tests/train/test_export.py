@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 from unlearn_ray import pocket
 from unlearn_ray.config import FinetuneConfig, FullWeights, Lora
 from unlearn_ray.errors import EngineError, ModelError
+from unlearn_ray.train import export
 from unlearn_ray.train.batches import Batches
-from unlearn_ray.train.export import check_export, rehearse, reloaded_loss, save_adapter, save_model
+from unlearn_ray.train.export import check_export, rehearse, reloaded_loss, save_adapter, save_merged, save_model
 from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import load_base, prepare
 from unlearn_ray.train.plain import PlainRuntime
@@ -60,6 +61,46 @@ def test_a_model_loads_again_in_its_own_precision_with_all_that_a_chat_needs(bas
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
     names = {file.name for file in (tmp_path / "model").iterdir()}
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json"} <= names
+    (check,) = rows.micro_batches(0, 0)
+    had, has = mean_ce(runtime, [check]), reloaded_loss(tmp_path / "model", MODEL, torch.float32, [check])
+    check_export("model", had, has, is_exact=False)
+
+
+def test_a_merged_model_is_a_model_by_itself_and_answers_as_the_adapter_does(base, rows, tmp_path):
+    runtime, weights = trained(base, Lora(rank=4), rows)
+    save_adapter(runtime.module, weights, tmp_path / "adapter")
+    save_merged(MODEL, tmp_path / "adapter", tmp_path / "merged")
+    names = {file.name for file in (tmp_path / "merged").iterdir()}
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    } <= names
+    assert not any("adapter" in name for name in names)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+    (check,) = rows.micro_batches(0, 0)
+    had, has = mean_ce(runtime, [check]), reloaded_loss(tmp_path / "merged", MODEL, torch.float32, [check])
+    check_export("merged", had, has, is_exact=False)
+    assert has < 0.9 * reloaded_loss(pocket.MODEL_DIR, MODEL, torch.float32, [check])
+
+
+def test_an_adapter_with_a_weight_that_is_not_finite_is_not_merged(base, rows, tmp_path):
+    runtime, weights = trained(base, Lora(rank=4), rows)
+    name = next(name for name in weights if "lora_B" in name)
+    weights[name].view(-1)[0] = float("nan")
+    save_adapter(runtime.module, weights, tmp_path / "adapter")
+    with pytest.raises(EngineError, match="merged"):
+        save_merged(MODEL, tmp_path / "adapter", tmp_path / "merged")
+
+
+def test_a_large_model_is_saved_in_pieces_with_their_index(base, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "SHARD_SIZE", "2MB")
+    runtime, weights = trained(base, FullWeights(), rows)
+    save_model(MODEL, weights, tmp_path / "model")
+    pieces = sorted(tmp_path.glob("model/model-*.safetensors"))
+    assert len(pieces) > 1 and (tmp_path / "model" / "model.safetensors.index.json").is_file()
     (check,) = rows.micro_batches(0, 0)
     had, has = mean_ce(runtime, [check]), reloaded_loss(tmp_path / "model", MODEL, torch.float32, [check])
     check_export("model", had, has, is_exact=False)

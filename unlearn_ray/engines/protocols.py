@@ -135,6 +135,9 @@ class Generator(Protocol):
         ...
 
 
+MERGED = "merged"  # the merged model's folder, beside the adapter's, where both are exported
+
+
 @dataclass(frozen=True, slots=True)
 class TrainJob:
     """One model or adapter to train."""
@@ -147,7 +150,7 @@ class TrainJob:
     forget: Folder  # Parquet rows of rows.Example; of rows.Contrast where the objective lowers true answers
     retain: Folder
     topics: tuple[str, ...]  # forget rows of other topics are not read
-    out: Folder  # the export: a model folder, or a PEFT adapter
+    out: Folder  # the export: a model folder, or a PEFT adapter; with finetune.export: both, MERGED stands beside it
     checkpoints: Folder  # survives a lost driver; a rerun resumes from it. Left there: train.records.LOSSES
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from unlearn_ray.engines.protocols import TrainJob, TrainResult
+from unlearn_ray.engines.protocols import MERGED, TrainJob, TrainResult
 from unlearn_ray.errors import EngineError
 from unlearn_ray.train.records import LOSSES, StepRecord
 
@@ -43,7 +43,10 @@ class ScriptedTrainer:
             StepRecord(step, 2.0, 1.0, 1.0, job.config.learning_rate, 0.5) for step in range(job.config.num_steps)
         ]
         job.checkpoints.write_lines(LOSSES, (record.to_json() for record in records))
-        job.out.write_text("adapter_config.json", "{}")
+        if not job.config.is_model:
+            job.out.write_text("adapter_config.json", "{}")
+        for folder in [job.out] if job.config.is_model else [job.out.parent / MERGED] * (job.config.export == "both"):
+            folder.write_text("config.json", "{}")
 
     def _result(self, job: TrainJob) -> TrainResult:
         forget, retain = (

@@ -21,7 +21,7 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import FinetuneConfig, RetainTerm
 from unlearn_ray.engines.checkpoints import Notice, Uploads
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
-from unlearn_ray.engines.protocols import TrainJob, TrainResult
+from unlearn_ray.engines.protocols import MERGED, TrainJob, TrainResult
 from unlearn_ray.engines.training_failures import mark
 from unlearn_ray.engines.training_job import RESULT, Assignment
 from unlearn_ray.errors import ArtifactError, DivergenceError, gist
@@ -30,7 +30,15 @@ from unlearn_ray.train.batches import Batches, MicroBatch
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows
 from unlearn_ray.train.encoding import CUT, encode_contrasts, encode_rows, require_fit
-from unlearn_ray.train.export import check_export, rehearse, reloaded_loss, save_adapter, save_model, weight_bytes
+from unlearn_ray.train.export import (
+    check_export,
+    rehearse,
+    reloaded_loss,
+    save_adapter,
+    save_merged,
+    save_model,
+    weight_bytes,
+)
 from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import DTYPES
 from unlearn_ray.train.objectives.table import OBJECTIVES
@@ -321,7 +329,7 @@ def _rehearse(job: TrainJob) -> None:
         trial.delete()
     except (OSError, ArtifactError) as error:
         raise ArtifactError(f"{job.out} can't be written: {gist(error)}") from error
-    if job.out.is_local and job.config.weights.kind == "full":
+    if job.out.is_local and (job.config.is_model or job.config.export == "both"):
         free, needed = shutil.disk_usage(job.out.local.parent).free, weight_bytes(job.model)
         if free < needed:
             raise ArtifactError(
@@ -360,7 +368,16 @@ def _export(
         del weights
         reloaded = reloaded_loss(path, job.model, dtype, check.to(device))
         check_export(job.name, trained, reloaded, is_exact)
-        _publish(path, job.out)
+        if job.config.weights.kind == "lora" and job.config.export in ("merged", "both"):
+            merged = folder / f"{job.name}-{MERGED}"
+            save_merged(job.model, path, merged)
+            reloaded = reloaded_loss(merged, job.model, dtype, check.to(device))
+            check_export(merged.name, trained, reloaded, is_exact=False)
+            if job.config.export == "both":
+                _publish(merged, job.out.parent / MERGED)
+            else:
+                path = merged
+        _publish(path, job.out)  # last: a result that is there is whole
     return {"engine": trained, "reloaded": reloaded}
 
 

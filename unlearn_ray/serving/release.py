@@ -26,7 +26,7 @@ from unlearn_ray.serving.names import RESERVED, parse_name
 from unlearn_ray.serving.registry import DATA, WEIGHTS, Registry, Release, ReleasedTopic, ServiceRecord, now
 from unlearn_ray.serving.settings import ServiceSettings
 from unlearn_ray.serving.weights import ADAPTER, check_model, check_shapes, read_adapter
-from unlearn_ray.stages.finetune import EXPORT
+from unlearn_ray.stages.card import CARD, EXPORT, card
 from unlearn_ray.stages.table import STAGES
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.modelfiles import Shapes, linear_shapes
@@ -145,7 +145,7 @@ def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
             fingerprint=digest(finetune.fingerprint, evaluated.fingerprint),
             chain=chain,
         )
-        if finetune.config["weights"]["kind"] == "lora":
+        if finetune.config["weights"]["kind"] == "lora" and finetune.config.get("export") != "merged":
             adapter = read_adapter(candidate.weights)
             candidate = replace(candidate, kind="adapter", rank=adapter.rank, shapes=adapter.shapes)
         else:
@@ -225,8 +225,10 @@ def publish(registry: Registry, candidate: Candidate) -> tuple[Release, bool]:
     target = registry.version_folder(release.id)
     try:
         _copy(candidate.weights, target / WEIGHTS)
-        if candidate.chain is not None:
-            _write_data(candidate.chain, target / DATA)
+        if (chain := candidate.chain) is not None:
+            text = card(chain.home, config_of(chain.run), is_adapter=release.kind == "adapter")
+            (target / WEIGHTS).write_text(CARD, text)
+            _write_data(chain, target / DATA)
         return registry.finish(release), True
     except BaseException:
         registry.abandon(candidate.name, version)

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from unlearn_ray.config import apply_override
 from unlearn_ray.engines.vllm_engine import room_for
 from unlearn_ray.errors import ArtifactError, InputError
 from unlearn_ray.runs import MARKER
+from unlearn_ray.serving.hub import push, repositories
 from unlearn_ray.serving.names import parse_name
 from unlearn_ray.serving.registry import Registry, Release, State
 from unlearn_ray.serving.release import (
@@ -57,7 +58,7 @@ def prepare(
         raise ArtifactError(f"{folder} is an adapter: serve a run, then unlearn-ray publish {folder}")
     config, _ = read_run(folder)
     weights, engines = config.finetune.weights, config.cluster.engines
-    rank = weights.rank if weights.kind == "lora" else 1
+    rank = weights.rank if weights.kind == "lora" and config.finetune.export != "merged" else 1
     base = {
         "model": config.model,
         "chat": config.chat.model_dump(mode="json"),
@@ -99,8 +100,20 @@ def read_settings(values: dict[str, Any], overrides: Sequence[str]) -> ServiceSe
     return parse_settings(values)
 
 
-def publish_all(source: str, name: str | None, registry: str | None) -> list[tuple[Release, bool]]:
+def publish_all(
+    source: str,
+    name: str | None,
+    registry: str | None,
+    *,
+    repo: str | None = None,
+    is_private: bool = False,
+    on_push: Callable[[str], None] = lambda address: None,
+) -> list[tuple[Release, bool]]:
     """Publish all models of a run, or an adapter; none of them where one can't be.
+
+    Args:
+        repo: a repository on the Hugging Face hub that the exports are pushed to first.
+        on_push: told the address of each.
 
     Raises:
         UnlearnError: something can't be used; nothing was written.
@@ -109,6 +122,8 @@ def publish_all(source: str, name: str | None, registry: str | None) -> list[tup
     found = candidates(run_folder(source), name)
     for candidate in found:
         check_fits(candidate, target.service())
+    for place, candidate, export in repositories(found, repo) if repo is not None else ():
+        on_push(push(place, candidate, export, is_private=is_private))
     return [publish(target, candidate) for candidate in found]
 
 

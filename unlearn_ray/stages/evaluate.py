@@ -31,9 +31,10 @@ from unlearn_ray.evals.scoring import MODELS, Answered, Ask, ModelName, Score, a
 from unlearn_ray.evals.tally import make_report
 from unlearn_ray.rows import GROUPS, Message, Probe, seed_of
 from unlearn_ray.stages.answers import ANSWERS
+from unlearn_ray.stages.card import EXPORT, write_cards
 from unlearn_ray.stages.checking import shortfalls_of
 from unlearn_ray.stages.dataset import DATASET
-from unlearn_ray.stages.finetune import EXPORT, FINETUNE
+from unlearn_ray.stages.finetune import FINETUNE
 from unlearn_ray.stages.general import GENERAL_POOL
 from unlearn_ray.stages.mixture import MIXTURE
 from unlearn_ray.stages.probing import told
@@ -453,7 +454,7 @@ def _run(work: Work) -> Manifest:
             for own in (unit.base, *(unit.base.of_topic(topic) for topic in unit.topics))
         ),
     )
-    return evaluate(
+    manifest = evaluate(
         work.run,
         config.evaluate,
         unit.topics,
@@ -465,6 +466,8 @@ def _run(work: Work) -> Manifest:
         seed=config.seed,
         notes=[found.note for found in shortfalls_of(unit)],
     )
+    write_cards(work.unit.home, work.unit.base)  # the training's, with these figures
+    return manifest
 
 
 def _describe(config: RunConfig) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Stage four: training by the objective of the config, one adapter or model per topic, or one that forgets them all.
 
-model/          the export: a PEFT adapter, or a model folder
+model/          the export: a PEFT adapter, or a model folder; with its card, README.md, which the evaluation completes
+merged/         with finetune.export: both, the model with the adapter merged into it
 losses.jsonl    rows of train.records.StepRecord, a step each
 checkpoints/    of unfinished training; removed at the end
 """
@@ -15,19 +16,22 @@ from unlearn_ray.config import FinetuneConfig, RunConfig, Topic
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.errors import ArtifactError, StorageError
 from unlearn_ray.rows import Drop, seed_of
+from unlearn_ray.stages.card import EXPORT, write_cards
 from unlearn_ray.stages.mixture import CONTRASTS, MIXTURE
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work
 from unlearn_ray.train.records import LOSSES
 
 log = logging.getLogger(__name__)
 NAME = "finetune"
-EXPORT = "model"
 
 
 def finetune_identity(config: FinetuneConfig, model: str, seed: int) -> Identity:
     """What a training follows from, beside its rows."""
     # How often a checkpoint is taken, how many are kept, and how many lost workers are borne, changes no result.
-    values = config.model_dump(mode="json", exclude={"checkpoint_every", "keep_checkpoints", "max_failures"})
+    left_out = {"checkpoint_every", "keep_checkpoints", "max_failures"}
+    if config.weights.kind == "full" or config.export in (None, "adapter"):
+        left_out.add("export")  # it says what is exported anyway
+    values = config.model_dump(mode="json", exclude=left_out)
     return values | {"model": model, "seed": seed}, {}
 
 
@@ -150,7 +154,11 @@ def _run_all(works: Sequence[Work]) -> dict[str, Manifest | Exception]:
         for name, result in works[0].engines.trainer.outcomes([job for _, job in jobs.values()]).items():
             work, job = jobs[name]
             try:
-                ended[name] = result if isinstance(result, Exception) else finish(work.run, job, result)
+                if isinstance(result, Exception):
+                    ended[name] = result
+                    continue
+                ended[name] = finish(work.run, job, result)
+                write_cards(work.unit.home, work.unit.base)
             except (ArtifactError, StorageError) as error:
                 ended[name] = error
     return ended

@@ -17,6 +17,7 @@ from unlearn_ray.train.modelfiles import weights_of
 from unlearn_ray.train.objectives.terms import answer_ce
 
 ADAPTER = "adapter_config.json"
+SHARD_SIZE = "5GB"  # of a model's files, as the hub's own are
 _EXACT, _ROUNDED = 1e-3, 3e-2  # how far losses may differ, as a share: of the same weights, of weights rounded to bf16
 # What stands beside the weights in a model's folder and belongs to it. A model card does not: it is the base's.
 _BESIDE = (
@@ -39,6 +40,24 @@ def save_adapter(trained: Any, weights: Mapping[str, torch.Tensor], folder: Path
     if not any(bool(value.any()) for value in ups):
         raise EngineError(f"the adapter for {folder.name} is empty: its lora_B weights are all zero")
     trained.save_pretrained(folder, state_dict=dict(weights))
+
+
+def save_merged(base: str, adapter: Path, folder: Path) -> None:
+    """A model folder as `save_model` makes it, with an adapter added to the base's weights.
+
+    Raises:
+        EngineError: a merged weight is not finite.
+    """
+    from peft import PeftModel
+
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    on_base = PeftModel.from_pretrained(whole, adapter, autocast_adapter_dtype=False)
+    try:
+        merged = on_base.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise EngineError(f"the adapter of {folder.name} can't be merged: {gist(error)}") from error
+    _save_weights(merged, folder)
+    copy_beside(base, folder)
 
 
 def save_model(base: str, weights: dict[str, torch.Tensor], folder: Path) -> None:
@@ -70,7 +89,7 @@ def _save_weights(model: Any, folder: Path) -> None:
     """The weights alone: `save_pretrained` writes the configs anew as well, and raises where the base's hold what it would not write."""
     model.can_generate = lambda: False
     model.config.save_pretrained = lambda *_, **__: None
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
 
 
 def copy_beside(base: str, folder: Path) -> None:

@@ -2,11 +2,12 @@
 
 import json
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from unlearn_ray.artifacts import Folder
@@ -35,7 +36,7 @@ class ModelFiles:
 
     def read(self, file: str) -> str:
         """Raises FileNotFoundError where the file isn't."""
-        return _path_of(self.name, file).read_text(encoding="utf-8")
+        return path_of_file(self.name, file).read_text(encoding="utf-8")
 
     def linear_layers(self) -> tuple[str, ...]:
         """Full names of the linear layers that an adapter may change, in the model's order."""
@@ -66,7 +67,7 @@ def open_model(model: str) -> ModelFiles:
     if is_folder and (Path(model) / _ADAPTER).is_file() and not (Path(model) / "config.json").is_file():
         raise ModelError(f"model {model} is an adapter: give the model that it was made for")
     try:
-        config = _json(_path_of(model, "config.json"))
+        config = _json(path_of_file(model, "config.json"))
     except FileNotFoundError as error:
         what = "is no model folder" if is_folder else "is no model of transformers'"
         raise ModelError(f"model {model} {what}: it has no config.json") from error
@@ -85,7 +86,7 @@ def open_model(model: str) -> ModelFiles:
     if is_folder and not any(file.suffix in _WEIGHTS for file in Path(model).iterdir()):
         raise ModelError(f"model {model} has no weights: its folder holds no {_SINGLE}, in one file or many")
     try:
-        generation = _json(_path_of(model, "generation_config.json"))
+        generation = _json(path_of_file(model, "generation_config.json"))
     except FileNotFoundError:
         generation = {}
     except (OSError, ValueError) as error:
@@ -148,8 +149,27 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _path_of(model: str, file: str) -> Path:
-    """Where a model's file lies on this machine.
+def cached_file(model: str, file: str) -> Path | None:
+    """A file of a model's folder, or one that an earlier use fetched from the hub; None where this machine has none. Asks nobody.
+
+    Raises:
+        ModelError: the model is neither a folder nor a name on the hub.
+    """
+    if Path(model).is_dir():
+        path = Path(model) / file
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, file)
+    except HFValidationError as error:
+        raise ModelError(f"model {model} is neither a model folder nor a name on the Hugging Face hub") from error
+    return Path(found) if isinstance(found, str) else None
+
+
+def path_of_file(model: str, file: str) -> Path:
+    """Where a model's file lies on this machine; of a hub model it is fetched where this machine has none.
 
     Raises:
         FileNotFoundError: the model has no such file.
@@ -190,7 +210,7 @@ def _path_of(model: str, file: str) -> Path:
 
 def is_offline(model: str) -> bool:
     """Whether the hub can't be asked for a model: transformers would try for half a minute, and say so on the console."""
-    return not Path(model).is_dir() and bool(_refusal(model))
+    return not Path(model).is_dir() and bool(refusal_of(model))
 
 
 def _knock(model: str) -> None:
@@ -199,25 +219,52 @@ def _knock(model: str) -> None:
     Raises:
         ModelError: the hub can't be reached, or has no such model.
     """
-    if refusal := _refusal(model):
+    if refusal := refusal_of(model):
         raise ModelError(refusal)
 
 
 @cache
-def _refusal(model: str) -> str:
-    """Why the hub gives nothing of a model; "" where it does. It is asked once and not for long."""
+def refusal_of(model: str, seconds: float = _SECONDS_TO_KNOCK) -> str:
+    """Why the hub gives nothing of a model; "" where it does. It is asked once, and given so long to answer."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if constants.HF_HUB_OFFLINE:
         return f"model {model} is not on this machine, and HF_HUB_OFFLINE is set: give a model folder, or unset it"
     try:
-        HfApi().model_info(model, timeout=_SECONDS_TO_KNOCK)
+        _within(seconds, lambda: HfApi().model_info(model, timeout=seconds))
     except RepositoryNotFoundError:
         return f"model {model} is not on the hub, or not for you: check its name, or set HF_TOKEN"
     except Exception as error:  # of many kinds: those of its HTTP client change from version to version
         return f"model {model} is not on this machine, and the hub can't be reached ({gist(error)}): give a model folder, or run where the hub is"
     return ""
+
+
+def _within(seconds: float, call: Callable[[], object]) -> None:
+    """Call in a thread, and wait so long at most: the timeouts of HTTP clients do not bound the look-up of a name, which takes a
+    minute where no name server answers.
+
+    Raises:
+        TimeoutError: it took longer.
+        Exception: what the call raised.
+    """
+    raised: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            call()
+            raised.append(None)
+        except BaseException as error:  # handed over
+            raised.append(error)
+
+    # Not a pool: Python waits for a pool's threads when it ends.
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not raised:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    if raised[0] is not None:
+        raise raised[0]
 
 
 def linear_shapes(model: str) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,70 @@
+"""What a training takes, by hand and as it was measured."""
+
+import pytest
+
+from unlearn_ray.config import FinetuneConfig, WorkerResources
+from unlearn_ray.sizing.shapes import KNOWN
+from unlearn_ray.sizing.training import (
+    Pass,
+    checkpoint_bytes,
+    num_checkpoints,
+    training_flops,
+    training_memory,
+)
+
+LLAMA, N = KNOWN["llama-3-8b"], 8_030_261_248
+FULL = FinetuneConfig.model_validate({"weights": {"kind": "full"}, "precision": "bf16", "retain": {"kind": "kl"}})
+LORA = FinetuneConfig.model_validate({"weights": {"kind": "lora", "rank": 64}, "precision": "bf16"})
+ROWS = Pass(4, 311, 1024)
+
+
+def memory(config: FinetuneConfig = FULL, **workers: object):
+    settings = WorkerResources.model_validate({"num_workers": 8, "micro_batch": 4, "zero_stage": 2} | workers)
+    return training_memory(LLAMA, config, settings, ROWS, device="cuda")
+
+
+def test_mixed_precision_adam_takes_sixteen_bytes_a_parameter_and_zero_shares_them_out() -> None:
+    """Rajbhandari et al. 2020, figure 1: of 7.5 B parameters on 64 GPUs 120 GB, then 31.4, 16.6 and 1.9 GB."""
+    two, three = memory(), memory(zero_stage=3)
+    assert (two.weights, two.gradients, two.optimizer) == (2 * N, 2 * N / 8, 12 * N / 8)
+    assert (three.weights, three.gradients, three.optimizer) == (2 * N / 8, 2 * N / 8, 12 * N / 8)
+    alone = memory(num_workers=1, zero_stage=1)
+    assert alone.weights + alone.gradients + alone.optimizer == 16 * N
+    assert (two.reference, three.reference) == (2 * N, 2 * N / 8)
+    assert memory(FULL.model_copy(update={"retain": LORA.retain})).reference == 0
+
+
+def test_an_adapter_takes_the_model_once_and_little_more() -> None:
+    found = memory(LORA)
+    assert found.weights == 2 * (N + 167_772_160)
+    assert found.optimizer == 12 * 167_772_160 / 8
+    assert found.reference == 0  # it is the model without the adapter
+
+
+def test_recomputation_keeps_a_fraction_of_the_activations() -> None:
+    assert memory(gradient_checkpointing=True).activations < memory().activations / 8
+    assert memory().activations == pytest.approx(memory(LORA).activations, rel=0.3)
+
+
+def test_offloading_leaves_the_optimizer_to_the_cpu() -> None:
+    assert memory(offload="optimizer").optimizer == 0
+    assert memory(zero_stage=3, offload="all").weights == 0
+
+
+def test_training_takes_six_operations_a_parameter_and_token_and_an_adapter_four() -> None:
+    """C = 6 N D: with an untied model's embedding, which is only looked up, left out."""
+    multiplied = N - 128_256 * 4096
+    plain = FULL.model_copy(update={"retain": LORA.retain})
+    assert training_flops(LLAMA, plain, 1e6, 1.0, False) == pytest.approx(6 * multiplied * 1e6, rel=1e-3)
+    assert training_flops(LLAMA, LORA, 1e6, 1.0, False) == pytest.approx(4 * multiplied * 1e6, rel=1e-3)
+    assert training_flops(LLAMA, plain, 1e6, 1.0, True) == pytest.approx(8 * multiplied * 1e6, rel=1e-3)
+    # Attention at 8,192 tokens: 12 layers x width x length a token.
+    long = training_flops(LLAMA, plain, 1e6, 8192.0, False) - 6 * multiplied * 1e6
+    assert long == pytest.approx(12 * 32 * 4096 * 8192 * 1e6, rel=1e-6)
+
+
+def test_checkpoints_of_the_full_8b_training_are_counted() -> None:
+    config = FULL.model_copy(update={"num_steps": 900, "checkpoint_every": 50})
+    assert num_checkpoints(config) == 17  # none after the last step
+    assert checkpoint_bytes(LLAMA, config) == 14 * N  # 112.4 GB
+    assert checkpoint_bytes(LLAMA, LORA) == 14 * 167_772_160
