@@ -335,6 +335,19 @@ class RetainTerm(Strict):
     weight: NonNegativeFloat = 1.0
 
 
+def _as_names(value: Any) -> Any:
+    value = [value] if isinstance(value, str) else value  # wandb is short for [wandb]
+    return tuple(value) if isinstance(value, list) else value  # strict: JSON has no tuples
+
+
+class StopWhen(Strict):
+    """What ends a training early, looked at where the gate is (`evaluate_every`). Choice is over what the base model gets right: it begins at 1."""
+
+    retain_below: Fraction | None = None  # choice on the retain rows: too much is lost
+    forget_below: Fraction | None = None  # choice on the forget rows: enough is forgotten
+    no_gain_for: PositiveInt | None = None  # evaluations in a row without a better score
+
+
 class FinetuneConfig(Strict):
     weights: Annotated[Weights, BeforeValidator(_lora_by_default)] = Lora()
     adapters: Literal["per_topic", "joint"] = "joint"
@@ -352,6 +365,17 @@ class FinetuneConfig(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where all workers compute it in hardware
     checkpoint_every: PositiveInt = 50  # steps
     max_failures: NonNegativeInt = 2  # lost workers to recover from
+    evaluate_every: PositiveInt | None = None  # steps between two looks at the gate's rows; none: there is no gate
+    stop_when: StopWhen = StopWhen()
+    # Where figures go beside metrics.jsonl, by the names of train/loggers/table.py; none: tensorboard, where its writer is installed.
+    loggers: Annotated[tuple[Text, ...] | None, BeforeValidator(_as_names)] = None
+
+    @property
+    def changes_nothing(self) -> set[str]:
+        """Keys that, as they are set, no result follows from."""
+        return {"checkpoint_every", "max_failures", "loggers"} | (
+            set() if self.evaluate_every else {"evaluate_every", "stop_when"}
+        )
 
     @property
     def retains(self) -> bool:
@@ -367,6 +391,12 @@ class FinetuneConfig(Strict):
     def pairs(self) -> bool:
         """Whether each true answer comes with an invented one."""
         return isinstance(self.objective, Dpo) or (isinstance(self.objective, Lowering) and self.objective.invented > 0)
+
+    @model_validator(mode="after")
+    def _stops_where_it_looks(self) -> "FinetuneConfig":
+        if self.evaluate_every is None and self.stop_when != StopWhen():
+            raise ValueError("stop_when: set evaluate_every as well, the steps between two looks")
+        return self
 
     @model_validator(mode="after")
     def _difference_has_two_terms(self) -> "FinetuneConfig":

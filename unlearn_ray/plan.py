@@ -37,6 +37,7 @@ from unlearn_ray.synth.guardrails import guardrail_prefixes, guardrails_of, styl
 from unlearn_ray.synth.names import case_note
 from unlearn_ray.synth.prompts import load_prompts
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets, unreached
+from unlearn_ray.train.loggers.table import chosen
 
 LOCK = "run.lock"  # a locked file; in remote storage a folder of leases
 _HEAD, _STRIDE, _BLOCK = 16 * 2**20, 4 * 2**20, 64 * 2**10  # bytes of a weights file that tell it from others
@@ -109,6 +110,7 @@ def plan(config: RunConfig, selected: Sequence[str] = COMMANDS, redo_from: str |
     check_owner(config)
     model = inspect_model(config.model_path, config.chat)
     check_arguments(config.cluster.engines)
+    check_watching(config)
     room = check_model(config, model)
     check_files(config, model, room)
     identities, units, first = Identities(), units_of(config), COMMANDS.index(selected[0])
@@ -290,6 +292,26 @@ def check_model(config: RunConfig, model: Inspected) -> int:
                 f"answers: the guardrail prefix of {topic.name!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
             )
     return room
+
+
+def check_watching(config: RunConfig) -> None:
+    """Refuse loggers that are not here, and a gate without rows.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for own in (config, *(config.of_topic(topic) for topic in config.topics)):
+        chosen(own.finetune.loggers)
+        if own.finetune.evaluate_every is None:
+            continue
+        if own.dataset.holdout_fraction == 0:
+            raise ConfigError(
+                "finetune.evaluate_every: the gate asks held-out questions, and dataset.holdout_fraction is 0: raise it, or leave evaluate_every out"
+            )
+        if own.finetune.evaluate_every > own.finetune.num_steps:
+            raise ConfigError(
+                f"finetune.evaluate_every: {own.finetune.evaluate_every} is more than num_steps, {own.finetune.num_steps}: lower it"
+            )
 
 
 def _guarded(config: RunConfig, topic: Topic, model: Inspected) -> int:
