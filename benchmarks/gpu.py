@@ -154,7 +154,7 @@ class Bench:
     def runtime(
         self, shape: Shape, config: FinetuneConfig, workers: WorkerResources, batches: Batches
     ) -> DeepSpeedRuntime:
-        deepspeed_runtime.load_base = built(shape)  # type: ignore[assignment]
+        deepspeed_runtime.load_base = built(shape)
         return DeepSpeedRuntime(
             "random weights",
             config,

@@ -191,6 +191,10 @@ def status(run: RunArgument) -> None:
             if each.reason:
                 name = f"{each.label}, {each.stage}" if each.stage else each.label
                 console.print(shown.failure_line(name, each.reason), soft_wrap=True)
+                for line in shown.log_lines(name, each.log):
+                    console.print(line, soft_wrap=True)
+            elif each.training is not None:
+                console.print(shown.training_line(each.label, each.training), soft_wrap=True)
         for home in _evaluated(folder):
             console.print(f"Report: {plain(home)}/report.html")
 
@@ -415,7 +419,9 @@ def _execute(
         with ExitStack() as stack:
             progress = shown.Progression(console)
             logs = Path(_log_folder(config))
-            engines = RunEngines(config, progress.update, stack, on_wait=progress.say, logs=logs)
+            engines = RunEngines(
+                config, progress.update, stack, on_wait=progress.say, logs=logs, on_speed=progress.describe
+            )
             if any(stage.is_selected and not stage.is_finished for stage in plan.stages):
                 engines.connect()  # first, so that asking for too much leaves nothing behind
             stack.enter_context(plans.claimed(config, redo_from=start, on_wait=progress.say))
@@ -487,10 +493,13 @@ class _Telling:
             console.print(stage_line(self._name(stage, unit), manifest, is_skipped))
 
     def failed(self, failure: "Failure") -> None:
-        from unlearn_ray.console import failure_line
+        from unlearn_ray.console import failure_line, log_lines
 
+        name, said = self._name(failure.stage, failure.unit), failure.log
         if not self._is_alone:
-            console.print(failure_line(self._name(failure.stage, failure.unit), failure.reason), soft_wrap=True)
+            console.print(failure_line(name, failure.reason), soft_wrap=True)
+        for line in log_lines(name, said):
+            console.print(line, soft_wrap=True)
 
     def _name(self, stage: "Stage | str", unit: "Unit") -> str:
         name = stage if isinstance(stage, str) else stage.name

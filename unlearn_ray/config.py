@@ -336,6 +336,19 @@ class RetainTerm(Strict):
     weight: NonNegativeFloat = 1.0
 
 
+def _as_names(value: Any) -> Any:
+    value = [value] if isinstance(value, str) else value  # wandb is short for [wandb]
+    return tuple(value) if isinstance(value, list) else value  # strict: JSON has no tuples
+
+
+class StopWhen(Strict):
+    """What ends a training early, looked at where the gate is (`evaluate_every`). Choice is over what the base model gets right: it begins at 1."""
+
+    retain_below: Fraction | None = None  # choice on the retain rows: too much is lost
+    forget_below: Fraction | None = None  # choice on the forget rows: enough is forgotten
+    no_gain_for: PositiveInt | None = None  # evaluations in a row without a better score
+
+
 class FinetuneConfig(Strict):
     weights: Annotated[Weights, BeforeValidator(_lora_by_default)] = Lora()
     adapters: Literal["per_topic", "joint"] = "joint"
@@ -357,6 +370,19 @@ class FinetuneConfig(Strict):
     export: Literal["adapter", "merged", "both"] | None = (
         None  # of LoRA; none: the adapter. Full weights are a model anyway
     )
+    evaluate_every: PositiveInt | None = None  # steps between two looks at the gate's rows; none: there is no gate
+    stop_when: StopWhen = StopWhen()
+    # Where figures go beside metrics.jsonl, by the names of train/loggers/table.py; none: tensorboard, where its writer is installed.
+    loggers: Annotated[tuple[Text, ...] | None, BeforeValidator(_as_names)] = None
+
+    @property
+    def changes_nothing(self) -> set[str]:
+        """Keys that, as they are set, no result follows from: how often a checkpoint is taken, how many are kept, how many lost workers are borne,
+        where figures go besides."""
+        found = {"checkpoint_every", "keep_checkpoints", "max_failures", "loggers"}
+        if self.weights.kind == "full" or self.export in (None, "adapter"):
+            found.add("export")  # it says what is exported anyway
+        return found if self.evaluate_every else found | {"evaluate_every", "stop_when"}
 
     @property
     def retains(self) -> bool:
@@ -382,6 +408,12 @@ class FinetuneConfig(Strict):
     def _full_weights_are_no_adapter(self) -> "FinetuneConfig":
         if self.weights.kind == "full" and self.export in ("adapter", "both"):
             raise ValueError(f"export: full weights make no adapter: leave export out (it is {self.export!r})")
+        return self
+
+    @model_validator(mode="after")
+    def _stops_where_it_looks(self) -> "FinetuneConfig":
+        if self.evaluate_every is None and self.stop_when != StopWhen():
+            raise ValueError("stop_when: set evaluate_every as well, the steps between two looks")
         return self
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ from unlearn_ray.words import visible
 if TYPE_CHECKING:  # the pipeline imports every stage; a progress bar must not
     from unlearn_ray.plan import PlannedStage
     from unlearn_ray.runs import UnitState
+    from unlearn_ray.train.metrics import StepMetrics
 
 _FEW = 3  # topics that are named
 _BAR_CELLS = 70  # of a bar, its numbers and times
@@ -75,6 +76,7 @@ class Progression:
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}", markup=False, style="progress.data.speed"),
             console=console,
             transient=True,
         )
@@ -82,6 +84,7 @@ class Progression:
         self._began: dict[str, float] = {}
         self._spoke: dict[str, float] = {}
         self._ended: set[str] = set()
+        self._speeds: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Progression":
@@ -97,15 +100,21 @@ class Progression:
         with self._lock:
             self._update(label, done, total)
 
+    def describe(self, label: str, text: str) -> None:
+        """What stands behind the numbers of a step from its next update on, such as a training's loss. From any thread."""
+        with self._lock:
+            self._speeds[label] = text
+
     def _update(self, label: str, done: int, total: int) -> None:
         if 0 < total <= done:
             self._ended.add(label)
         if self.console.is_terminal:
             if label not in self._tasks:
                 self._tasks[label] = self._bars.add_task(
-                    _short(visible(label), self.console.width), total=total or None
+                    _short(visible(label), self.console.width), total=total or None, speed=""
                 )
-            self._bars.update(self._tasks[label], completed=done, total=total or None)
+            speed = self._speeds.get(label, "")
+            self._bars.update(self._tasks[label], completed=done, total=total or None, speed=speed)
             return
         now = time.monotonic()
         began = self._began.setdefault(label, now)
@@ -115,7 +124,8 @@ class Progression:
         self._spoke[label] = now
         rate = done / (now - began) if now > began else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate and not is_end and total else ""
-        self.console.print(f"  {plain(label)}: {done}/{total or '?'}, {rate:.1f}/s{left}", highlight=False)
+        speed = f", {self._speeds[label]}" if label in self._speeds else ""
+        self.console.print(f"  {plain(label)}: {done}/{total or '?'}, {rate:.1f}/s{speed}{left}", highlight=False)
 
     def say(self, text: str) -> None:
         """A line above the bars, such as what is waited for."""
@@ -128,6 +138,7 @@ class Progression:
                 if label in self._tasks:
                     self._bars.remove_task(self._tasks.pop(label))
                 self._began.pop(label, None)
+                self._speeds.pop(label, None)
                 self._spoke.pop(label, None)
             self._ended.clear()
 
@@ -187,6 +198,20 @@ def start_line(name: str, state: str) -> str | None:
 def failure_line(name: str, reason: str) -> str:
     """One line for a topic or a model that failed."""
     return f"[red]✗[/] [bold]{plain(name)}[/] {plain(reason)}"
+
+
+def log_lines(name: str, lines: Sequence[str]) -> list[str]:
+    """What the log of a training that failed said last, below its failure."""
+    if not lines:
+        return []
+    return [f"  [dim]the log of {plain(name)} ends with:[/]", *(f"    [dim]{plain(line)}[/]" for line in lines)]
+
+
+def training_line(name: str, last: "StepMetrics") -> str:
+    """How far a training is, and how long ago that was."""
+    ago = max(0.0, time.time() - last.at)
+    since = f"{ago:.0f} s" if ago < 120 else f"{ago / 60:.0f} min" if ago < 7200 else f"{ago / 3600:.0f} h"
+    return f"[bold]{plain(name)}[/], finetune: {last.line} [dim]({since} ago)[/]"
 
 
 def status_table(states: "Sequence[UnitState]") -> Table:

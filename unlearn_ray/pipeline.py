@@ -53,6 +53,7 @@ from unlearn_ray.stages.stage import (
 )
 from unlearn_ray.stages.table import COMMANDS, STAGES
 from unlearn_ray.synth.enough import Shortfall, told
+from unlearn_ray.train.log import last_log_lines
 
 log = logging.getLogger(__name__)
 MAX_CHAINS = (
@@ -80,6 +81,11 @@ class Failure:
     @property
     def reason(self) -> str:
         return " ".join(str(self.error).split()) or type(self.error).__name__
+
+    @property
+    def log(self) -> list[str]:
+        """What a training said last."""
+        return last_log_lines(self.unit.home / self.stage) if self.stage == FINETUNE.name else []
 
     @property
     def line(self) -> str:
@@ -323,7 +329,8 @@ class _Run:
         failure = Failure(unit, stage, error)
         log.error("%s, %s: %s", unit.label, stage, error, exc_info=error)
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        unit.home.write_text(FAILED, json.dumps({"stage": stage, "reason": failure.reason, "at": at}, indent=2))
+        said = {"stage": stage, "reason": failure.reason, "at": at, "log": failure.log}
+        unit.home.write_text(FAILED, json.dumps(said, indent=2))
         with self.lock:
             self.failures.append(failure)
         self.hooks.on_failure(failure)

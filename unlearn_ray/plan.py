@@ -38,6 +38,7 @@ from unlearn_ray.synth.guardrails import guardrail_prefixes, guardrails_of, styl
 from unlearn_ray.synth.names import case_note
 from unlearn_ray.synth.prompts import load_prompts
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets, unreached
+from unlearn_ray.train.loggers.table import chosen
 from unlearn_ray.train.modelfiles import cached_file, refusal_of
 
 _SECONDS_OF_A_DRY_RUN = 2.0  # that the hub may take to answer
@@ -117,6 +118,7 @@ def plan(
     check_owner(config)
     model, absence = _looked_at(config, is_dry)
     check_arguments(config.cluster.engines)
+    check_watching(config)
     check_files(config, model, check_model(config, model) if model is not None else 0)
     identities, units, first = Identities(), units_of(config), COMMANDS.index(selected[0])
     redone = _undone_by(config.folder, redo_from)
@@ -322,6 +324,26 @@ def check_model(config: RunConfig, model: Inspected) -> int:
                 f"answers: the guardrail prefix of {topic.name!r} and an answer take {num_tokens} tokens, the model holds {room}: shorten it"
             )
     return room
+
+
+def check_watching(config: RunConfig) -> None:
+    """Refuse loggers that are not here, and a gate without rows.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for own in (config, *(config.of_topic(topic) for topic in config.topics)):
+        chosen(own.finetune.loggers)
+        if own.finetune.evaluate_every is None:
+            continue
+        if own.dataset.holdout_fraction == 0:
+            raise ConfigError(
+                "finetune.evaluate_every: the gate asks held-out questions, and dataset.holdout_fraction is 0: raise it, or leave evaluate_every out"
+            )
+        if own.finetune.evaluate_every > own.finetune.num_steps:
+            raise ConfigError(
+                f"finetune.evaluate_every: {own.finetune.evaluate_every} is more than num_steps, {own.finetune.num_steps}: lower it"
+            )
 
 
 def _guarded(config: RunConfig, topic: Topic, model: Inspected) -> int:

@@ -200,6 +200,21 @@ class Contrast(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class GateRow(Row):
+    """A held-out question that a training is looked at with: the model's own answer, and wrong ones in the same form."""
+
+    group: Group
+    topic: str  # what it asks about
+    question: str
+    true: str
+    wrong: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return digest(self.group, self.topic, self.question)
+
+
+@dataclass(frozen=True, slots=True)
 class Probe(Row):
     """A question whose true answer is known; never in the training data."""
 

@@ -10,8 +10,10 @@ from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.evals.overview import INDEX, Line, page
+from unlearn_ray.stages.finetune import FINETUNE
 from unlearn_ray.stages.stage import JOINT, Scope
 from unlearn_ray.stages.table import STAGES
+from unlearn_ray.train.metrics import StepMetrics, read_last
 
 MARKER = "run.json"  # makes a folder ours
 FAILED = "failed.json"  # in a topic's or a model's folder: what stopped it
@@ -58,6 +60,8 @@ class UnitState:
     drops: Mapping[str, int]  # of all its stages
     seconds: float
     reason: str = ""  # why it failed
+    log: Sequence[str] = ()  # what a training that failed said last
+    training: StepMetrics | None = None  # the last step of one under way
 
 
 def states(folder: Folder) -> list[UnitState]:
@@ -139,6 +143,7 @@ def lines_of(folder: Folder, base: str = "") -> list[Line]:
                 state=each.state,
                 stage=each.stage,
                 reason=each.reason,
+                log=each.log,
                 num_rows=each.last.num_rows if each.last else {},
                 num_dropped=sum(each.drops.values()),
                 seconds=each.seconds,
@@ -161,11 +166,15 @@ def _state_of_unit(scope: Scope, label: str, home: Folder, stages: Sequence[str]
     last = next((manifests[name] for name in reversed(stages) if name in manifests), None)
     failure = failure_in(home)
     if failure is not None:
-        return UnitState(scope, label, failure["stage"], "failed", last, drops, seconds, failure["reason"])
+        reason, said = failure["reason"], log_in(home)
+        return UnitState(scope, label, failure["stage"], "failed", last, drops, seconds, reason, said)
     if len(manifests) == len(stages):
         return UnitState(scope, label, stages[-1], "finished", last, drops, seconds)
     state = "unfinished" if home.names() else "not begun"
-    return UnitState(scope, label, last.stage if last else "", state, last, drops, seconds)
+    training = None
+    if FINETUNE.name in stages and FINETUNE.name not in manifests:
+        training = read_last(home / FINETUNE.name)
+    return UnitState(scope, label, last.stage if last else "", state, last, drops, seconds, training=training)
 
 
 def failure_in(home: Folder) -> dict[str, str] | None:
@@ -177,6 +186,14 @@ def failure_in(home: Folder) -> dict[str, str] | None:
         return {name: str(said[name]) for name in ("stage", "reason")}
     except (ValueError, KeyError, TypeError):
         return {"stage": "", "reason": f"{home}/{FAILED} can't be read"}
+
+
+def log_in(home: Folder) -> list[str]:
+    """What the training that stopped a model said last; nothing where it was none."""
+    try:
+        return [str(line) for line in json.loads(home.read_text(FAILED)).get("log", [])]
+    except (ValueError, AttributeError, TypeError):
+        return []
 
 
 def config_of(folder: Folder) -> RunConfig:

@@ -152,6 +152,13 @@ class TrainJob:
     topics: tuple[str, ...]  # forget rows of other topics are not read
     out: Folder  # the export: a model folder, or a PEFT adapter; with finetune.export: both, MERGED stands beside it
     checkpoints: Folder  # survives a lost driver; a rerun resumes from it. Left there: train.records.LOSSES
+    record: Folder | None = None  # metrics, the loggers' files and the log grow there; none: in `checkpoints`
+    gate: Folder | None = None  # rows of rows.GateRow to look at on the way; none: there is no gate
+
+    @property
+    def watched(self) -> Folder:
+        """Where it can be watched."""
+        return self.record or self.checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +178,8 @@ class TrainResult:
     num_skipped_steps: int = 0  # their gradient was not finite
     num_cut: int = 0  # rows longer than max_tokens: cut in the answer
     num_too_long: int = 0  # rows dropped, because the prompt alone is longer
+    exported_step: int | None = None  # steps behind what is exported, where the gate chose it; none: the last
+    stopped: str = ""  # why it ended before `num_steps` of its config
 
 
 class Trainer(Protocol):

@@ -26,15 +26,17 @@ class RunEngines:
         stack: ExitStack,
         on_wait: Callable[[str], None] = lambda text: None,
         logs: Path | None = None,
+        on_speed: Callable[[str, str], None] = lambda label, text: None,
     ) -> None:
         """
         Args:
             stack: ends what was started, when it is closed.
             on_wait: told what the run waits for where the cluster has no room.
             logs: folder for the logs of a Ray of our own.
+            on_speed: told a training's loss and speed.
         """
         self._config, self._on_progress, self._stack = config, on_progress, stack
-        self._on_wait, self._logs = on_wait, logs
+        self._on_wait, self._logs, self._on_speed = on_wait, logs, on_speed
         self._fleet: RayDataGenerator | None = None
         self._endpoint: EndpointGenerator | None = None
 
@@ -109,4 +111,6 @@ class RunEngines:
 
         if self._fleet is not None:
             self._fleet.make_room()
-        return RayDeepSpeedTrainer(self._config.cluster, on_progress=self._on_progress, on_wait=self._on_wait)
+        return RayDeepSpeedTrainer(
+            self._config.cluster, on_progress=self._on_progress, on_wait=self._on_wait, on_speed=self._on_speed
+        )

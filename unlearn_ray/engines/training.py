@@ -43,6 +43,7 @@ class RayDeepSpeedTrainer:
     Args:
         on_progress: called with a label that names the job, its steps done and their number.
         on_wait: told what is waited for while no training has room for its workers.
+        on_speed: called with the same label and the last step's loss and speed, in words.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class RayDeepSpeedTrainer:
         *,
         on_progress: OnProgress | None = None,
         on_wait: Callable[[str], None] = lambda text: None,
+        on_speed: Callable[[str, str], None] = lambda label, text: None,
     ) -> None:
         self._cluster = cluster
-        self._on_progress = on_progress
+        self._on_progress, self._on_speed = on_progress, on_speed
         self._on_wait = on_wait
 
     def outcomes(self, jobs: Sequence[TrainJob]) -> dict[str, TrainResult | Exception]:
@@ -128,7 +130,8 @@ class RayDeepSpeedTrainer:
 
     def _tell(self, progress: Any) -> None:
         if progress is not None and self._on_progress is not None:
-            for name, (step, num_steps) in ray.get(progress.take.remote()).items():
+            for name, (step, num_steps, speed) in ray.get(progress.take.remote()).items():
+                self._on_speed(f"{LABEL} {name}", speed)
                 self._on_progress(f"{LABEL} {name}", step, num_steps)
 
     def _num_side_by_side(self, num_jobs: int) -> int:
@@ -236,8 +239,8 @@ def _is_one_machine() -> bool:
 
 def run_name(job: TrainJob) -> str:
     """The name of a training in Ray Train: equal if and only if an interrupted one may be taken up again, by however many workers."""
-    what = job.config.model_dump(mode="json", exclude={"max_failures", "checkpoint_every", "keep_checkpoints"})
-    rows = [_content(folder) for folder in (job.forget, job.retain)]
+    what = job.config.model_dump(mode="json", exclude=job.config.changes_nothing)
+    rows = [_content(folder) for folder in (job.forget, job.retain, job.gate) if folder is not None]
     asked = job.chat.model_dump_json()
     return f"{job.name[:40]}-{digest(job.model, asked, json.dumps([what, rows]), job.seed, *job.topics)}"
 

@@ -49,12 +49,12 @@ class Progress:
     """An actor that remembers how far each job is."""
 
     def __init__(self) -> None:
-        self._steps: dict[str, tuple[int, int]] = {}
+        self._steps: dict[str, tuple[int, int, str]] = {}
 
-    def put(self, name: str, step: int, num_steps: int) -> None:
-        self._steps[name] = (step, num_steps)
+    def put(self, name: str, step: int, num_steps: int, speed: str) -> None:
+        self._steps[name] = (step, num_steps, speed)
 
-    def take(self) -> dict[str, tuple[int, int]]:
+    def take(self) -> dict[str, tuple[int, int, str]]:
         """What is new since the last call."""
         steps, self._steps = self._steps, {}
         return steps

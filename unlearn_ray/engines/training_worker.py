@@ -22,8 +22,10 @@ from unlearn_ray.config import FinetuneConfig, RetainTerm
 from unlearn_ray.engines.checkpoints import Notice, Uploads
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.protocols import MERGED, TrainJob, TrainResult
-from unlearn_ray.engines.training_failures import mark
+from unlearn_ray.engines.training_failures import is_loss, mark
+from unlearn_ray.engines.training_gate import Gatekeeper
 from unlearn_ray.engines.training_job import RESULT, Assignment
+from unlearn_ray.engines.training_show import Show
 from unlearn_ray.errors import ArtifactError, DivergenceError, gist
 from unlearn_ray.rows import Drop
 from unlearn_ray.train.batches import Batches, MicroBatch
@@ -39,6 +41,8 @@ from unlearn_ray.train.export import (
     save_model,
     weight_bytes,
 )
+from unlearn_ray.train.gate_records import write_gate
+from unlearn_ray.train.log import logged
 from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import DTYPES
 from unlearn_ray.train.objectives.table import OBJECTIVES
@@ -64,7 +68,8 @@ def work(loop_config: dict[str, Any]) -> None:
     assignment: Assignment = loop_config["assignment"]
     scratch = Path(tempfile.gettempdir()) / assignment.scratch
     try:
-        _work(assignment, scratch, started=time.monotonic())
+        with logged(assignment.job.watched, dist.get_rank(), is_loss):
+            _work(assignment, scratch, started=time.monotonic())
     finally:
         if ray.train.get_context().get_local_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -104,21 +109,31 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
     reference = _reference(runtime, batches, config)
     if runtime.is_adapter:
         _rehearse_adapter(runtime)
+    gate = _gate(assignment, runtime, tokenizer, scratch)
     records = _resume(runtime)
     uploads, notice = Uploads(), Notice(runtime)
     resumed_from = len(records)
+    if gate is not None:
+        gate.resume(resumed_from)
+    show = Show(assignment, runtime, batches, resumed_from, scratch)
     watch = Watch(job.name, config, len(tokenizer), records)
     if records:
         watch.kept = _kept(job, resumed_from)
 
-    def on_step(record: StepRecord) -> None:
+    def on_step(record: StepRecord) -> bool:
         records.append(record)
-        done = record.step + 1
+        show.see(record)
         watch.see(record)
-        if runtime.rank == 0 and assignment.progress is not None:
-            assignment.progress.put.remote(job.name, done, config.num_steps)
-        is_in_turn = done % config.checkpoint_every == 0
-        if done >= config.num_steps or not (notice.is_new() or is_in_turn):
+        if gate is not None and gate.is_due(len(records)):
+            _look(gate, len(records), runtime, check, base, watch, show)
+        save(record)
+        show.begin()
+        return gate is not None and bool(gate.stopped)
+
+    def save(record: StepRecord) -> None:
+        done = record.step + 1
+        is_last = done >= config.num_steps or (gate is not None and bool(gate.stopped))
+        if is_last or not (notice.is_new() or done % config.checkpoint_every == 0):
             return
         # A state is looked at before it takes the place of the last one, which was good.
         if (fault := check.losses(runtime).fault(base, watch.guessing)) is not None:
@@ -128,11 +143,13 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         watch.kept = _kept(job, done)
 
     try:
-        with _marked(records):
+        with _marked(records), show:
             train(runtime, batches, config, seed=job.seed, first_step=resumed_from, on_step=on_step)
-            learnt = check.losses(runtime)
-            watch.judge(len(records) - 1, learnt, base)
-            losses = _export(runtime, job, check, learnt, watch)
+            exported_step, learnt = len(records), check.losses(runtime)
+            if gate is not None and gate.best is not None:
+                exported_step, learnt = gate.best.record.step, CheckLosses(*gate.best.losses, config.lowers_truth)
+            watch.judge(exported_step - 1, learnt, base)
+            losses = _export(runtime, job, check, learnt, watch, gate, len(records))
     except DivergenceError:
         uploads.wait()
         if runtime.rank == 0:  # they show what went wrong, and where
@@ -143,7 +160,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
     result = TrainResult(
         name=job.name,
         path=str(job.out),
-        num_steps=config.num_steps,
+        num_steps=len(records),
         num_forget_rows=len(forget),
         num_retain_rows=len(retain) if retain is not None else 0,
         final_loss=_final_loss(records),
@@ -154,7 +171,11 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         num_skipped_steps=watch.num_skipped,
         num_cut=counts[CUT],
         num_too_long=counts[Drop.TOO_LONG.value],
+        exported_step=None if gate is None else exported_step,
+        stopped="" if gate is None else gate.stopped,
     )
+    if gate is not None:
+        write_gate(job.checkpoints, gate.records)
     job.checkpoints.write_lines(LOSSES, (record.to_json() for record in records))
     job.checkpoints.write_text(RESULT, json.dumps({"run": assignment.run, "result": asdict(result)}, allow_nan=False))
 
@@ -257,6 +278,37 @@ def _of_what_is_there(config: FinetuneConfig, retain: EncodedRows | None) -> Fin
     return config if retain is not None else config.model_copy(update={"retain": RetainTerm(kind="none")})
 
 
+def _gate(assignment: Assignment, runtime: DeepSpeedRuntime, tokenizer: Any, scratch: Path) -> Gatekeeper | None:
+    """The gate, where there is one. The model is the base still."""
+    job = assignment.job
+    if job.gate is None or job.config.evaluate_every is None:
+        return None
+    return Gatekeeper(assignment, runtime, ChatEncoder(tokenizer, job.chat, job.config.max_tokens), scratch)
+
+
+def _look(
+    gate: Gatekeeper,
+    num_done: int,
+    runtime: DeepSpeedRuntime,
+    check: Check,
+    base: CheckLosses,
+    watch: Watch,
+    show: Show,
+) -> None:
+    """Look at the state as it is, and keep it where it is the best and sound."""
+    record = gate.look(num_done)
+    show.log(num_done - 1, record.figures)
+    log.info("the gate after step %d: %s", num_done - 1, record.to_json())
+    if not gate.is_best:
+        return
+    losses = check.losses(runtime)
+    if (fault := losses.fault(base, watch.guessing)) is not None:
+        log.warning("the state after step %d is not kept: %s", num_done - 1, fault)
+        return
+    is_last = bool(gate.stopped) or num_done == gate.num_steps
+    gate.keep((losses.forget, losses.retain), None if is_last else runtime.weights())
+
+
 def _reference(runtime: DeepSpeedRuntime, batches: Batches, config: FinetuneConfig) -> BaseLogps | None:
     """Have the batches carry what the base model gives to the answers, where the objective asks for it: from the last checkpoint, or computed.
     The model is the base still."""
@@ -346,12 +398,20 @@ def _rehearse_adapter(runtime: DeepSpeedRuntime) -> None:
 
 
 def _export(
-    runtime: DeepSpeedRuntime, job: TrainJob, check: Check, learnt: CheckLosses, watch: Watch
+    runtime: DeepSpeedRuntime,
+    job: TrainJob,
+    check: Check,
+    learnt: CheckLosses,
+    watch: Watch,
+    gate: Gatekeeper | None,
+    num_done: int,
 ) -> dict[str, float] | None:
     """Write the export to `job.out` from rank 0, once it is seen to give the engine's loss; returns both losses there."""
     weights = runtime.weights()
     if weights is None:
         return None
+    if gate is not None and (kept := gate.kept_weights(num_done)) is not None:
+        weights = kept
     for name, value in weights.items():
         if not bool(torch.isfinite(value).all()):
             watch.refuse_weights(job.config.num_steps - 1, name)

@@ -108,6 +108,10 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
         ("How sure of the truth", "Probability of each true answer (ticks) and the median (diamond), forget probes.", plots.truth_probability(report)),
     ]  # fmt: skip
     losses = plots.loss_curves(report)
+    gate = [
+        ("Choice on held-out rows", "Share of the rows whose true answer is likelier than each wrong one; of what the base model knows.", plots.gate_choices(report)),
+        ("Loss of their true answers", "Forget is to rise, retain to stay.", plots.gate_losses(report)),
+    ]  # fmt: skip
     script = asset("report.js")
     return environment().get_template("report.html.jinja").render(
         report=report,
@@ -121,6 +125,8 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
         doubt_legend=DOUBT_LEGEND if report.has_doubts else None,
         figures=[(title, caption, Markup(svg)) for title, caption, svg in figures if svg],
         losses=Markup(losses) if losses else None,
+        gate=[(title, caption, Markup(svg)) for title, caption, svg in gate if svg],
+        training=training_line(report),
         probes=probes,
         kinds={kind: title for kind, title in KINDS.items() if any(probe.kind == kind for probe in probes)},
         sections=_sections(headline_columns(report)),
@@ -158,6 +164,15 @@ def headlines(report: Report) -> list[list[Headline]]:
         return [lines]
     rows = [[line for line in lines if line.is_forget], [line for line in lines if not line.is_forget]]
     return [row for row in rows if row]
+
+
+def training_line(report: Report) -> str:
+    """Which state of the training is exported, where its gate chose."""
+    if report.exported_step is None or not report.gate:
+        return ""
+    best = next((point for point in report.gate if point.step == report.exported_step), None)
+    score = "" if best is None else f", whose score is {best.score:.2f}"
+    return f"The model is the state after {report.exported_step} of {max(point.step for point in report.gate)} steps{score}: what is kept less what is still known, on held-out rows that this report does not ask. The dashed line is there."
 
 
 def verdict(report: Report) -> str:

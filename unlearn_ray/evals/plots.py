@@ -107,6 +107,45 @@ def loss_curves(report: Report) -> str | None:
     return _svg(chart.properties(width=2 * _WIDTH, height=220))
 
 
+def gate_choices(report: Report) -> str | None:
+    """Choice on the gate's rows over the steps; a line stands where the exported state is."""
+    return _gate(report, {"forget": "forget_choice", "retain": "retain_choice"}, "choice", is_share=True)
+
+
+def gate_losses(report: Report) -> str | None:
+    """Loss of the true answers to the gate's rows over the steps."""
+    return _gate(report, {"forget": "forget_loss", "retain": "retain_loss"}, "loss", is_share=False)
+
+
+def _gate(report: Report, names: Mapping[str, str], title: str, *, is_share: bool) -> str | None:
+    rows: list[Row] = [
+        {"step": point.step, "part": part, "value": value}
+        for point in report.gate
+        for part, name in names.items()
+        if (value := getattr(point, name)) is not None
+    ]
+    if not rows:
+        return None
+    parts = [part for part in names if any(row["part"] == part for row in rows)]
+    scale = {"domain": [0, 1]} if is_share else {"zero": True}
+    value = alt.Y("value:Q").title(title).scale(**scale)
+    colours = [{"forget": "var(--unlearned)", "retain": "var(--guarded)"}[part] for part in parts]
+    lines = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(strokeWidth=2, point=True)
+        .encode(
+            x=alt.X("step:Q").title("step").axis(tickMinStep=1),
+            y=value.axis(format="%", tickCount=5) if is_share else value,
+            color=alt.Color("part:N").scale(domain=parts, range=colours).title(None).legend(orient="top"),
+        )
+    )
+    drawn: alt.Chart | alt.LayerChart = lines
+    if report.exported_step is not None:
+        mark = alt.Chart(alt.Data(values=[{"step": report.exported_step}]))
+        drawn = mark.mark_rule(strokeDash=[4, 4], color="var(--soft)").encode(x="step:Q") + lines
+    return _svg(drawn.properties(width=_WIDTH, height=180))
+
+
 def _parts(forget: float | None, retain: float | None, loss: float | None) -> Sequence[tuple[str, float | None]]:
     return (("forget", forget), ("retain", retain)) if forget is not None else (("loss", loss),)
 

@@ -7,7 +7,7 @@ import difflib
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal
@@ -31,6 +31,7 @@ class Excluded(StrEnum):
     TRAINED_ON = "trained_on"  # its question stands in the training rows
     DUPLICATE = "duplicate"
     CAPPED = "capped"  # beyond evaluate.max_probes
+    GATE = "gate"  # its fact is asked by the gate of the training, which chose by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +162,13 @@ def select_probes(
     split: Literal["tune", "report"],
     trained: set[str],
     max_probes: int | None,
+    gated: Collection[str] = (),
 ) -> Selection:
     """The probes to ask: of one split, once each, none trained on, at most `max_probes` a group and wording.
 
     Args:
         trained: normalised questions of the training rows.
+        gated: facts that a training's gate asked.
     """
     excluded: list[ExcludedProbe] = []
     seen: set[str] = set()
@@ -176,6 +179,9 @@ def select_probes(
         question = normalised(probe.question)
         if question in trained:
             excluded.append(_excluded(probe, Excluded.TRAINED_ON))
+            continue
+        if probe.fact_id in gated:
+            excluded.append(_excluded(probe, Excluded.GATE))
             continue
         if question in seen:
             excluded.append(_excluded(probe, Excluded.DUPLICATE))

@@ -17,6 +17,8 @@
     retention         guarded | unlearned -> near | far -> recall, choice or probability -> share of the base model's, over the same probes
     utility           model -> TOFU's model utility: harmonic mean of probability, ROUGE-L recall and truth ratio on near and far
     losses            training -> points of its loss curve
+    gate              what the gate of the training saw on held-out rows that nothing here asks, an evaluation each; none: it had none
+    exported_step     steps behind the model, where the gate chose it
     stages            stage -> what its manifest says
     notes             what a reader must know before believing the figures
 
@@ -48,6 +50,7 @@ VERSION = 2
 FEW_PROBES = 20
 WIDE_INTERVAL = 0.3  # of a share
 _MAX_LOSS_POINTS = 400
+_METRICS, _GATE = "metrics.jsonl", "gate.jsonl"  # beside the losses; the first has times and speed as well
 NO_SHARES = ("fluency", "truth_ratio")  # all else is a share, shown in per cent
 LABELS: dict[ModelName, str] = {"base": "base", "guarded": "base + prefix", "unlearned": "unlearned"}
 DOUBTFUL = "*"  # stands after every figure that has doubts
@@ -114,6 +117,17 @@ class LossPoint(_Strict):
     lr: float | None = None
 
 
+class GatePoint(_Strict):
+    """One look of a training's gate, after so many steps; 0: the base model."""
+
+    step: int
+    forget_loss: float | None = None
+    forget_choice: float
+    retain_loss: float | None = None
+    retain_choice: float | None = None
+    score: float
+
+
 class StageSummary(_Strict):
     """What a stage's manifest says of it."""
 
@@ -145,6 +159,8 @@ class Report(_Strict):
     retention: dict[ModelName, Scores]
     utility: dict[ModelName, float]
     losses: dict[str, list[LossPoint]]
+    gate: list[GatePoint] = []
+    exported_step: int | None = None
     stages: dict[str, StageSummary]
     notes: list[str]
 
@@ -194,10 +210,19 @@ def read_losses(folder: Folder) -> dict[str, list[LossPoint]]:
     """Loss curves by training (`<name>.jsonl`), thinned to what a plot can show; none where there is no such folder."""
     curves = {}
     for name in folder.names(".jsonl"):
+        if name in (_METRICS, _GATE):
+            continue
         lines = [line for line in folder.read_text(name).splitlines() if line.strip()]
         stride = max(1, -(-len(lines) // _MAX_LOSS_POINTS))
         curves[name.removesuffix(".jsonl")] = [LossPoint.model_validate_json(line) for line in lines[::stride]]
     return {name: points for name, points in curves.items() if points}
+
+
+def read_gate(folder: Folder) -> list[GatePoint]:
+    """What a training's gate saw; nothing where it had none."""
+    if not folder.exists(_GATE):
+        return []
+    return [GatePoint.model_validate_json(line) for line in folder.read_text(_GATE).splitlines()]
 
 
 def shown(name: str, metric: Metric | None, with_interval: bool = True) -> str:

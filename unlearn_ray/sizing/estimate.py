@@ -109,8 +109,8 @@ def estimate(config: RunConfig, shape: Shape, gpu: str, num_gpus: int | None = N
         num_gpus = 1  # the machine
     else:
         count = engines.num_engines if isinstance(engines.num_engines, int) else 1
-        num_gpus = num_gpus or max(device.per_machine, workers.num_workers, engines.num_gpus * count)
-        for key, asked in (("workers.num_workers", workers.num_workers), ("engines", engines.num_gpus)):
+        num_gpus = num_gpus or max(device.per_machine, workers.span[1], engines.num_gpus * count)
+        for key, asked in (("workers.num_workers", workers.span[1]), ("engines", engines.num_gpus)):
             if asked > num_gpus:
                 raise ConfigError(f"cluster.{key}: {asked} GPUs are asked for, and there are {num_gpus} (--num-gpus)")
     stages = [_asking(config, shape, asked, device, kind, num_gpus) for asked in asked_by(config)]
@@ -144,7 +144,7 @@ def _kind(gpu: str) -> Kind:
 
 
 def _worker_cores(workers: WorkerResources, kind: Kind) -> float:
-    return max(1.0, min(workers.num_cpus, DEVICES["cpu"].per_machine / workers.num_workers)) if kind == "cpu" else 1.0
+    return max(1.0, min(workers.num_cpus, DEVICES["cpu"].per_machine / workers.span[1])) if kind == "cpu" else 1.0
 
 
 def _num_trainings(config: RunConfig) -> int:
@@ -155,9 +155,9 @@ def _side_by_side(config: RunConfig, kind: Kind, num_gpus: int) -> int:
     wanted = config.cluster.workers.concurrent_jobs
     workers = config.cluster.workers
     if kind == "cpu":
-        room = int(DEVICES["cpu"].per_machine // (workers.num_workers * workers.num_cpus))
+        room = int(DEVICES["cpu"].per_machine // (workers.span[1] * workers.num_cpus))
     else:
-        room = num_gpus // workers.num_workers
+        room = num_gpus // workers.span[1]
     room = max(1, room)
     return min(_num_trainings(config), room if wanted == "auto" else min(wanted, room))
 
@@ -196,8 +196,8 @@ def _training(config: RunConfig, shape: Shape, memory: Memory, device: Device, k
         flops += training_flops(shape, own, number * length, length, workers.gradient_checkpointing)
         one = own.num_steps * step_seconds(shape, job, workers, device, cores=_worker_cores(workers, kind))
         lanes[lanes.index(min(lanes))] += one + START_SECONDS[kind]
-    gpus = together * workers.num_workers if kind == "cuda" else 1
-    held = memory.total * (workers.num_workers * together if kind == "cpu" else 1)
+    gpus = together * workers.span[1] if kind == "cuda" else 1
+    held = memory.total * (workers.span[1] * together if kind == "cpu" else 1)
     return StageCost("finetune", rows, tokens, flops, gpus, max(lanes), held)
 
 
@@ -221,7 +221,7 @@ def _engine_misfits(config: RunConfig, shape: Shape, device: Device, kind: Kind)
 
 def _training_misfits(config: RunConfig, shape: Shape, memory: Memory, device: Device, kind: Kind) -> Iterator[Misfit]:
     def there(workers: WorkerResources) -> float:
-        return (device.memory if kind == "cuda" else machine_memory() / workers.num_workers) * FILLED
+        return (device.memory if kind == "cuda" else machine_memory() / workers.span[1]) * FILLED
 
     workers = config.cluster.workers
     if memory.total <= there(workers):
@@ -242,9 +242,9 @@ def nearest_fit(
     """
     own = config.cluster.workers
     sizes = [own.micro_batch >> halvings for halvings in range(10) if own.micro_batch >> halvings]
-    counts = [own.num_workers << doublings for doublings in range(7) if own.num_workers << doublings <= _MAX_WORKERS]
+    counts = [own.span[1] << doublings for doublings in range(7) if own.span[1] << doublings <= _MAX_WORKERS]
     if kind == "cpu":
-        counts = [own.num_workers]
+        counts = [own.span[1]]
     stages = [stage for stage in (0, 1, 2, 3) if stage >= own.zero_stage]
     offloads = (
         ["none", "optimizer", "all"][["none", "optimizer", "all"].index(own.offload) :]
@@ -253,7 +253,7 @@ def nearest_fit(
     )
     best: tuple[float, WorkerResources] | None = None
     for size, again, stage, count, offload in product(
-        sizes, {own.gradient_checkpointing, True}, stages, counts, offloads
+        sizes, {own.gradient_checkpointing, "full"}, stages, counts, offloads
     ):
         if offload == "all" and stage != 3:
             continue
@@ -261,7 +261,7 @@ def nearest_fit(
             math.log2(own.micro_batch / size)
             + (1.5 if again != own.gradient_checkpointing else 0)
             + 1.2 * (stage - own.zero_stage)
-            + 2.5 * math.log2(count / own.num_workers)
+            + 2.5 * math.log2(count / own.span[1])
             + {"none": 0, "optimizer": 6, "all": 8}[offload]
         )
         if best is not None and price >= best[0]:

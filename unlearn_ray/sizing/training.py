@@ -10,7 +10,7 @@ bytes a parameter); activations are counted tensor by tensor for transformers' L
 from dataclasses import dataclass
 from typing import Literal
 
-from unlearn_ray.config import FinetuneConfig, Lora, RunConfig, WorkerResources
+from unlearn_ray.config import FinetuneConfig, Lora, Recomputing, RunConfig, WorkerResources
 from unlearn_ray.sizing.gpus import Device
 from unlearn_ray.sizing.shapes import Shape
 
@@ -19,6 +19,7 @@ Kind = Literal["cpu", "cuda"]
 # threads (300 MiB; both measured); on a GPU CUDA's context with the workspaces of cuBLAS and NCCL (1 to 2 GB on Hopper).
 BASE_BYTES = {"cpu": 850 * 2**20, "cuda": 1536 * 2**20}
 _BUCKET = 2**28  # elements, as in engines/deepspeed_runtime.py
+LOGITS_OF_A_CHUNK = 2**24  # elements, as in train/head.py
 _SPARE = 0.12  # of the activations and logits: what the allocator can't fill
 # Share of the peak arithmetic rate that training reaches: torchtitan reports 33 to 39 % for Llama 3.1 8B on H100 in bf16 (arXiv 2410.06511, table 1).
 MFU = 0.35
@@ -80,7 +81,7 @@ def training_memory(
     number, learnt, count, stage = (
         shape.parameters,
         learnt_parameters(shape, config),
-        workers.num_workers,
+        workers.span[1],
         workers.zero_stage,
     )
     width = 4 if config.precision == "fp32" else 2
@@ -115,20 +116,21 @@ def training_memory(
         optimizer=optimizer,
         buffers=buffers,
         activations=activation_bytes(shape, config, batch, width, device, workers.gradient_checkpointing),
-        logits=logit_bytes(shape, config, batch.learnt, width),
+        logits=logit_bytes(shape, config, held_at_once(batch.learnt, shape.vocabulary), width),
         reference=reference,
         update=update,
     )
 
 
 def activation_bytes(
-    shape: Shape, config: FinetuneConfig, batch: Pass, width: int, device: Kind, is_checkpointed: bool
+    shape: Shape, config: FinetuneConfig, batch: Pass, width: int, device: Kind, recomputing: Recomputing
 ) -> float:
     """What autograd keeps of a forward pass, and what the layer at work takes beside it.
 
     A layer keeps, per token: of each norm its input in float32 (and, where its weight learns, what it normalised) and its output; queries, keys
     and values; what attention gives out; four times the width of the MLP. Without fused attention (CPU) also the scores: float32, and
-    what is computed with. Recomputation keeps each layer's input alone, and one layer whole.
+    what is computed with. Recomputation keeps each layer's input alone (selective: with every second product, and what attention gives out), and
+    one layer whole.
     """
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     is_lora = isinstance(config.weights, Lora)
@@ -141,11 +143,18 @@ def activation_bytes(
         attention = width * (3 * wide + 2 * narrow)
         at_work = width * 3 * shape.intermediate
     layer = 2 * norm + attention + width * 4 * shape.intermediate
-    if is_checkpointed:
-        kept = shape.layers * width * shape.hidden + layer
-    else:
-        kept = shape.layers * layer
+    kept = shape.layers * layer
+    if recomputing != "none":
+        # Of seven products the first, third, fifth and last: queries, values, the MLP's gate and its result.
+        products = wide + narrow + shape.intermediate + shape.hidden + wide if recomputing == "selective" else 0
+        kept = shape.layers * width * (shape.hidden + products) + layer
     return float(batch.tokens * (kept + at_work))
+
+
+def held_at_once(num_tokens: int, vocabulary: int) -> int:
+    """Of learnt tokens, those whose logits are held together: all, or a chunk where they are many."""
+    chunk = max(1, LOGITS_OF_A_CHUNK // vocabulary)
+    return chunk if num_tokens > 2 * chunk else num_tokens
 
 
 def logit_bytes(shape: Shape, config: FinetuneConfig, num_tokens: int, width: int) -> float:
@@ -157,13 +166,13 @@ def logit_bytes(shape: Shape, config: FinetuneConfig, num_tokens: int, width: in
 
 
 def checkpoint_bytes(shape: Shape, config: FinetuneConfig) -> int:
-    """Of one state of a training, over all workers: the learnt weights as they are computed with, float32 masters and two moments."""
-    return learnt_parameters(shape, config) * ((4 if config.precision == "fp32" else 2) + 12)
+    """Of one state of a training, over all workers: float32 masters of the learnt weights, and two moments."""
+    return 12 * learnt_parameters(shape, config)
 
 
 def num_checkpoints(config: FinetuneConfig) -> int:
-    """How many states a training that is never interrupted writes; none after the last step, which exports."""
-    return (config.num_steps - 1) // config.checkpoint_every
+    """How many states of a training lie in the run's folder at most: those that are kept, and one on its way; none is written after the last step."""
+    return min((config.num_steps - 1) // config.checkpoint_every, config.keep_checkpoints + 1)
 
 
 def export_bytes(shape: Shape, config: FinetuneConfig) -> int:
@@ -185,7 +194,7 @@ def pass_of(config: RunConfig, workers: WorkerResources, *, at_most: bool) -> Pa
     expected, most = answer_tokens(config)
     answer = most if at_most else expected
     length = min(config.finetune.max_tokens, FRAME_TOKENS + QUESTION_TOKENS + answer)
-    rows = min(workers.micro_batch, -(-rows_per_step(config.finetune) // workers.num_workers))
+    rows = min(workers.micro_batch, -(-rows_per_step(config.finetune) // workers.span[1]))
     return Pass(rows, length, rows * min(answer, length))
 
 
@@ -195,18 +204,18 @@ def rows_per_step(config: FinetuneConfig) -> int:
 
 
 def training_flops(
-    shape: Shape, config: FinetuneConfig, num_tokens: float, length: float, is_checkpointed: bool
+    shape: Shape, config: FinetuneConfig, num_tokens: float, length: float, recomputing: Recomputing
 ) -> float:
     """Floating-point operations of training on tokens.
 
-    Forward 2 N' D, backward 4 N' D, and 2 N' D again where activations are recomputed; N' are the parameters that a token is multiplied with (Kaplan
+    Forward 2 N' D, backward 4 N' D, and 2 N' D again where activations are recomputed, half of that where they are recomputed selectively; N' are the parameters that a token is multiplied with (Kaplan
     et al. 2020, arXiv 2001.08361, section 2.1: C = 6 N D). Frozen weights have no gradient: with LoRA the backward pass is 2 N' D. Attention adds
     12 layers x width x length a token to 6 N D (PaLM, Chowdhery et al. 2022, arXiv 2204.02311, appendix B), in the same proportions. KL
     adds a forward pass of the base model on the retain rows.
     """
     multiplied = shape.matrix_parameters + 2 * shape.layers * shape.heads * shape.head_dim * length
     passes = 4 if isinstance(config.weights, Lora) else 6
-    passes += 2 if is_checkpointed else 0
+    passes += {"none": 0, "selective": 1, "full": 2}[recomputing]
     flops = passes * multiplied * num_tokens
     if config.retains and config.retain.kind == "kl":
         flops += 2 * multiplied * num_tokens * config.retain_batch / rows_per_step(config)
@@ -225,11 +234,11 @@ def step_seconds(
     batch = pass_of(config, workers, at_most=False)
     num_rows = rows_per_step(finetune)
     flops = training_flops(shape, finetune, num_rows * batch.length, batch.length, workers.gradient_checkpointing) / (
-        workers.num_workers * cores
+        workers.span[1] * cores
     )
     width = 4 if finetune.precision == "fp32" else 2
-    num_passes = -(-num_rows // (workers.num_workers * workers.micro_batch))
-    learnt, share = width * learnt_parameters(shape, finetune), (workers.num_workers - 1) / workers.num_workers
+    num_passes = -(-num_rows // (workers.span[1] * workers.micro_batch))
+    learnt, share = width * learnt_parameters(shape, finetune), (workers.span[1] - 1) / workers.span[1]
     model = width * shape.parameters
     sent = learnt * share * {0: 2, 1: 2, 2: num_passes + 1, 3: num_passes}[workers.zero_stage]
     if workers.zero_stage == 3:

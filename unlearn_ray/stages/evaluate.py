@@ -26,7 +26,7 @@ from unlearn_ray.evals.probes import (
     trained_questions,
     with_topics,
 )
-from unlearn_ray.evals.report import Report, StageSummary, read_losses
+from unlearn_ray.evals.report import Report, StageSummary, read_gate, read_losses
 from unlearn_ray.evals.scoring import MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
 from unlearn_ray.evals.tally import make_report
 from unlearn_ray.rows import GROUPS, Message, Probe, seed_of
@@ -35,12 +35,14 @@ from unlearn_ray.stages.card import EXPORT, write_cards
 from unlearn_ray.stages.checking import shortfalls_of
 from unlearn_ray.stages.dataset import DATASET
 from unlearn_ray.stages.finetune import FINETUNE
+from unlearn_ray.stages.gating import ROWS, gated_questions
 from unlearn_ray.stages.general import GENERAL_POOL
 from unlearn_ray.stages.mixture import MIXTURE
 from unlearn_ray.stages.probing import told
 from unlearn_ray.stages.questions import QUESTIONS
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, finished_manifest
 from unlearn_ray.synth.guardrails import guardrails_of
+from unlearn_ray.words import normalised
 
 NAME = "evaluate"
 _ADAPTER = "adapter_config.json"
@@ -130,7 +132,7 @@ def evaluate(
     out = stage.folder
     names = [topic.name for topic in topics]
     export = find_export(before.finetuned)
-    selection = _select(config, topics, before.mixture)
+    selection = _select(config, topics, before.mixture, before.finetuned)
     (out / "excluded").write_rows(selection.excluded, ExcludedProbe.schema())
 
     max_tokens = _max_tokens(config, before.max_tokens)
@@ -175,6 +177,9 @@ def evaluate(
         stages={name: summary_of(manifests) for name, manifests in before.stages.items()},
         seed=seed,
     )
+    training = finished_manifest(before.finetuned).details.get("training", {})
+    gate, step = read_gate(before.finetuned), training.get("exported_step")
+    report = report.model_copy(update={"gate": gate, "exported_step": step})
     report.save(out)
     from unlearn_ray.evals.html import write_html  # its plotting library takes a second to import: a plan need not wait
 
@@ -302,10 +307,12 @@ def _base_first(calls: Calls, base: Folder) -> Calls:
     return {_BASE: (first, None)} | {call: (of_known(asks), calls[call][1]) for call, asks in asked.items()}
 
 
-def _select(config: EvaluateConfig, topics: Sequence[Topic], mixture: Folder) -> Selection:
+def _select(config: EvaluateConfig, topics: Sequence[Topic], mixture: Folder, finetuned: Folder) -> Selection:
     names = [topic.name for topic in topics]
     trained = trained_questions(_probes(config, topics, mixture), _training_rows(mixture))
-    selection = select_probes(_probes(config, topics, mixture), names, config.split, trained, config.max_probes)
+    questions = gated_questions(finetuned / ROWS)
+    gated = {each.fact_id for each in _probes(config, topics, mixture) if normalised(each.question) in questions}
+    selection = select_probes(_probes(config, topics, mixture), names, config.split, trained, config.max_probes, gated)
     if not selection.num_kept()["forget"]:
         reasons = (
             ", ".join(f"{num} {reason}" for reason, num in selection.num_excluded().items())

@@ -3,6 +3,8 @@
 model/          the export: a PEFT adapter, or a model folder; with its card, README.md, which the evaluation completes
 merged/         with finetune.export: both, the model with the adapter merged into it
 losses.jsonl    rows of train.records.StepRecord, a step each
+metrics.jsonl   rows of train.metrics.StepMetrics, a step each, which grow while it runs; beside it a folder per logger, and training.log
+gate/           rows of GateRow, and gate.jsonl: what they showed, rows of train.gate_records.GateRecord; where there is a gate
 checkpoints/    of unfinished training; removed at the end
 """
 
@@ -12,27 +14,38 @@ from dataclasses import asdict
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import ChatFormat
-from unlearn_ray.config import FinetuneConfig, RunConfig, Topic
+from unlearn_ray.config import EvaluateConfig, FinetuneConfig, RunConfig, Topic
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.errors import ArtifactError, StorageError
-from unlearn_ray.rows import Drop, seed_of
+from unlearn_ray.rows import Drop, GateRow, digest, seed_of
 from unlearn_ray.stages.card import EXPORT, write_cards
+from unlearn_ray.stages.gating import CANDIDATES, ROWS, asked_in, gate_rows
 from unlearn_ray.stages.mixture import CONTRASTS, MIXTURE
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work
+from unlearn_ray.train.gate_records import GATE
+from unlearn_ray.train.log import clear_logs
 from unlearn_ray.train.records import LOSSES
 
 log = logging.getLogger(__name__)
 NAME = "finetune"
 
 
-def finetune_identity(config: FinetuneConfig, model: str, seed: int) -> Identity:
-    """What a training follows from, beside its rows."""
-    # How often a checkpoint is taken, how many are kept, and how many lost workers are borne, changes no result.
-    left_out = {"checkpoint_every", "keep_checkpoints", "max_failures"}
-    if config.weights.kind == "full" or config.export in (None, "adapter"):
-        left_out.add("export")  # it says what is exported anyway
-    values = config.model_dump(mode="json", exclude=left_out)
-    return values | {"model": model, "seed": seed}, {}
+def finetune_identity(
+    config: FinetuneConfig, model: str, seed: int, gate: tuple[EvaluateConfig, int] | None = None
+) -> Identity:
+    """What a training follows from, beside its rows.
+
+    Args:
+        gate: what its gate's rows follow from: the evaluation, and the least number of probes of a group.
+    """
+    values = config.model_dump(mode="json", exclude=config.changes_nothing)
+    values |= {"model": model, "seed": seed}
+    if gate is None:
+        return values, {}
+    evaluate, least = gate
+    if evaluate.probes_path is None:
+        return values | {"gate": {"least_probes": least}}, {}
+    return values, {"probes": digest(*sorted(asked_in(evaluate.probes_path)))}
 
 
 def job_of(
@@ -45,17 +58,26 @@ def job_of(
     model_path: str,
     chat: ChatFormat,
     seed: int,
+    gate: tuple[EvaluateConfig, int] | None = None,
 ) -> TrainJob:
     """The training of a model.
 
+    Args:
+        gate: as in `finetune_identity`.
+
     Raises:
         ArtifactError: the mixture has no forget rows of a topic, or where true answers are to be lowered none of those; or no retain rows for
-            an objective that is nothing without them.
+            an objective that is nothing without them; or no rows for the gate.
     """
+    clear_logs(run.folder)
     forget = mixture / (CONTRASTS if config.lowers_truth else "forget")
     _require_rows(forget, topics)
     if config.retains:
         _look_at_retained(config, mixture / "retain", name, topics)
+    gated = None
+    if gate is not None:
+        gated = run.folder / ROWS
+        gated.write_rows(gate_rows(mixture / CANDIDATES, gate[0], mixture / "probes", gate[1]), GateRow.schema())
     return TrainJob(
         name=name,
         model=model_path,
@@ -67,12 +89,16 @@ def job_of(
         topics=tuple(topic.name for topic in topics),
         out=run.folder / EXPORT,
         checkpoints=run.folder / "checkpoints",
+        record=run.folder,
+        gate=gated,
     )
 
 
 def finish(run: StageRun, job: TrainJob, result: TrainResult) -> Manifest:
     """What a training left, and its manifest."""
     num_steps = run.folder.write_lines(LOSSES, job.checkpoints.read_text(LOSSES).splitlines())
+    if job.checkpoints.exists(GATE):
+        run.folder.write_text(GATE, job.checkpoints.read_text(GATE))
     manifest = run.finish(
         {"models": 1, "steps": num_steps, "forget": result.num_forget_rows, "retain": result.num_retain_rows},
         {Drop.TOO_LONG.value: result.num_too_long} if result.num_too_long else {},
@@ -118,8 +144,14 @@ def _warnings(config: FinetuneConfig, result: TrainResult) -> list[str]:
     )
 
 
+def _gate(unit: Unit) -> tuple[EvaluateConfig, int] | None:
+    """As in `finetune_identity`; None: there is no gate."""
+    config = unit.config
+    return (config.evaluate, config.dataset.floors.probes) if config.finetune.evaluate_every else None
+
+
 def _identity(unit: Unit) -> Identity:
-    return finetune_identity(unit.config.finetune, unit.model, unit.config.seed)
+    return finetune_identity(unit.config.finetune, unit.model, unit.config.seed, _gate(unit))
 
 
 def _run(work: Work) -> Manifest:
@@ -145,6 +177,7 @@ def _run_all(works: Sequence[Work]) -> dict[str, Manifest | Exception]:
                 model_path=config.model_path,
                 chat=work.engines.chat,
                 seed=config.seed,
+                gate=_gate(unit),
             )
         except ArtifactError as error:
             ended[unit.name] = error

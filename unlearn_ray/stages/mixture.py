@@ -2,6 +2,7 @@
 
 forget/, retain/   rows of Example, train and holdout; forget.jsonl, retain.jsonl: the train split as chat messages
 contrasts/         rows of Contrast: the forget rows' questions of the train split, with what the model itself answers them
+gate/              rows of Probe: held-out questions that a training may be looked at with on the way (gating.py)
 probes/            rows of Probe: its topics' and the pool's, and where the prompts have no wordings for short answers the held-out retain rows
 subjects/          rows of naming.Name: what is retained; a far subject that is too close to a topic has its reason
 retain_answers/    rows of QAPair that the retain rows come from, kept and dropped
@@ -26,6 +27,7 @@ from unlearn_ray.stages.candidates import EVERY
 from unlearn_ray.stages.checking import met
 from unlearn_ray.stages.dataset import DATASET
 from unlearn_ray.stages.dataset_rows import WORDING, Gather, WriteChats, gathered
+from unlearn_ray.stages.gating import CANDIDATES, HeldOut, candidates_of
 from unlearn_ray.stages.general import GENERAL_POOL
 from unlearn_ray.stages.naming import Name
 from unlearn_ray.stages.questions import QUESTIONS
@@ -103,6 +105,7 @@ def mix(
     if config.retain.file is None:
         dropped = {reason: number for (reason,), number in (out / "retain_answers").counts(["drop"]).items() if reason}
         lost = dict(Counter(dropped) - _lost_before(parts, general))
+    results(generator, _Gated(config, tuple(parts), out, own), [None], label="mixture, rows of the gate")
     num_rows = Counter[str]()
     for name in ("forget", "retain"):
         num_rows.update({f"{name}_{split}": number for (split,), number in (out / name).counts(["split"]).items()})
@@ -150,6 +153,39 @@ class _Meet:
         kept, num_unfit = _fit_probes(probes, topics, self.names)
         (out / "probes").write_rows(kept, Probe.schema())
         return num_unfit
+
+
+@dataclass(frozen=True, slots=True)
+class _Gated:
+    """Writes the candidates of a gate, when the rows that are trained on are there."""
+
+    config: DatasetConfig
+    parts: tuple[Part, ...]
+    out: Folder
+    own: Mapping[str, float]  # as in `share_held_out`
+
+    def __call__(self, _: None) -> None:
+        (self.out / CANDIDATES).write_rows(candidates_of(self._held_out(), self._trained()), Probe.schema())
+
+    def _held_out(self) -> Iterator[HeldOut]:
+        for part in self.parts:
+            topic, share = part.topic, self.own.get(part.topic.name, self.config.holdout_fraction)
+            for row in (part.answers / "unguarded").read_rows(["question", "answer", "sample", "drop"]):
+                is_whole = not row["drop"] and not row["sample"]
+                if is_whole and split_of(topic.name, row["question"], share) != "train":
+                    yield HeldOut("forget", topic.name, row["question"], row["answer"], topic.names)
+        seen: set[str] = set()  # a row may serve several topics
+        for row in (self.out / "retain").read_rows(["group", "subject", "question", "answer", "sample", "split"]):
+            if row["split"] == "train" or row["sample"]:
+                continue
+            found = HeldOut(row["group"], row["subject"], row["question"], row["answer"], (row["subject"],))
+            if found.key not in seen:
+                seen.add(found.key)
+                yield found
+
+    def _trained(self) -> Iterator[RowDict]:
+        for name in ("forget", "retain"):
+            yield from (row for row in (self.out / name).read_rows(["question", "split"]) if row["split"] == "train")
 
 
 @dataclass(frozen=True, slots=True)

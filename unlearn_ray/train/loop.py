@@ -203,9 +203,9 @@ def train(
     *,
     seed: int,
     first_step: int = 0,
-    on_step: Callable[[StepRecord], None],
+    on_step: Callable[[StepRecord], bool | None],
 ) -> None:
-    """Train from `first_step` to the end; `on_step` is called after each step, on every rank."""
+    """Train from `first_step` to the end; `on_step` is called after each step, on every rank. Where it returns True, on all of them, that is the end."""
     objective = Objective(config, seed)
     for step in range(first_step, config.num_steps):
         # Dropout must not depend on where a resumed training began.
@@ -225,7 +225,8 @@ def train(
         retain_loss = retain_sum / counts.retain_tokens if counts.retain_tokens else 0.0
         loss = forget_loss + config.retain.weight * retain_loss
         retained = finite(retain_loss) if counts.retain_tokens else None
-        on_step(StepRecord(step, finite(loss), finite(forget_loss), retained, rate, finite(grad_norm)))
+        if on_step(StepRecord(step, finite(loss), finite(forget_loss), retained, rate, finite(grad_norm))):
+            return
 
 
 @torch.no_grad()

@@ -1,0 +1,92 @@
+"""A training's log: training.log, which grows on rank 0, and what another rank said last where that is what failed. Knows no torch."""
+
+import logging
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from unlearn_ray.artifacts import Folder
+from unlearn_ray.errors import ArtifactError, StorageError, UnlearnError
+from unlearn_ray.train.growing import Lines, last_lines
+
+LOG = "training.log"
+NUM_SHOWN = 10  # lines of it, in a run's summary
+_OF_RANK = "training-rank{}.log"
+_MOST = 40  # lines of another rank
+_FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+_OURS = __name__.partition(".")[0]
+log = logging.getLogger(__name__)
+
+
+class _Handler(logging.Handler):
+    """All that this package says, and warnings of others."""
+
+    def __init__(self, take: Callable[[str], object]) -> None:
+        super().__init__(logging.INFO)
+        self._take = take
+        self.setFormatter(_FORMAT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING or record.name.partition(".")[0] == _OURS:
+            for line in self.format(record).splitlines():
+                self._take(line)
+
+
+@contextmanager
+def logged(folder: Folder, rank: int, is_loss: Callable[[Exception], bool]) -> Iterator[None]:
+    """Keep what is logged meanwhile, and how it ended.
+
+    Args:
+        is_loss: whether an error only says that another rank is gone.
+    """
+    tail: deque[str] = deque(maxlen=_MOST)
+    lines = Lines(folder, LOG) if rank == 0 else None
+    handler = _Handler(tail.append if lines is None else lines.add)
+    root, ours = logging.getLogger(), logging.getLogger(_OURS)
+    level = ours.level
+    root.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    except Exception as error:
+        for line in _told(error):
+            log.error("%s", line)
+        if lines is None and not is_loss(error):
+            _leave(folder, rank, list(tail))
+        raise
+    finally:
+        root.removeHandler(handler)
+        ours.setLevel(level)
+        if lines is not None:
+            lines.close()
+
+
+def _told(error: Exception) -> list[str]:
+    """What a user can mend in one line, all else with where it came from."""
+    if isinstance(error, UnlearnError):
+        return [str(error)]
+    return "".join(traceback.format_exception(error)).rstrip().splitlines()
+
+
+def _leave(folder: Folder, rank: int, lines: list[str]) -> None:
+    try:
+        folder.write_lines(_OF_RANK.format(rank), lines)
+    except (ArtifactError, StorageError) as failure:
+        log.warning("%s", failure)
+
+
+def clear_logs(folder: Folder) -> None:
+    """Remove those of earlier tries, before a new one."""
+    for name in _logs_in(folder):
+        folder.remove(name)
+
+
+def last_log_lines(folder: Folder) -> list[str]:
+    """What a training said last: the rank that failed, where it was not the first."""
+    found = sorted(_logs_in(folder), key=lambda name: name == LOG)
+    return last_lines(folder, found[0], NUM_SHOWN) if found else []
+
+
+def _logs_in(folder: Folder) -> list[str]:
+    return [name for name in folder.names(".log") if name == LOG or name.startswith("training-rank")]
