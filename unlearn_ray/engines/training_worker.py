@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import FinetuneConfig, RetainTerm
-from unlearn_ray.engines.checkpoints import Notice, Uploads
+from unlearn_ray.engines.checkpoints import Notice, Uploads, remove_unknown
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.training_failures import mark
@@ -96,6 +96,8 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         _rehearse_adapter(runtime)
     records = _resume(runtime)
     uploads, notice = Uploads(), Notice(runtime)
+    if runtime.rank == 0:
+        remove_unknown()
     resumed_from = len(records)
     watch = Watch(job.name, config, len(tokenizer), records)
     if records:
