@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Protocol
 
 import ray.train
-from ray.train import CheckpointConfig, CheckpointUploadMode
+from pyarrow import fs
+from ray.train import CheckpointConfig, CheckpointConsistencyMode, CheckpointUploadMode
 
 SCORE = "score"  # of a checkpoint, in what is reported with it: the higher, the better
 _SECONDS_BETWEEN_LOOKS = 5.0  # as often as Ray Train itself asks which nodes are to go
 _SECONDS_TO_POLL = 0.05
+_NAMED = "checkpoint_"  # how Ray Train begins the names of their folders
 
 
 def kept(number: int, *, by_score: bool = False) -> CheckpointConfig:
@@ -52,6 +54,20 @@ class Uploads:
         """Until the last one is in storage. One that can't be written there ends the training: Ray Train ends this process then."""
         while self._last is not None and self._last.exists():
             time.sleep(_SECONDS_TO_POLL)
+
+
+def remove_unknown() -> None:
+    """Remove what killed workers were about to report: Ray Train knows nothing of it, and would keep it as long as the training lasts. To be called
+    by one rank, before any reports a checkpoint."""
+    known = {
+        Path(each.checkpoint.path).name
+        for each in ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+    }
+    storage = ray.train.get_context().get_storage()
+    filesystem, home = storage.storage_filesystem, storage.experiment_fs_path
+    for found in filesystem.get_file_info(fs.FileSelector(home, allow_not_found=True)):
+        if found.base_name.startswith(_NAMED) and found.base_name not in known:
+            filesystem.delete_dir(found.path)
 
 
 class Ranks(Protocol):

@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import FinetuneConfig, RetainTerm
-from unlearn_ray.engines.checkpoints import Notice, Uploads
+from unlearn_ray.engines.checkpoints import Notice, Uploads, remove_unknown
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.protocols import MERGED, TrainJob, TrainResult
 from unlearn_ray.engines.training_failures import is_loss, mark
@@ -112,6 +112,8 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
     gate = _gate(assignment, runtime, tokenizer, scratch)
     records = _resume(runtime)
     uploads, notice = Uploads(), Notice(runtime)
+    if runtime.rank == 0:
+        remove_unknown()
     resumed_from = len(records)
     if gate is not None:
         gate.resume(resumed_from)
