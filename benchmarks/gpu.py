@@ -35,7 +35,7 @@ from unlearn_ray.train.batches import Batches
 from unlearn_ray.train.chat import Encoded
 from unlearn_ray.train.encoded import EncodedRows, write_encoded
 from unlearn_ray.train.loop import train
-from unlearn_ray.train.models import DTYPES, prepare
+from unlearn_ray.train.models import DTYPES, load_base, prepare
 from unlearn_ray.train.plain import PlainRuntime
 from unlearn_ray.train.records import StepRecord
 
@@ -94,7 +94,7 @@ class Shape:
 
 SHAPES = {
     "8b": Shape(4096, 14336, 32, 32, 8, 128_256, (4096, 8192, 16384), 48, 512),
-    "tiny": Shape(32, 64, 2, 4, 2, 512, (64, 256), 6, 48),
+    "tiny": Shape(32, 64, 2, 4, 2, 512, (128,), 6, 48),
 }
 SMALL = replace(SHAPES["tiny"], width=128, inner=256, heads=8, layers=4)
 
@@ -126,13 +126,13 @@ def batches_of(folder: Path, shape: Shape, config: FinetuneConfig, micro_tokens:
 def built(shape: Shape) -> Callable[..., Any]:
     """What stands in for loading a model's files: the same random weights each time."""
 
-    def load_base(model: str, dtype: torch.dtype, device: torch.device, attention: str = "auto") -> Any:
+    def build(model: str, dtype: torch.dtype, device: torch.device, attention: str = "auto") -> Any:
         torch.manual_seed(SEED)
         kind = ("eager" if device.type == "cpu" else "sdpa") if attention == "auto" else attention
         with device:
             return AutoModelForCausalLM.from_config(shape.config(), dtype=dtype, attn_implementation=kind)
 
-    return load_base
+    return build
 
 
 class Bench:
@@ -152,11 +152,10 @@ class Bench:
         return FinetuneConfig.model_validate(values | more)
 
     def runtime(
-        self, shape: Shape, config: FinetuneConfig, workers: WorkerResources, batches: Batches
+        self, model: str, config: FinetuneConfig, workers: WorkerResources, batches: Batches
     ) -> DeepSpeedRuntime:
-        deepspeed_runtime.load_base = built(shape)
         return DeepSpeedRuntime(
-            "random weights",
+            model,
             config,
             workers,
             self.device,
@@ -180,7 +179,8 @@ class Bench:
 
         runtime = None
         try:
-            runtime = self.runtime(shape, config, WorkerResources.model_validate(workers), batches)
+            deepspeed_runtime.load_base = built(shape)  # type: ignore[assignment]
+            runtime = self.runtime("random weights", config, WorkerResources.model_validate(workers), batches)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             train(runtime, batches, config, seed=SEED, on_step=on_step)
@@ -188,6 +188,7 @@ class Bench:
         except torch.OutOfMemoryError:
             return point | {"fits": False}
         finally:
+            deepspeed_runtime.load_base = load_base
             if runtime is not None:
                 runtime.close()
             gc.collect()
@@ -225,11 +226,13 @@ class Bench:
         """Losses of three steps under a ZeRO stage, and how far they are from a plain process'."""
         config = self.config(SMALL, kind, 3, precision=precision, retain={"kind": "kl"}, learning_rate=1e-3)
         batches = batches_of(self.folder, SMALL, config, micro_tokens)
-        base = built(SMALL)("", DTYPES[precision], self.device)
+        model = str(self.folder / "small")
+        built(SMALL)("", torch.float32, torch.device("cpu")).save_pretrained(model)
+        base = load_base(model, DTYPES[precision], self.device)
         plain = PlainRuntime(
             prepare(base, config.weights, seed=SEED, gradient_checkpointing="none"), config, self.device
         )
-        runtime = self.runtime(SMALL, config, WorkerResources.model_validate({"zero_stage": stage}), batches)
+        runtime = self.runtime(model, config, WorkerResources.model_validate({"zero_stage": stage}), batches)
         losses = []
         for each in (plain, runtime):
             records: list[StepRecord] = []

@@ -163,7 +163,7 @@ def test_the_scale_of_an_adapter_is_alpha_over_its_rank_or_over_its_root(base):
     for rslora in (False, True):
         weights = Lora(rank=16, alpha=32, rslora=rslora)
         module = prepare(copy.deepcopy(base), weights, seed=0, gradient_checkpointing="none")
-        scales.append({layer.scaling["default"] for layer in module.modules() if hasattr(layer, "scaling")})
+        scales.append({layer.scaling["default"] for layer in module.modules() if hasattr(layer, "lora_A")})
     assert scales == [{2.0}, {8.0}]
 
 
