@@ -98,7 +98,7 @@ def test_a_70b_model_on_one_gpu_an_engine_is_told_how_many_it_needs() -> None:
 
 def test_the_mildest_change_is_named() -> None:
     """A pass of many rows is made smaller before anything is recomputed or shared out."""
-    _, found = planned("llama3-8b-lora", "cluster.workers.micro_batch=64", "cluster.workers.num_workers=1", "finetune.forget_batch=32")  # fmt: skip
+    _, found = planned("llama3-8b-lora", "cluster.workers.micro_batch=32", "cluster.workers.num_workers=1", "finetune.forget_batch=32")  # fmt: skip
     (misfit,) = found.misfits
     assert [setting.partition("=")[0] for setting in misfit.settings] == ["cluster.workers.micro_batch"]
 
