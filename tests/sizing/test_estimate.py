@@ -121,3 +121,9 @@ def test_what_there_is_not_is_one_line(gpu: str, num_gpus: int | None, overrides
     with pytest.raises(ConfigError) as refused:
         planned("llama3-8b-full", *overrides, gpu=gpu, num_gpus=num_gpus)
     assert said in str(refused.value)
+
+
+def test_a_training_too_short_for_a_checkpoint_says_so() -> None:
+    config, found = planned("smollm2", gpu="cpu")
+    assert checkpoints_in_words(config, found) == "none in 40 steps (one every 50)"
+    assert found.checkpoint_space == 0
