@@ -179,7 +179,7 @@ class Bench:
 
         runtime = None
         try:
-            deepspeed_runtime.load_base = built(shape)  # type: ignore[assignment]
+            deepspeed_runtime.load_base = built(shape)
             runtime = self.runtime("random weights", config, WorkerResources.model_validate(workers), batches)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()

@@ -98,7 +98,7 @@ def test_a_70b_model_on_one_gpu_an_engine_is_told_how_many_it_needs() -> None:
 
 def test_the_mildest_change_is_named() -> None:
     """A pass of many rows is made smaller before anything is recomputed or shared out."""
-    _, found = planned("llama3-8b-lora", "cluster.workers.micro_batch=40", "cluster.workers.num_workers=1", "finetune.forget_batch=32")  # fmt: skip
+    _, found = planned("llama3-8b-lora", "cluster.workers.micro_batch=32", "cluster.workers.num_workers=1", "finetune.forget_batch=32")  # fmt: skip
     (misfit,) = found.misfits
     assert [setting.partition("=")[0] for setting in misfit.settings] == ["cluster.workers.micro_batch"]
 
@@ -121,3 +121,9 @@ def test_what_there_is_not_is_one_line(gpu: str, num_gpus: int | None, overrides
     with pytest.raises(ConfigError) as refused:
         planned("llama3-8b-full", *overrides, gpu=gpu, num_gpus=num_gpus)
     assert said in str(refused.value)
+
+
+def test_a_training_too_short_for_a_checkpoint_says_so() -> None:
+    config, found = planned("smollm2", gpu="cpu")
+    assert checkpoints_in_words(config, found) == "none in 40 steps (one every 50)"
+    assert found.checkpoint_space == 0

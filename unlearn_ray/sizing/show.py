@@ -76,7 +76,7 @@ def lines_of(config: RunConfig, found: Estimate) -> list[str]:
     shape = found.shape
     source = "its config.json" if shape.source == "files" else "the table of known models"
     lines = [
-        f"[bold]{escape(config.name)}[/]: {escape(config.model)}, {shape.parameters / 1e9:.2f} B parameters (by {source}), on {device_in_words(found)}"
+        f"[bold]{escape(config.name)}[/]: {escape(config.model)}, {count_in_words(shape.parameters)} parameters (by {source}), on {device_in_words(found)}"
     ]
     if not _has_weights(config):
         lines.append("  [yellow]![/] the model's weights are not on this machine; a plan needs none")
@@ -105,7 +105,7 @@ def space_lines(config: RunConfig, found: Estimate) -> list[str]:
     held = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
     lines = [
         f"A worker of finetune ({kind}, {learnt / 1e6:,.1f} M learnt parameters): {gib(worker.total)} at its peak: {held}",
-        f"A step takes {found.step_seconds:.2g} s; {found.num_trainings} trainings of {finetune.num_steps} steps, {found.side_by_side} at a time",
+        f"A step takes {found.step_seconds:.2g} s; {found.num_trainings} training{'s' if found.num_trainings > 1 else ''} of {finetune.num_steps} steps, {found.side_by_side} at a time",
         f"Checkpoints: {checkpoints_in_words(config, found)}; export {gb(found.export)} a training",
     ]
     return lines
@@ -113,6 +113,8 @@ def space_lines(config: RunConfig, found: Estimate) -> list[str]:
 
 def checkpoints_in_words(config: RunConfig, found: Estimate) -> str:
     """Number, size and sum: `17 x 112.4 GB = 1,911 GB (every 50 of 900 steps)`."""
+    if not found.checkpoints:
+        return f"none in {config.finetune.num_steps} steps (one every {config.finetune.checkpoint_every})"
     each = f"{found.checkpoints} x {gb(found.checkpoint)} = {gb(found.checkpoint * found.checkpoints)}"
     every = f"every {config.finetune.checkpoint_every} of {config.finetune.num_steps} steps"
     of_all = f", {gb(found.checkpoint_space)} for {found.num_trainings} trainings" if found.num_trainings > 1 else ""
@@ -143,6 +145,11 @@ def in_words(count: float) -> str:
         if count >= limit:
             return f"{count / limit:.1f} {unit}"
     return f"{count:.0f}"
+
+
+def count_in_words(number: int) -> str:
+    """Of parameters: 8.03 B, or 134.5 M."""
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
 def duration(seconds: float) -> str:
