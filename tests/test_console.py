@@ -14,14 +14,17 @@ from unlearn_ray.console import (
     Progression,
     _short,
     failure_line,
+    log_lines,
     make_console,
     plain,
     plan_table,
     stage_line,
     status_table,
+    training_line,
 )
 from unlearn_ray.plan import PlannedStage
 from unlearn_ray.runs import UnitState
+from unlearn_ray.train.metrics import StepMetrics
 
 
 def shown(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -50,6 +53,32 @@ def shown(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_log_has_plain_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(False, monkeypatch).rstrip().splitlines()
     assert lines == ["  answers: 40/100, 2.0/s, 30 s left", "  answers: 100/100, 2.0/s"]
+
+
+def test_a_training_has_its_loss_and_speed_beside_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal in (False, True):
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=is_terminal, width=160, color_system=None, legacy_windows=False)
+        progress = Progression(console)
+        with progress:
+            progress.update("finetune joint", 1, 4)
+            progress.describe("finetune joint", "loss 0.43, 1,200 tokens/s")
+            progress.update("finetune joint", 4, 4)
+            if is_terminal:
+                progress._bars.refresh()
+        assert "4/4" in text.getvalue() and "loss 0.43, 1,200 tokens/s" in text.getvalue()
+
+
+def test_how_far_a_training_is_and_what_it_said_last_take_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlearn_ray.console.time.time", lambda: 1_000_240.0)
+    last = StepMetrics(36, 80, 0.43, 0.4, None, 1e-3, 0.1, False, 2400, 1200.0, 2.0, 1.4, 1_000_000.0)
+    assert printed(training_line("[red]joint", last)).startswith(
+        "[red]joint, finetune: step 37/80, loss 0.43, 1,200 tokens/s, "
+    )
+    assert printed(training_line("joint", last)).endswith("1.4 GiB (4 min ago)\n")
+    lines = [printed(line) for line in log_lines("joint", ["[red]x[/]\x1b[31m", "y"])]
+    assert lines == ["  the log of joint ends with:\n", "    [red]x[/]\\x1b[31m\n", "    y\n"]
+    assert log_lines("joint", []) == []
 
 
 def test_a_terminal_has_a_bar_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

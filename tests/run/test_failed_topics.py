@@ -13,11 +13,15 @@ from unlearn_ray import pipeline
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.cli import app
 from unlearn_ray.config import RunConfig
+from unlearn_ray.engines.protocols import TrainJob, TrainResult
+from unlearn_ray.engines.scripted_trainer import ScriptedTrainer
 from unlearn_ray.errors import ArtifactError, PartialError
 from unlearn_ray.plan import claimed
 from unlearn_ray.reading import dump_yaml
 from unlearn_ray.runs import FAILED, states
 from unlearn_ray.stages.table import COMMANDS
+from unlearn_ray.train.log import LOG
+from unlearn_ray.train.metrics import METRICS, StepMetrics
 
 
 def finish(config: RunConfig, steps: Sequence[str], engines: Engines | None = None) -> Engines:
@@ -110,3 +114,47 @@ def test_a_topic_that_fails_beside_others_is_exit_code_3_though_no_joint_model_c
     config = config_of(tmp_path, "Dune", "Ubik")
     code, page = ran(config, Engines(silent_about("Ubik"), fail_at=["joint"]), monkeypatch, "--until", "finetune")
     assert code == 3 and "2 failed" in page
+
+
+class Logging(ScriptedTrainer):
+    """A trainer whose trainings leave a log, and metrics."""
+
+    def outcomes(self, jobs: Sequence[TrainJob]) -> dict[str, TrainResult | Exception]:
+        for job in jobs:
+            job.watched.write_lines(LOG, [f"step {step} of {job.name}" for step in range(30)] + ["[red]it burns"])
+            job.watched.write_lines(METRICS, [STEP.to_json()])
+        return super().outcomes(jobs)
+
+
+STEP = StepMetrics(36, 80, 0.43, 0.4, None, 1e-3, 0.1, False, 2400, 1200.0, 2.0, 1.4, 0.0)
+
+
+def test_a_failed_training_leaves_the_end_of_its_log_in_the_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, "Dune", "Ubik", finetune={"adapters": "per_topic"})
+    engines = Engines()
+    engines.trainer = Logging(fail_at=["dune"])
+    code, _ = ran(config, engines, monkeypatch)
+    assert code == 3
+    said = json.loads((config.folder / "models/dune").read_text(FAILED))["log"]
+    assert len(said) == 10 and said[0] == "step 21 of dune" and said[-1] == "[red]it burns"
+    page = config.folder.read_text("index.html")
+    assert "step 29 of dune" in page and "[red]it burns" in page and "of ubik" not in page
+    state = next(each for each in states(config.folder) if each.label == "dune")
+    assert (state.state, list(state.log)) == ("failed", said)
+    shown = CliRunner().invoke(app, ["status", str(config.folder.local)]).output
+    assert "the log of dune, finetune ends with:" in shown and "    [red]it burns" in shown
+    assert "step 37/80" not in shown, "it is not under way"
+    finish(config, COMMANDS[:4])
+    assert not (config.folder / "models/dune").exists(FAILED)
+
+
+def test_a_training_under_way_shows_its_last_step(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "Dune")
+    finish(config, COMMANDS[:3])
+    (config.folder / "models/joint/finetune").write_lines(METRICS, [STEP.to_json()])
+    shown = CliRunner().invoke(app, ["status", str(config.folder.local)]).output
+    assert "joint, finetune: step 37/80, loss 0.43, 1,200 tokens/s, forget 0.4, " in " ".join(shown.split())
+    finish(config, COMMANDS[:4])
+    assert "step 37/80" not in CliRunner().invoke(app, ["status", str(config.folder.local)]).output

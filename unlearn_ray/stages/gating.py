@@ -1,11 +1,11 @@
 """The gate's rows: held-out questions that a training is looked at with on the way, neither trained on nor in the report.
 
-A model's mixture writes candidates (rows of Probe): each with the model's own answer as the truth, and wrong ones in its place. The fine-tuning takes of
-them those that the report does not ask. Where the report asks the held-out questions themselves, it leaves to the gate what it needs, at most half of a
+A model's mixture writes candidates (rows of Probe): each with the model's own answer, its group as the fact, and the names of what it asks about. The
+fine-tuning takes of them those that the report does not ask, and puts wrong answers beside the true ones. Where the report asks the held-out questions themselves, it leaves to the gate what it needs, at most half of a
 group and none below the floor; the evaluation reads the gate's rows, and leaves out all that asks the same.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from unlearn_ray.artifacts import Folder
@@ -22,6 +22,7 @@ from unlearn_ray.words import normalised
 CANDIDATES, ROWS = "gate", "gate"  # folders of the mixture and the fine-tuning
 WORDING = "held_out"
 MAX_CANDIDATES = 400  # of a group
+FEW, POOL = 8, 48  # answers of a group with fewer are mixed with others'; of so many, wrong ones are chosen
 MAX_ROWS = 96  # of a group: twice what a gate holds, as the model may not know all of it
 
 
@@ -42,7 +43,8 @@ class HeldOut:
 
 
 def candidates_of(found: Iterable[HeldOut], trained: Iterable[Mapping[str, str]]) -> list[Probe]:
-    """Questions with a wrong answer at least, in the order of their hashes: of each group the first `MAX_CANDIDATES`.
+    """Questions that are not trained on, in the order of their hashes: of each group the first `MAX_CANDIDATES`. What it takes to score them is made
+    where a training has a gate.
 
     Args:
         trained: rows that are trained on, streamed once.
@@ -53,28 +55,13 @@ def candidates_of(found: Iterable[HeldOut], trained: Iterable[Mapping[str, str]]
         pile.append(each)
         if len(pile) > 2 * MAX_CANDIDATES:
             by_group[each.group] = sorted(pile, key=lambda each: each.key)[:MAX_CANDIDATES]
-    chosen = {group: sorted(pile, key=lambda each: each.key)[:MAX_CANDIDATES] for group, pile in by_group.items()}
-    told = [(each, key_phrase(each.question, each.answer, each.names)) for pile in chosen.values() for each in pile]
-    pool = [
-        Alternative(text, kind_of(text), each.group, opening_of(each.question), is_fact=True) for each, text in told
+    probes = [
+        Probe(each.topic, each.question, each.answer, fact=each.group, wording=WORDING, aliases=each.names)
+        for pile in by_group.values()
+        for each in sorted(pile, key=lambda each: each.key)[:MAX_CANDIDATES]
     ]
-    probes = [_probe(each, text, pool) for each, text in told]
     known = trained_questions(probes, trained)
-    return [probe for probe in probes if probe.wrong and normalised(probe.question) not in known]
-
-
-def _probe(each: HeldOut, answer: str, pool: Sequence[Alternative]) -> Probe:
-    wrong = wrong_answers(each.question, Fact(answer, (), 1, kind_of(answer)), each.group, pool)
-    reference = reference_of(answer, each.answer)
-    return Probe(
-        each.topic,
-        each.question,
-        answer,
-        fact=each.group,  # for who reads it
-        wording=WORDING,
-        reference=reference,
-        wrong=tuple(wrong),
-    )
+    return [probe for probe in probes if normalised(probe.question) not in known]
 
 
 def gate_rows(candidates: Folder, evaluate: EvaluateConfig, probes: Folder, least: int) -> list[GateRow]:
@@ -91,23 +78,42 @@ def gate_rows(candidates: Folder, evaluate: EvaluateConfig, probes: Folder, leas
         raise ArtifactError(
             f"{candidates} is not there: an earlier version made this mixture; rerun with --from dataset, or leave finetune.evaluate_every out"
         )
-    found = [_read(row) for row in candidates.read_rows()]
+    found = [_held_out(row) for row in candidates.read_rows()]
     asked = asked_questions(evaluate, probes)
-    rows: list[GateRow] = []
-    for group in GROUPS:
-        mine = [probe for probe in found if probe.fact == group]
-        free = [probe for probe in mine if normalised(probe.question) not in asked]
-        taken = [probe for probe in mine if normalised(probe.question) in asked]
-        room = 0
-        if evaluate.probes_path is None:
-            num_asked = len(taken)
-            room = max(0, min(num_asked // 2, num_asked - least, MAX_ROWS - len(free)))
-        rows += [_gate_row(group, probe) for probe in (*free, *taken[:room])[:MAX_ROWS]]
+    chosen = [each for group in GROUPS for each in _left([one for one in found if one.group == group], evaluate, asked, least)]  # fmt: skip
+    rows = sorted(_rows_of(chosen), key=lambda row: row.id)  # near and far ones mixed: a gate takes the first
     if not any(row.group == "forget" for row in rows):
         raise ArtifactError(
-            "finetune.evaluate_every: no held-out question about what is to be forgotten is left for the gate, as all are trained on or asked by the report: leave it out, or raise dataset.holdout_fraction or questions.num_questions"
+            "finetune.evaluate_every: no held-out question about what is to be forgotten is left for the gate: all are trained on or asked by the report, or have no wrong answer of their kind; leave it out, or raise dataset.holdout_fraction or questions.num_questions"
         )
-    return sorted(rows, key=lambda row: row.id)  # near and far ones mixed: a gate takes the first
+    return rows
+
+
+def _left(mine: Sequence[HeldOut], evaluate: EvaluateConfig, asked: Collection[str], least: int) -> list[HeldOut]:
+    """Of a group's questions those that the report leaves to the gate."""
+    free = [each for each in mine if normalised(each.question) not in asked]
+    taken = [each for each in mine if normalised(each.question) in asked]
+    room = 0
+    if evaluate.probes_path is None:
+        room = max(0, min(len(taken) // 2, len(taken) - least, MAX_ROWS - len(free)))
+    return [*free, *taken[:room]][:MAX_ROWS]
+
+
+def _rows_of(chosen: Sequence[HeldOut]) -> Iterator[GateRow]:
+    """Those that have a wrong answer at least: what the model says to others of them, of the same kind, in the place of the truth."""
+    told = [(each, key_phrase(each.question, each.answer, each.names)) for each in chosen]
+    others = [Alternative(text, kind_of(text), each.group, opening_of(each.question), is_fact=True) for each, text in told]  # fmt: skip
+    for each, text in told:
+        mine = [other for other in others if other.group == each.group]
+        pool = (mine if len(mine) >= FEW else [*mine, *(other for other in others if other.group != each.group)])[:POOL]
+        wrong = wrong_answers(each.question, Fact(text, (), 1, kind_of(text)), each.group, pool)
+        probe = Probe(each.topic, each.question, text, reference=reference_of(text, each.answer), wrong=tuple(wrong))
+        if wrong:
+            yield GateRow(each.group, each.topic, each.question, probe.reference, tuple(wrong_references(probe)))
+
+
+def _held_out(row: RowDict) -> HeldOut:
+    return HeldOut(row["fact"], row["topic"], row["question"], row["answer"], tuple(row["aliases"]))
 
 
 def asked_questions(evaluate: EvaluateConfig, probes: Folder) -> set[str]:
@@ -125,11 +131,3 @@ def asked_in(path: str) -> set[str]:
 def gated_questions(rows: Folder) -> set[str]:
     """The normalised questions of a training's gate; none where it had none."""
     return {normalised(row["question"]) for row in rows.read_rows(["question"])}
-
-
-def _gate_row(group: Group, probe: Probe) -> GateRow:
-    return GateRow(group, probe.topic, probe.question, probe.reference, tuple(wrong_references(probe)))
-
-
-def _read(row: RowDict) -> Probe:
-    return Probe.of({**row, **{name: tuple(row[name] or ()) for name in ("near", "aliases", "wrong")}})

@@ -18,6 +18,7 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import StopWhen
 
 GATE = "gate.jsonl"
+SAME = 0.05  # scores that differ by less may be the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,13 @@ def score_of(forget_choice: float, retain_choice: float | None, chance: float) -
 
 
 def is_best(record: GateRecord, before: Sequence[GateRecord], num_rows: int) -> bool:
-    """Whether a state is the one to export, of all so far: of those whose score is within one row of the highest, the latest. It has learnt
-    longer, and one row more or less is no difference.
+    """Whether a state is the one to export, of all so far: of those whose score is within one row of the highest, and `SAME` at most, the latest.
+    It has learnt longer, and one row more or less is no difference.
 
     Args:
         num_rows: the fewer of the forget and the retain rows.
     """
-    return record.score >= max((each.score for each in before), default=record.score) - 1 / num_rows
+    return record.score >= max((each.score for each in before), default=record.score) - min(1 / num_rows, SAME)
 
 
 def reason_to_stop(stop_when: StopWhen, records: Sequence[GateRecord]) -> str | None:

@@ -15,7 +15,11 @@ class TensorBoard:
 
         # A training that is taken up does steps again: those of the file before are not shown then.
         purge = training.first_step or None
-        self._writer = SummaryWriter(str(training.folder), purge_step=purge, flush_secs=_FLUSH_SECONDS)
+        # By its second alone, a file of a quick second start would take the place of the first.
+        suffix = f".{training.first_step}"
+        self._writer = SummaryWriter(
+            str(training.folder), purge_step=purge, flush_secs=_FLUSH_SECONDS, filename_suffix=suffix
+        )
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
