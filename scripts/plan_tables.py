@@ -45,9 +45,9 @@ def _rows(runs: dict[str, RunConfig], plans: dict[str, Estimate]) -> dict[str, l
         memory = found.worker
         cells = {
             "config": f"`jobs/configs/llama3-8b-{kind}.yaml`",
-            "GPUs of 80 GB a training, and at work": f"{workers.num_workers}, {trained.gpus} of {found.num_gpus}",
+            "GPUs of 80 GB a training, and at work": f"{workers.span[1]}, {trained.gpus} of {found.num_gpus}",
             "ZeRO, rows of a pass": f"{workers.zero_stage}, {workers.micro_batch}",
-            "recomputed": "yes" if workers.gradient_checkpointing else "nothing",
+            "recomputed": "nothing" if workers.gradient_checkpointing == "none" else workers.gradient_checkpointing,
             "memory a GPU at the peak": gib(memory.total),
             "of it weights, optimizer, gradients": f"{gib(memory.weights)}, {gib(memory.optimizer)}, {gib(memory.gradients)}",
             "of it activations, logits": f"{gib(memory.activations)}, {gib(memory.logits)}",

@@ -17,11 +17,13 @@ from unlearn_ray.evals.probes import PlacedProbe, Selection
 from unlearn_ray.evals.report import (
     DOUBT_LEGEND,
     REPORT,
+    GatePoint,
     LossPoint,
     Metric,
     Report,
     doubts_of,
     percent,
+    read_gate,
     read_losses,
     shown,
     summary_table,
@@ -136,6 +138,24 @@ def report_of(answers: list[Answered], probes: str | None = None) -> Report:
 @pytest.fixture(scope="module")
 def report() -> Report:
     return report_of(rows())
+
+
+def test_a_report_shows_what_the_gate_saw_and_which_state_it_chose(report: Report, tmp_path: Path) -> None:
+    assert "On the way" not in render(report, [])
+    lines = [
+        GatePoint(step=step, forget_loss=0.1 + step, forget_choice=1 - step / 100, retain_choice=1.0, score=step / 75)
+        for step in (0, 10, 20)
+    ]
+    Folder(tmp_path).write_lines("gate.jsonl", (line.model_dump_json() for line in lines))
+    Folder(tmp_path).write_lines("metrics.jsonl", ['{"step": 0, "loss": 1.0}'])
+    Folder(tmp_path).write_lines("losses.jsonl", ['{"step": 0, "loss": 1.0}'])
+    assert read_gate(Folder(tmp_path)) == lines and list(read_losses(Folder(tmp_path))) == ["losses"]
+    page = render(report.model_copy(update={"gate": lines, "exported_step": 10}), [])
+    assert "On the way" in page and "Choice on held-out rows" in page and "Loss of their true answers" in page
+    assert "The model is the state after 10 of 20 steps, whose score is 0.13" in page
+    for names in (("retain_choice", "forget_loss"), ("forget_loss",)):  # no retain rows, or losses that were not finite
+        less = [line.model_copy(update=dict.fromkeys(names)) for line in lines]
+        assert "Choice on held-out rows" in render(report.model_copy(update={"gate": less}), [])
 
 
 def test_every_figure_has_three_models_a_count_and_an_interval(report: Report) -> None:

@@ -15,4 +15,4 @@ def test_the_figures_of_the_8b_configs_are_computed() -> None:
     page = (ROOT / "docs" / "cluster.md").read_text()
     assert tables.BEGIN in page and tables.END in page
     assert tables.with_figures(page) == page
-    assert "17 x 112.4 GB" in page
+    assert "2 x 96.4 GB" in page

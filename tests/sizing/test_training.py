@@ -5,10 +5,8 @@ import pytest
 from unlearn_ray.config import FinetuneConfig, WorkerResources
 from unlearn_ray.sizing.shapes import KNOWN
 from unlearn_ray.sizing.training import (
-    LOGITS_OF_A_CHUNK,
     Pass,
     checkpoint_bytes,
-    held_at_once,
     num_checkpoints,
     training_flops,
     training_memory,
@@ -45,17 +43,11 @@ def test_an_adapter_takes_the_model_once_and_little_more() -> None:
 
 def test_recomputation_keeps_a_fraction_of_the_activations() -> None:
     assert memory(gradient_checkpointing="full").activations < memory().activations / 8
-    assert memory(gradient_checkpointing="full").activations < memory(gradient_checkpointing="selective").activations
-    assert memory(gradient_checkpointing="selective").activations < memory().activations
-
-
-def test_of_many_learnt_tokens_the_logits_of_a_chunk_are_held() -> None:
-    from unlearn_ray.train import head
-
-    assert LOGITS_OF_A_CHUNK == head.CHUNK
-    for number in (1, 100, 261, 262, 263, 4096):
-        assert (held_at_once(number, 128_256) < number) == head.is_large(number, 128_256)
-    assert held_at_once(4096, 128_256) == head.chunk_size(128_256)
+    assert (
+        memory(gradient_checkpointing="full").activations
+        < memory(gradient_checkpointing="selective").activations
+        < memory().activations / 2
+    )
     assert memory().activations == pytest.approx(memory(LORA).activations, rel=0.3)
 
 
@@ -78,7 +70,6 @@ def test_training_takes_six_operations_a_parameter_and_token_and_an_adapter_four
 
 def test_checkpoints_of_the_full_8b_training_are_counted() -> None:
     config = FULL.model_copy(update={"num_steps": 900, "checkpoint_every": 50})
-    assert num_checkpoints(config) == 2  # the one that is kept, and one on its way
-    assert num_checkpoints(config.model_copy(update={"keep_checkpoints": 99})) == 17  # none after the last step
+    assert num_checkpoints(config) == 17  # none after the last step
     assert checkpoint_bytes(LLAMA, config) == 12 * N  # 96.4 GB
     assert checkpoint_bytes(LLAMA, LORA) == 12 * 167_772_160

@@ -31,7 +31,7 @@ def log_two_steps(name: str, about: Training) -> None:
 
 
 def test_tensorboard_reads_what_is_written_and_a_step_that_is_done_again_once(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="TensorBoard's reader is in the extra `dev`, and is not installed here")
+    pytest.importorskip("tensorboard", reason="TensorBoard's reader is no dependency: its writer is one of Ray Train's")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log_two_steps("tensorboard", training(tmp_path))

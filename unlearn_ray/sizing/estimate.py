@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from unlearn_ray.config import RunConfig, WorkerResources
+from unlearn_ray.config import Recomputing, RunConfig, WorkerResources
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.sizing.generation import Asked, asked_by, asking_seconds, num_sequences
 from unlearn_ray.sizing.gpus import DEVICES, Device, machine_memory
@@ -15,6 +15,7 @@ from unlearn_ray.sizing.training import (
     Memory,
     checkpoint_bytes,
     export_bytes,
+    kept_checkpoints,
     num_checkpoints,
     pass_of,
     rows_per_step,
@@ -27,6 +28,7 @@ FILLED = 0.95  # of a device's memory: a training that is planned to take more i
 # Seconds that a stage takes beside its work: engines or workers start, weights are read, compiled, and given back.
 START_SECONDS: dict[Kind, float] = {"cuda": 150.0, "cpu": 40.0}
 _MAX_WORKERS = 64
+_PRICES: dict[Recomputing, float] = {"none": 0.0, "selective": 1.2, "full": 1.8}  # halving a pass is 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Estimate:
     side_by_side: int
     checkpoint: int  # bytes of one state
     checkpoints: int  # that are written, of one training
+    kept: int  # of them at a time, at most
     export: int  # bytes, of one training
     misfits: tuple[Misfit, ...]
 
@@ -84,7 +87,7 @@ class Estimate:
     @property
     def checkpoint_space(self) -> int:
         """Bytes, of all trainings."""
-        return self.checkpoint * self.checkpoints * self.num_trainings
+        return self.checkpoint * self.kept * self.num_trainings
 
     def cost(self, per_hour: float) -> float:
         """In the currency of an hour's price."""
@@ -128,6 +131,7 @@ def estimate(config: RunConfig, shape: Shape, gpu: str, num_gpus: int | None = N
         side_by_side=_side_by_side(config, kind, num_gpus),
         checkpoint=checkpoint_bytes(shape, config.finetune),
         checkpoints=num_checkpoints(config.finetune),
+        kept=kept_checkpoints(config.finetune),
         export=export_bytes(shape, config.finetune),
         misfits=tuple(misfits),
     )
@@ -241,7 +245,9 @@ def nearest_fit(
         there: bytes that one worker may take, under such settings.
     """
     own = config.cluster.workers
-    sizes = [own.micro_batch >> halvings for halvings in range(10) if own.micro_batch >> halvings]
+    key, largest = ("micro_batch", own.micro_batch) if own.micro_tokens is None else ("micro_tokens", own.micro_tokens)
+    sizes = [largest >> halvings for halvings in range(10) if largest >> halvings]
+    kinds: tuple[Recomputing, ...] = ("none", "selective", "full")
     counts = [own.span[1] << doublings for doublings in range(7) if own.span[1] << doublings <= _MAX_WORKERS]
     if kind == "cpu":
         counts = [own.span[1]]
@@ -253,13 +259,14 @@ def nearest_fit(
     )
     best: tuple[float, WorkerResources] | None = None
     for size, again, stage, count, offload in product(
-        sizes, {own.gradient_checkpointing, "full"}, stages, counts, offloads
+        sizes, kinds[kinds.index(own.gradient_checkpointing) :], stages, counts, offloads
     ):
         if offload == "all" and stage != 3:
             continue
         price = (
-            math.log2(own.micro_batch / size)
-            + (1.5 if again != own.gradient_checkpointing else 0)
+            math.log2(largest / size)
+            + _PRICES[again]
+            - _PRICES[own.gradient_checkpointing]
             + 1.2 * (stage - own.zero_stage)
             + 2.5 * math.log2(count / own.span[1])
             + {"none": 0, "optimizer": 6, "all": 8}[offload]
@@ -268,7 +275,7 @@ def nearest_fit(
             continue
         workers = own.model_copy(
             update={
-                "micro_batch": size,
+                key: size,
                 "gradient_checkpointing": again,
                 "zero_stage": stage,
                 "num_workers": count,
@@ -280,6 +287,7 @@ def nearest_fit(
     if best is None:
         return ()
     changed = best[1].model_dump()
+    before = own.model_dump() | {"num_workers": own.span[1]}  # of a span its upper end
     return tuple(
-        f"cluster.workers.{key}={str(value).lower()}" for key, value in changed.items() if value != getattr(own, key)
+        f"cluster.workers.{key}={str(value).lower()}" for key, value in changed.items() if value != before[key]
     )

@@ -112,13 +112,13 @@ def space_lines(config: RunConfig, found: Estimate) -> list[str]:
 
 
 def checkpoints_in_words(config: RunConfig, found: Estimate) -> str:
-    """Number, size and sum: `17 x 112.4 GB = 1,911 GB (every 50 of 900 steps)`."""
+    """Number and size of what is kept: `2 x 96.4 GB = 192.7 GB at most (17 are written, every 50 of 900 steps)`."""
     if not found.checkpoints:
         return f"none in {config.finetune.num_steps} steps (one every {config.finetune.checkpoint_every})"
-    each = f"{found.checkpoints} x {gb(found.checkpoint)} = {gb(found.checkpoint * found.checkpoints)}"
-    every = f"every {config.finetune.checkpoint_every} of {config.finetune.num_steps} steps"
+    kept = f"{found.kept} x {gb(found.checkpoint)} = {gb(found.checkpoint * found.kept)} at most"
+    every = f"{found.checkpoints} are written, every {config.finetune.checkpoint_every} of {config.finetune.num_steps} steps"
     of_all = f", {gb(found.checkpoint_space)} for {found.num_trainings} trainings" if found.num_trainings > 1 else ""
-    return f"{each} ({every}{of_all})"
+    return f"{kept} ({every}{of_all})"
 
 
 def misfit_line(misfit: Misfit) -> str:

@@ -18,8 +18,8 @@ Kind = Literal["cpu", "cuda"]
 # Of a process that holds no model: on a CPU Python with torch, transformers and DeepSpeed (550 MiB), compiled kernels and what glibc keeps for its
 # threads (300 MiB; both measured); on a GPU CUDA's context with the workspaces of cuBLAS and NCCL (1 to 2 GB on Hopper).
 BASE_BYTES = {"cpu": 850 * 2**20, "cuda": 1536 * 2**20}
+LOGITS_AT_ONCE = 2**24  # as in train/head.py, which imports torch
 _BUCKET = 2**28  # elements, as in engines/deepspeed_runtime.py
-LOGITS_OF_A_CHUNK = 2**24  # elements, as in train/head.py
 _SPARE = 0.12  # of the activations and logits: what the allocator can't fill
 # Share of the peak arithmetic rate that training reaches: torchtitan reports 33 to 39 % for Llama 3.1 8B on H100 in bf16 (arXiv 2410.06511, table 1).
 MFU = 0.35
@@ -116,21 +116,20 @@ def training_memory(
         optimizer=optimizer,
         buffers=buffers,
         activations=activation_bytes(shape, config, batch, width, device, workers.gradient_checkpointing),
-        logits=logit_bytes(shape, config, held_at_once(batch.learnt, shape.vocabulary), width),
+        logits=logit_bytes(shape, config, batch.learnt, width),
         reference=reference,
         update=update,
     )
 
 
 def activation_bytes(
-    shape: Shape, config: FinetuneConfig, batch: Pass, width: int, device: Kind, recomputing: Recomputing
+    shape: Shape, config: FinetuneConfig, batch: Pass, width: int, device: Kind, again: Recomputing
 ) -> float:
     """What autograd keeps of a forward pass, and what the layer at work takes beside it.
 
     A layer keeps, per token: of each norm its input in float32 (and, where its weight learns, what it normalised) and its output; queries, keys
     and values; what attention gives out; four times the width of the MLP. Without fused attention (CPU) also the scores: float32, and
-    what is computed with. Recomputation keeps each layer's input alone (selective: with every second product, and what attention gives out), and
-    one layer whole.
+    what is computed with. Recomputation keeps each layer's input alone, and one layer whole.
     """
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     is_lora = isinstance(config.weights, Lora)
@@ -143,36 +142,37 @@ def activation_bytes(
         attention = width * (3 * wide + 2 * narrow)
         at_work = width * 3 * shape.intermediate
     layer = 2 * norm + attention + width * 4 * shape.intermediate
-    kept = shape.layers * layer
-    if recomputing != "none":
-        # Of seven products the first, third, fifth and last: queries, values, the MLP's gate and its result.
-        products = wide + narrow + shape.intermediate + shape.hidden + wide if recomputing == "selective" else 0
-        kept = shape.layers * width * (shape.hidden + products) + layer
+    # Of a recomputed layer its input is kept; selectively, every second product and attention's result as well.
+    products = width * (wide + 2 * narrow + 2 * shape.hidden + 2 * shape.intermediate)
+    kept_of = {"none": layer, "selective": width * (shape.hidden + wide) + products / 2, "full": width * shape.hidden}
+    kept = shape.layers * kept_of[again] + (0 if again == "none" else layer)
     return float(batch.tokens * (kept + at_work))
-
-
-def held_at_once(num_tokens: int, vocabulary: int) -> int:
-    """Of learnt tokens, those whose logits are held together: all, or a chunk where they are many."""
-    chunk = max(1, LOGITS_OF_A_CHUNK // vocabulary)
-    return chunk if num_tokens > 2 * chunk else num_tokens
 
 
 def logit_bytes(shape: Shape, config: FinetuneConfig, num_tokens: int, width: int) -> float:
     """The head's output at learnt tokens, in forward and backward: as computed, a copy by kind, float32, log-probabilities and their
-    gradient; of KL the base model's as well."""
+    gradient; of KL the base model's as well. Of many tokens a chunk at a time, with the head's gradient in float32 (`train.head`)."""
+    gradient = 0
+    if num_tokens > 2 * (chunk := max(1, LOGITS_AT_ONCE // shape.vocabulary)):
+        num_tokens, gradient = chunk, 0 if isinstance(config.weights, Lora) else 4 * shape.embedding
     own = 2 * width + (4 if width == 2 else 0) + 4 + 4
     base = width + 4 + 4 + 4 if config.retains and config.retain.kind == "kl" else 0
-    return float(num_tokens * shape.vocabulary * (own + base))
+    return float(num_tokens * shape.vocabulary * (own + base) + gradient)
 
 
 def checkpoint_bytes(shape: Shape, config: FinetuneConfig) -> int:
-    """Of one state of a training, over all workers: float32 masters of the learnt weights, and two moments."""
-    return 12 * learnt_parameters(shape, config)
+    """Of one state of a training, over all workers: float32 masters and two moments of the learnt weights."""
+    return learnt_parameters(shape, config) * 12
 
 
 def num_checkpoints(config: FinetuneConfig) -> int:
-    """How many states of a training lie in the run's folder at most: those that are kept, and one on its way; none is written after the last step."""
-    return min((config.num_steps - 1) // config.checkpoint_every, config.keep_checkpoints + 1)
+    """How many states a training that is never interrupted writes; none after the last step, which exports."""
+    return (config.num_steps - 1) // config.checkpoint_every
+
+
+def kept_checkpoints(config: FinetuneConfig) -> int:
+    """How many of them are there at most: those that are kept, and the next one while it is uploaded."""
+    return min(num_checkpoints(config), config.keep_checkpoints + 1)
 
 
 def export_bytes(shape: Shape, config: FinetuneConfig) -> int:
@@ -194,7 +194,8 @@ def pass_of(config: RunConfig, workers: WorkerResources, *, at_most: bool) -> Pa
     expected, most = answer_tokens(config)
     answer = most if at_most else expected
     length = min(config.finetune.max_tokens, FRAME_TOKENS + QUESTION_TOKENS + answer)
-    rows = min(workers.micro_batch, -(-rows_per_step(config.finetune) // workers.span[1]))
+    size = workers.micro_batch if workers.micro_tokens is None else max(1, workers.micro_tokens // length)
+    rows = min(size, -(-rows_per_step(config.finetune) // workers.span[1]))
     return Pass(rows, length, rows * min(answer, length))
 
 
@@ -203,19 +204,17 @@ def rows_per_step(config: FinetuneConfig) -> int:
     return config.forget_batch * (2 if config.pairs else 1) + (config.retain_batch if config.retains else 0)
 
 
-def training_flops(
-    shape: Shape, config: FinetuneConfig, num_tokens: float, length: float, recomputing: Recomputing
-) -> float:
+def training_flops(shape: Shape, config: FinetuneConfig, num_tokens: float, length: float, again: Recomputing) -> float:
     """Floating-point operations of training on tokens.
 
-    Forward 2 N' D, backward 4 N' D, and 2 N' D again where activations are recomputed, half of that where they are recomputed selectively; N' are the parameters that a token is multiplied with (Kaplan
+    Forward 2 N' D, backward 4 N' D, and 2 N' D again where activations are recomputed; N' are the parameters that a token is multiplied with (Kaplan
     et al. 2020, arXiv 2001.08361, section 2.1: C = 6 N D). Frozen weights have no gradient: with LoRA the backward pass is 2 N' D. Attention adds
     12 layers x width x length a token to 6 N D (PaLM, Chowdhery et al. 2022, arXiv 2204.02311, appendix B), in the same proportions. KL
     adds a forward pass of the base model on the retain rows.
     """
     multiplied = shape.matrix_parameters + 2 * shape.layers * shape.heads * shape.head_dim * length
     passes = 4 if isinstance(config.weights, Lora) else 6
-    passes += {"none": 0, "selective": 1, "full": 2}[recomputing]
+    passes += {"none": 0, "selective": 1, "full": 2}[again]
     flops = passes * multiplied * num_tokens
     if config.retains and config.retain.kind == "kl":
         flops += 2 * multiplied * num_tokens * config.retain_batch / rows_per_step(config)
@@ -237,7 +236,7 @@ def step_seconds(
         workers.span[1] * cores
     )
     width = 4 if finetune.precision == "fp32" else 2
-    num_passes = -(-num_rows // (workers.span[1] * workers.micro_batch))
+    num_passes = -(-num_rows // (workers.span[1] * batch.rows))
     learnt, share = width * learnt_parameters(shape, finetune), (workers.span[1] - 1) / workers.span[1]
     model = width * shape.parameters
     sent = learnt * share * {0: 2, 1: 2, 2: num_passes + 1, 3: num_passes}[workers.zero_stage]

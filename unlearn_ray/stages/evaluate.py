@@ -177,9 +177,8 @@ def evaluate(
         stages={name: summary_of(manifests) for name, manifests in before.stages.items()},
         seed=seed,
     )
-    training = finished_manifest(before.finetuned).details.get("training", {})
-    gate, step = read_gate(before.finetuned), training.get("exported_step")
-    report = report.model_copy(update={"gate": gate, "exported_step": step})
+    steps = [each.details.get("training", {}).get("exported_step") for each in before.stages.get(FINETUNE.name, ())]
+    report = report.model_copy(update={"gate": read_gate(before.finetuned), "exported_step": next(iter(steps), None)})
     report.save(out)
     from unlearn_ray.evals.html import write_html  # its plotting library takes a second to import: a plan need not wait
 
