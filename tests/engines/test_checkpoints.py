@@ -4,10 +4,12 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray.train
+from pyarrow.fs import LocalFileSystem
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from unlearn_ray.engines import checkpoints
@@ -73,6 +75,18 @@ def test_one_that_can_not_be_written_leaves_nothing(storage: Storage) -> None:
     with pytest.raises(OSError, match="full"):
         Uploads().add(fail, 5)
     assert not folders[0].exists() and not storage.reports
+
+
+def test_what_a_killed_worker_left_is_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("checkpoint_1", "checkpoint_2", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint_manager_snapshot.json").write_text("{}")
+    reported = SimpleNamespace(checkpoint=ray.train.Checkpoint.from_directory(str(tmp_path / "checkpoint_1")))
+    storage = SimpleNamespace(storage_filesystem=LocalFileSystem(), experiment_fs_path=str(tmp_path))
+    monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", lambda mode: [reported])
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
+    checkpoints.remove_unknown()
+    assert {each.name for each in tmp_path.iterdir()} == {"checkpoint_1", "checkpoint_manager_snapshot.json", "other"}
 
 
 def test_the_newest_are_kept_or_those_of_the_highest_score() -> None:

@@ -66,7 +66,8 @@ def remove_unknown() -> None:
     storage = ray.train.get_context().get_storage()
     filesystem, home = storage.storage_filesystem, storage.experiment_fs_path
     for found in filesystem.get_file_info(fs.FileSelector(home, allow_not_found=True)):
-        if found.base_name.startswith(_NAMED) and found.base_name not in known:
+        is_one = found.type == fs.FileType.Directory and found.base_name.startswith(_NAMED)
+        if is_one and found.base_name not in known:
             filesystem.delete_dir(found.path)
 
 
