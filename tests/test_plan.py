@@ -95,6 +95,17 @@ def test_a_table_that_is_lost_or_cut_off_is_made_again(config: RunConfig) -> Non
     assert states(config) == ["finished", "redone", "redone", "finished", "finished"]
 
 
+def test_a_gate_on_a_mixture_of_before_there_were_gates_is_refused_in_the_plan(config: RunConfig) -> None:
+    with claimed(config):
+        finish(config, *COMMANDS)
+    gated = config.model_copy(update={"finetune": config.finetune.model_copy(update={"evaluate_every": 5})})
+    with pytest.raises(ArtifactError, match=r"has no rows for it: have it made anew with --from dataset, or leave"):
+        plan(gated)
+    assert states(config)[3] == "finished" and states(gated, "dataset")[2] == "asked"
+    (config.folder / "models" / "joint" / "mixture" / "gate").make()
+    assert states(gated)[3] != "finished"
+
+
 @pytest.mark.parametrize("split", ["tune", "report"])
 def test_a_plan_refuses_probes_of_the_other_split_and_probes_that_leave_no_room(config: RunConfig, split: str) -> None:
     file = config.folder.local.parent / "probes.jsonl"

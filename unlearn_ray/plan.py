@@ -22,6 +22,8 @@ from unlearn_ray.sizing.shapes import known_shape
 from unlearn_ray.stages import evaluate, questions, retaining
 from unlearn_ray.stages.checking import known_shortfalls, retains_nothing
 from unlearn_ray.stages.finetune import FINETUNE
+from unlearn_ray.stages.gating import CANDIDATES
+from unlearn_ray.stages.mixture import MIXTURE
 from unlearn_ray.stages.stage import (
     Identities,
     Stage,
@@ -143,6 +145,8 @@ def plan(
             is_shared = stage.scope == "pool" and config.pool is not None
             states[unit.label] = "asked" if stage in redone and state != "fresh" and not is_shared else state
         planned.append(PlannedStage(stage.name, states, is_selected, *stage.describe(config)))
+    if "finetune" in selected and config.finetune.evaluate_every:
+        _check_gate(units["model"], planned)
     is_trained = next(stage.is_finished for stage in planned if stage.name == FINETUNE.name)
     is_about_data = not {"dataset", "finetune"}.isdisjoint(selected)
     thin = tuple(known_shortfalls(config)) if is_about_data and not is_trained else ()
@@ -150,6 +154,21 @@ def plan(
     if not any(found.floor == "retain_per_forget" for found in thin):
         notes += retains_nothing(config)
     return Plan(planned, tuple(notes), thin)
+
+
+def _check_gate(models: Sequence[Unit], planned: Sequence[PlannedStage]) -> None:
+    """Refuse mixtures of before there were gates: a training would find out, when its old result is gone."""
+    states = {stage.name: stage.states for stage in planned}
+    for unit in models:
+        is_due = states[FINETUNE.name][unit.label] != "finished"
+        if (
+            is_due
+            and states[MIXTURE.name][unit.label] == "finished"
+            and not unit.home.exists(f"{MIXTURE.name}/{CANDIDATES}")
+        ):
+            raise ArtifactError(
+                f"{unit.home / MIXTURE.name} was made by a version without a gate and has no rows for it: have it made anew with --from dataset, or leave finetune.evaluate_every out"
+            )
 
 
 def _looked_at(config: RunConfig, is_dry: bool) -> tuple[Inspected | None, str]:
