@@ -376,13 +376,17 @@ class FinetuneConfig(Strict):
     loggers: Annotated[tuple[Text, ...] | None, BeforeValidator(_as_names)] = None
 
     @property
-    def changes_nothing(self) -> set[str]:
-        """Keys that, as they are set, no result follows from: how often a checkpoint is taken, how many are kept, how many lost workers are borne,
-        where figures go besides."""
-        found = {"checkpoint_every", "keep_checkpoints", "max_failures", "loggers"}
+    def changes_nothing(self) -> dict[str, Any]:
+        """Keys that, as they are set, no result follows from, as pydantic's `exclude` takes them: how often a checkpoint is taken, how many are kept,
+        how many lost workers are borne, where figures go besides, and what says only what was so before there was the key."""
+        found: dict[str, Any] = dict.fromkeys(("checkpoint_every", "keep_checkpoints", "max_failures", "loggers"), True)
         if self.weights.kind == "full" or self.export in (None, "adapter"):
-            found.add("export")  # it says what is exported anyway
-        return found if self.evaluate_every else found | {"evaluate_every", "stop_when"}
+            found["export"] = True
+        if not self.evaluate_every:
+            found |= {"evaluate_every": True, "stop_when": True}
+        if isinstance(self.weights, Lora) and not self.weights.rslora:
+            found["weights"] = {"rslora": True}
+        return found
 
     @property
     def retains(self) -> bool:

@@ -10,7 +10,7 @@ from staging import performed
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.chat import ChatFormat
-from unlearn_ray.config import FinetuneConfig, GradDiff, Idk, Npo, RetainTerm, Topic
+from unlearn_ray.config import FinetuneConfig, GradDiff, Idk, Lora, Npo, RetainTerm, Topic
 from unlearn_ray.engines.protocols import TrainJob, TrainResult
 from unlearn_ray.engines.scripted_trainer import ScriptedTrainer
 from unlearn_ray.errors import ArtifactError, EngineError
@@ -97,6 +97,14 @@ def test_what_lowers_the_truth_is_trained_on_what_tells_it(tmp_path: Path, both:
     refused = ScriptedTrainer()
     run(tmp_path / "idk", both, refused, FinetuneConfig(num_steps=3, objective=Idk()))
     assert refused.jobs[0].forget.path == (both / "forget").path
+
+
+def test_a_scale_that_is_asked_for_is_another_training_and_one_that_is_not_is_the_training_of_before_there_was_the_key() -> (
+    None
+):
+    identity, _ = finetune_identity(FinetuneConfig(), "m", 7)
+    assert "rslora" not in identity["weights"]
+    assert finetune_identity(FinetuneConfig(weights=Lora(rslora=True)), "m", 7)[0] != identity
 
 
 def test_skipped_steps_are_warned_of(tmp_path: Path, both: Folder) -> None:
