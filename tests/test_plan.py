@@ -106,6 +106,17 @@ def test_a_gate_on_a_mixture_of_before_there_were_gates_is_refused_in_the_plan(c
     assert states(gated)[3] != "finished"
 
 
+def test_a_gate_of_one_topic_alone_is_looked_for_as_well(config: RunConfig) -> None:
+    config = configs.parse(
+        config.model_dump(mode="json", include={"name", "output", "topics"}) | {"finetune": {"adapters": "per_topic"}}
+    )
+    with claimed(config):
+        finish(config, *COMMANDS)
+    topic = config.topics[0].model_copy(update={"finetune": {"evaluate_every": 5}})
+    with pytest.raises(ArtifactError, match=r"harry-potter.mixture was made by a version without a gate"):
+        plan(config.model_copy(update={"topics": (topic,)}))
+
+
 @pytest.mark.parametrize("split", ["tune", "report"])
 def test_a_plan_refuses_probes_of_the_other_split_and_probes_that_leave_no_room(config: RunConfig, split: str) -> None:
     file = config.folder.local.parent / "probes.jsonl"

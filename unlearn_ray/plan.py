@@ -145,7 +145,7 @@ def plan(
             is_shared = stage.scope == "pool" and config.pool is not None
             states[unit.label] = "asked" if stage in redone and state != "fresh" and not is_shared else state
         planned.append(PlannedStage(stage.name, states, is_selected, *stage.describe(config)))
-    if "finetune" in selected and config.finetune.evaluate_every:
+    if "finetune" in selected:
         _check_gate(units["model"], planned)
     is_trained = next(stage.is_finished for stage in planned if stage.name == FINETUNE.name)
     is_about_data = not {"dataset", "finetune"}.isdisjoint(selected)
@@ -160,7 +160,7 @@ def _check_gate(models: Sequence[Unit], planned: Sequence[PlannedStage]) -> None
     """Refuse mixtures of before there were gates: a training would find out, when its old result is gone."""
     states = {stage.name: stage.states for stage in planned}
     for unit in models:
-        is_due = states[FINETUNE.name][unit.label] != "finished"
+        is_due = unit.config.finetune.evaluate_every and states[FINETUNE.name][unit.label] != "finished"
         if (
             is_due
             and states[MIXTURE.name][unit.label] == "finished"

@@ -13,7 +13,7 @@ from pyarrow.fs import LocalFileSystem
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from unlearn_ray.engines import checkpoints
-from unlearn_ray.engines.checkpoints import SCORE, Notice, Uploads, kept
+from unlearn_ray.engines.checkpoints import Notice, Uploads
 
 
 class Storage:
@@ -54,14 +54,14 @@ def test_training_goes_on_while_one_is_on_its_way_and_the_next_one_waits(storage
     uploads = Uploads()
     uploads.add(write, 5)
     assert storage.reports == [{"step": 5}] and storage.at_work[0].exists()  # it did not wait
-    second = threading.Thread(target=uploads.add, args=(write, 10, 0.5))
+    second = threading.Thread(target=uploads.add, args=(write, 10))
     second.start()
     time.sleep(0.2)
     assert len(storage.reports) == 1
     storage.has_time.set()
     second.join(10)
     uploads.wait()
-    assert storage.reports[1] == {"step": 10, SCORE: 0.5}
+    assert storage.reports[1] == {"step": 10}
     assert (storage.most_at_work, storage.modes) == (1, {"ASYNC"})
 
 
@@ -87,12 +87,6 @@ def test_what_a_killed_worker_left_is_removed_and_nothing_else(tmp_path: Path, m
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
     checkpoints.remove_unknown()
     assert {each.name for each in tmp_path.iterdir()} == {"checkpoint_1", "checkpoint_manager_snapshot.json", "other"}
-
-
-def test_the_newest_are_kept_or_those_of_the_highest_score() -> None:
-    assert (kept(3).num_to_keep, kept(3).checkpoint_score_attribute) == (3, None)
-    by_score = kept(2, by_score=True)
-    assert (by_score.checkpoint_score_attribute, by_score.checkpoint_score_order) == (SCORE, "max")
 
 
 class OneRank:

@@ -89,9 +89,7 @@ def test_the_best_state_outlives_later_ones_and_a_lost_driver(alone: None, tmp_p
     again.resume(5)
     assert [each.step for each in again.records] == [0, 4]
     assert again.best is not None and again.best.record.step == 8 and again.best.losses == (0.5, 0.25)
-    kept = again.kept_weights(num_done=12)
-    assert kept is not None and kept["w"].tolist() == [2.0, 2.0]
-    assert again.kept_weights(num_done=8) is None  # the state in memory
+    assert again.kept_weights()["w"].tolist() == [2.0, 2.0]
     anew = keeper(job, tmp_path / "c")
     anew.resume(0)
     assert anew.best is None and [each.step for each in anew.records] == [0]

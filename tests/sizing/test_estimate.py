@@ -105,6 +105,15 @@ def test_the_mildest_change_is_named() -> None:
     assert [setting.partition("=")[0] for setting in misfit.settings] == ["cluster.workers.micro_batch"]
 
 
+def test_of_a_choice_of_workers_the_fewest_must_fit_and_the_most_count_for_time() -> None:
+    one, (_, span) = planned("llama3-8b-lora", "cluster.workers.num_workers=1")[1], planned("llama3-8b-lora", "cluster.workers.num_workers=[1, 4]", num_gpus=8)  # fmt: skip
+    four = planned("llama3-8b-lora", "cluster.workers.num_workers=4", num_gpus=8)[1]
+    assert span.worker == one.worker and span.step_seconds == four.step_seconds
+    planned("llama3-8b-lora", "cluster.workers.num_workers=[1, 16]", num_gpus=8)  # takes as many as there are
+    with pytest.raises(ConfigError, match="num_workers: 9 GPUs are asked for, and there are 8"):
+        planned("llama3-8b-lora", "cluster.workers.num_workers=[9, 16]", num_gpus=8)
+
+
 def test_the_engines_of_the_cpu_plan_share_its_memory() -> None:
     _, found = planned("pocket", gpu="cpu")
     assert found.num_gpus == 1 and found.misfits == ()

@@ -73,6 +73,8 @@ def test_a_folder_of_others_files_is_copied_with_what_is_new_in_it(remote: Folde
     (tmp_path / "files/below/a").write_text("12")
     mirror.sync(now=True)
     assert (remote / "logger/below").read_text("a") == "12"
+    Mirror(tmp_path / "elsewhere", remote / "logger", clock)  # the training is taken up on another machine
+    assert (tmp_path / "elsewhere/below/a").read_text() == "12"
 
 
 @contextmanager

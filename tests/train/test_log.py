@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.errors import DivergenceError
+from unlearn_ray.errors import ConfigError, DivergenceError
 from unlearn_ray.train.log import LOG, NUM_SHOWN, clear_logs, last_log_lines, logged
 
 ours, others = logging.getLogger("unlearn_ray.train.test"), logging.getLogger("deepspeed")
@@ -48,5 +48,10 @@ def test_the_worker_that_failed_is_heard_and_not_those_that_lost_it(tmp_path: Pa
     fail(folder, 3, RuntimeError("CUDA error: out of memory"))
     assert folder.names() == ["training-rank3.log", LOG]
     assert last_log_lines(folder)[-1].endswith("RuntimeError: CUDA error: out of memory")
+    fail(folder, 0, ConnectionError("connection closed by peer"))  # Ray Train's next attempt
+    assert folder.names() == [LOG]
+    for error in (DivergenceError("the training diverged"), ConfigError("nothing is left")):  # on all ranks alike
+        fail(folder, 1, error)
+    assert folder.names() == [LOG]
     clear_logs(folder)
     assert folder.names() == [] and last_log_lines(folder) == []

@@ -1,4 +1,4 @@
-"""Checkpoints on their way to storage, which of them are kept, and when one is taken out of turn."""
+"""Checkpoints on their way to storage, and when one is taken out of turn."""
 
 import shutil
 import tempfile
@@ -9,21 +9,11 @@ from typing import Protocol
 
 import ray.train
 from pyarrow import fs
-from ray.train import CheckpointConfig, CheckpointConsistencyMode, CheckpointUploadMode
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
-SCORE = "score"  # of a checkpoint, in what is reported with it: the higher, the better
 _SECONDS_BETWEEN_LOOKS = 5.0  # as often as Ray Train itself asks which nodes are to go
 _SECONDS_TO_POLL = 0.05
 _NAMED = "checkpoint_"  # how Ray Train begins the names of their folders
-
-
-def kept(number: int, *, by_score: bool = False) -> CheckpointConfig:
-    """Keep so many checkpoints: the newest, or those of the highest score and the newest, which a restart goes on from.
-
-    Args:
-        by_score: each is reported with a score.
-    """
-    return CheckpointConfig(num_to_keep=number, checkpoint_score_attribute=SCORE if by_score else None)
 
 
 class Uploads:
@@ -32,7 +22,7 @@ class Uploads:
     def __init__(self) -> None:
         self._last: Path | None = None
 
-    def add(self, write: Callable[[Path], None], step: int, score: float | None = None) -> None:
+    def add(self, write: Callable[[Path], None], step: int) -> None:
         """Report a checkpoint. To be called on every rank.
 
         Args:
@@ -45,9 +35,8 @@ class Uploads:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        metrics = {"step": step} | ({} if score is None else {SCORE: score})
         state = ray.train.Checkpoint.from_directory(str(folder))
-        ray.train.report(metrics, checkpoint=state, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        ray.train.report({"step": step}, checkpoint=state, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         self._last = folder
 
     def wait(self) -> None:

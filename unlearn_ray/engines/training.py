@@ -173,10 +173,9 @@ class Launch:
             ended.put((job, None))
 
     def _fit(self) -> None:
-        from ray.train import RunConfig, ScalingConfig
+        from ray.train import CheckpointConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from unlearn_ray.engines.checkpoints import kept
         from unlearn_ray.engines.training_failures import NoSecondTry, borne
 
         job, workers = self.assignment.job, self.assignment.workers
@@ -200,7 +199,7 @@ class Launch:
                 storage_path=job.checkpoints.path,
                 storage_filesystem=job.checkpoints.filesystem,
                 failure_config=borne(job.config.max_failures),
-                checkpoint_config=kept(job.config.keep_checkpoints),
+                checkpoint_config=CheckpointConfig(num_to_keep=job.config.keep_checkpoints),
                 callbacks=[NoSecondTry(job.name)],
                 worker_runtime_env={"env_vars": self.environment()},
             ),

@@ -50,6 +50,7 @@ class Gatekeeper:
             encoder,
             scratch / f"gate-{runtime.rank}",
             micro_batch=assignment.workers.micro_batch,
+            micro_tokens=assignment.workers.micro_tokens,
             world_size=dist.get_world_size(),
             pad_id=job.chat.pad_token_id,
         )
@@ -110,16 +111,20 @@ class Gatekeeper:
         if before is not None and before.record.step != step:
             self._folder.remove(state_name(before.record.step))
 
-    def kept_weights(self, num_done: int) -> dict[str, torch.Tensor] | None:
-        """The best state's weights, on rank 0; None where that is the one in memory, and on other ranks."""
-        if self.best is None or self.best.record.step == num_done or self._runtime.rank != 0:
-            return None
-        name = state_name(self.best.record.step)
+    def kept_weights(self) -> dict[str, torch.Tensor]:
+        """The best state's weights, as they were kept. To be called on one rank."""
+        assert self.best is not None
+        name, folder = state_name(self.best.record.step), self._folder
+        if folder.is_local:
+            return _loaded(folder.local / name)
         with TemporaryDirectory() as scratch:
-            folder = self._folder
             fs.copy_files(f"{folder.path}/{name}", f"{scratch}/{name}", source_filesystem=folder.filesystem)
-            found: dict[str, torch.Tensor] = torch.load(f"{scratch}/{name}", map_location="cpu", weights_only=True)
-        return found
+            return _loaded(Path(scratch, name))
+
+
+def _loaded(file: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    return found
 
 
 def _write(folder: Folder, name: str, weights: Mapping[str, torch.Tensor]) -> None:

@@ -19,7 +19,7 @@ class Assignment:
 
     job: TrainJob
     workers: WorkerResources
-    run: str  # names the training: same rows, same config, same sharding
+    run: str  # names the training: same rows, same config
     scratch: str  # a folder's name, below each node's temporary folder, that no other training has
     device: Literal["cpu", "cuda"]
     progress: ActorHandle | None

@@ -150,7 +150,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
             exported_step, learnt = len(records), check.losses(runtime)
             if gate is not None and gate.best is not None:
                 exported_step, learnt = gate.best.record.step, CheckLosses(*gate.best.losses, config.lowers_truth)
-            watch.judge(exported_step - 1, learnt, base)
+            watch.judge(len(records) - 1, learnt, base)
             losses = _export(runtime, job, check, learnt, watch, gate, len(records))
     except DivergenceError:
         uploads.wait()
@@ -409,14 +409,15 @@ def _export(
     num_done: int,
 ) -> dict[str, float] | None:
     """Write the export to `job.out` from rank 0, once it is seen to give the engine's loss; returns both losses there."""
-    weights = runtime.weights()
+    if gate is not None and gate.best is not None and gate.best.record.step != num_done:
+        weights = gate.kept_weights() if runtime.rank == 0 else None
+    else:
+        weights = runtime.weights()
     if weights is None:
         return None
-    if gate is not None and (kept := gate.kept_weights(num_done)) is not None:
-        weights = kept
     for name, value in weights.items():
         if not bool(torch.isfinite(value).all()):
-            watch.refuse_weights(job.config.num_steps - 1, name)
+            watch.refuse_weights(num_done - 1, name)
     trained, dtype, device = check.mean(learnt), DTYPES[runtime.precision], runtime.device
     is_exact = runtime.is_adapter and dtype == torch.float32
     with _beside(job) as folder:

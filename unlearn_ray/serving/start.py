@@ -58,7 +58,7 @@ def prepare(
         raise ArtifactError(f"{folder} is an adapter: serve a run, then unlearn-ray publish {folder}")
     config, _ = read_run(folder)
     weights, engines = config.finetune.weights, config.cluster.engines
-    rank = weights.rank if weights.kind == "lora" and config.finetune.export != "merged" else 1
+    rank = weights.rank if weights.kind == "lora" else 1  # with `export: merged` a topic may still have an adapter
     base = {
         "model": config.model,
         "chat": config.chat.model_dump(mode="json"),

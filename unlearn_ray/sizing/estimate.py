@@ -15,6 +15,7 @@ from unlearn_ray.sizing.training import (
     Memory,
     checkpoint_bytes,
     export_bytes,
+    gate_bytes,
     kept_checkpoints,
     num_checkpoints,
     pass_of,
@@ -74,6 +75,7 @@ class Estimate:
     checkpoints: int  # that are written, of one training
     kept: int  # of them at a time, at most
     export: int  # bytes, of one training
+    gate: int  # bytes, of the best state that its gate keeps
     misfits: tuple[Misfit, ...]
 
     @property
@@ -113,9 +115,12 @@ def estimate(config: RunConfig, shape: Shape, gpu: str, num_gpus: int | None = N
     else:
         count = engines.num_engines if isinstance(engines.num_engines, int) else 1
         num_gpus = num_gpus or max(device.per_machine, workers.span[1], engines.num_gpus * count)
-        for key, asked in (("workers.num_workers", workers.span[1]), ("engines", engines.num_gpus)):
+        for key, asked in (("workers.num_workers", workers.span[0]), ("engines", engines.num_gpus)):
             if asked > num_gpus:
                 raise ConfigError(f"cluster.{key}: {asked} GPUs are asked for, and there are {num_gpus} (--num-gpus)")
+        if isinstance(workers.num_workers, tuple):
+            workers = workers.model_copy(update={"num_workers": (workers.span[0], min(workers.span[1], num_gpus))})
+            config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": workers})})
     stages = [_asking(config, shape, asked, device, kind, num_gpus) for asked in asked_by(config)]
     memory = worker_memory(config, shape, workers, kind)
     trained = _training(config, shape, memory, device, kind, num_gpus)
@@ -133,6 +138,7 @@ def estimate(config: RunConfig, shape: Shape, gpu: str, num_gpus: int | None = N
         checkpoints=num_checkpoints(config.finetune),
         kept=kept_checkpoints(config.finetune),
         export=export_bytes(shape, config.finetune),
+        gate=gate_bytes(shape, config.finetune),
         misfits=tuple(misfits),
     )
 
@@ -225,7 +231,7 @@ def _engine_misfits(config: RunConfig, shape: Shape, device: Device, kind: Kind)
 
 def _training_misfits(config: RunConfig, shape: Shape, memory: Memory, device: Device, kind: Kind) -> Iterator[Misfit]:
     def there(workers: WorkerResources) -> float:
-        return (device.memory if kind == "cuda" else machine_memory() / workers.span[1]) * FILLED
+        return (device.memory if kind == "cuda" else machine_memory() / workers.span[0]) * FILLED
 
     workers = config.cluster.workers
     if memory.total <= there(workers):
@@ -248,9 +254,9 @@ def nearest_fit(
     key, largest = ("micro_batch", own.micro_batch) if own.micro_tokens is None else ("micro_tokens", own.micro_tokens)
     sizes = [largest >> halvings for halvings in range(10) if largest >> halvings]
     kinds: tuple[Recomputing, ...] = ("none", "selective", "full")
-    counts = [own.span[1] << doublings for doublings in range(7) if own.span[1] << doublings <= _MAX_WORKERS]
+    counts = [own.span[0] << doublings for doublings in range(7) if own.span[0] << doublings <= _MAX_WORKERS]
     if kind == "cpu":
-        counts = [own.span[1]]
+        counts = [own.span[0]]
     stages = [stage for stage in (0, 1, 2, 3) if stage >= own.zero_stage]
     offloads = (
         ["none", "optimizer", "all"][["none", "optimizer", "all"].index(own.offload) :]
@@ -268,7 +274,7 @@ def nearest_fit(
             + _PRICES[again]
             - _PRICES[own.gradient_checkpointing]
             + 1.2 * (stage - own.zero_stage)
-            + 2.5 * math.log2(count / own.span[1])
+            + 2.5 * math.log2(count / own.span[0])
             + {"none": 0, "optimizer": 6, "all": 8}[offload]
         )
         if best is not None and price >= best[0]:
@@ -287,7 +293,7 @@ def nearest_fit(
     if best is None:
         return ()
     changed = best[1].model_dump()
-    before = own.model_dump() | {"num_workers": own.span[1]}  # of a span its upper end
+    before = own.model_dump() | {"num_workers": own.span[0]}  # of a span its lower end
     return tuple(
         f"cluster.workers.{key}={str(value).lower()}" for key, value in changed.items() if value != before[key]
     )

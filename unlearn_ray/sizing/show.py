@@ -103,10 +103,11 @@ def space_lines(config: RunConfig, found: Estimate) -> list[str]:
         for name in ("weights", "optimizer", "gradients", "activations", "logits", "reference")
     }
     held = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
+    gate = f"its gate's best state {gb(found.gate)}; " if found.gate else ""
     lines = [
         f"A worker of finetune ({kind}, {learnt / 1e6:,.1f} M learnt parameters): {gib(worker.total)} at its peak: {held}",
         f"A step takes {found.step_seconds:.2g} s; {found.num_trainings} training{'s' if found.num_trainings > 1 else ''} of {finetune.num_steps} steps, {found.side_by_side} at a time",
-        f"Checkpoints: {checkpoints_in_words(config, found)}; export {gb(found.export)} a training",
+        f"Checkpoints: {checkpoints_in_words(config, found)}; {gate}export {gb(found.export)} a training",
     ]
     return lines
 

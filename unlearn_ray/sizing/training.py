@@ -73,7 +73,7 @@ def learnt_parameters(shape: Shape, config: FinetuneConfig) -> int:
 def training_memory(
     shape: Shape, config: FinetuneConfig, workers: WorkerResources, batch: Pass, *, device: Kind
 ) -> Memory:
-    """The peak of one worker, in bytes.
+    """The peak of one worker, in bytes. Of a choice of how many workers the fewest count: each holds the largest share then.
 
     Args:
         config: `precision: auto` counts as bf16.
@@ -81,7 +81,7 @@ def training_memory(
     number, learnt, count, stage = (
         shape.parameters,
         learnt_parameters(shape, config),
-        workers.span[1],
+        workers.span[0],
         workers.zero_stage,
     )
     width = 4 if config.precision == "fp32" else 2
@@ -107,7 +107,7 @@ def training_memory(
     if workers.offload == "all":
         weights = 0.0
     reference = 0.0
-    if config.retains and config.retain.kind == "kl" and not is_lora:
+    if asks_base(config) and not is_lora:
         reference = width * number / sharded
     return Memory(
         base=BASE_BYTES[device],
@@ -156,8 +156,17 @@ def logit_bytes(shape: Shape, config: FinetuneConfig, num_tokens: int, width: in
     if num_tokens > 2 * (chunk := max(1, LOGITS_AT_ONCE // shape.vocabulary)):
         num_tokens, gradient = chunk, 0 if isinstance(config.weights, Lora) else 4 * shape.embedding
     own = 2 * width + (4 if width == 2 else 0) + 4 + 4
-    base = width + 4 + 4 + 4 if config.retains and config.retain.kind == "kl" else 0
+    base = width + 4 + 4 + 4 if asks_base(config) else 0
     return float(num_tokens * shape.vocabulary * (own + base) + gradient)
+
+
+def asks_base(config: FinetuneConfig) -> bool:
+    """Whether the base model is asked in each pass: of the retain rows by KL, of the forget rows by UNDIAL."""
+    return _asks_of_retained(config) or config.objective.kind == "undial"
+
+
+def _asks_of_retained(config: FinetuneConfig) -> bool:
+    return config.retains and config.retain.kind == "kl"
 
 
 def checkpoint_bytes(shape: Shape, config: FinetuneConfig) -> int:
@@ -175,6 +184,12 @@ def kept_checkpoints(config: FinetuneConfig) -> int:
     return min(num_checkpoints(config), config.keep_checkpoints + 1)
 
 
+def gate_bytes(shape: Shape, config: FinetuneConfig) -> int:
+    """Of the best state that a gate keeps, twice while a better one takes its place."""
+    width = 4 if config.precision == "fp32" else 2
+    return 2 * width * learnt_parameters(shape, config) if config.evaluate_every else 0
+
+
 def export_bytes(shape: Shape, config: FinetuneConfig) -> int:
     """What is exported of one training, on disk."""
     model, adapter = shape.parameters * shape.dtype_bytes, 4 * learnt_parameters(shape, config)
@@ -190,12 +205,13 @@ def answer_tokens(config: RunConfig) -> tuple[int, int]:
 
 
 def pass_of(config: RunConfig, workers: WorkerResources, *, at_most: bool) -> Pass:
-    """A worker's forward pass: of rows as they are expected, or of the longest, which share passes, since rows are dealt by length."""
+    """A worker's forward pass: of rows as they are expected, with as many workers as there may be; or of the longest, which share passes, since rows are
+    dealt by length, with as few."""
     expected, most = answer_tokens(config)
     answer = most if at_most else expected
     length = min(config.finetune.max_tokens, FRAME_TOKENS + QUESTION_TOKENS + answer)
     size = workers.micro_batch if workers.micro_tokens is None else max(1, workers.micro_tokens // length)
-    rows = min(size, -(-rows_per_step(config.finetune) // workers.span[1]))
+    rows = min(size, -(-rows_per_step(config.finetune) // workers.span[0 if at_most else 1]))
     return Pass(rows, length, rows * min(answer, length))
 
 
@@ -210,15 +226,15 @@ def training_flops(shape: Shape, config: FinetuneConfig, num_tokens: float, leng
     Forward 2 N' D, backward 4 N' D, and 2 N' D again where activations are recomputed; N' are the parameters that a token is multiplied with (Kaplan
     et al. 2020, arXiv 2001.08361, section 2.1: C = 6 N D). Frozen weights have no gradient: with LoRA the backward pass is 2 N' D. Attention adds
     12 layers x width x length a token to 6 N D (PaLM, Chowdhery et al. 2022, arXiv 2204.02311, appendix B), in the same proportions. KL
-    adds a forward pass of the base model on the retain rows.
+    adds a forward pass of the base model on the retain rows, UNDIAL on the forget rows.
     """
     multiplied = shape.matrix_parameters + 2 * shape.layers * shape.heads * shape.head_dim * length
     passes = 4 if isinstance(config.weights, Lora) else 6
     passes += {"none": 0, "selective": 1, "full": 2}[again]
     flops = passes * multiplied * num_tokens
-    if config.retains and config.retain.kind == "kl":
-        flops += 2 * multiplied * num_tokens * config.retain_batch / rows_per_step(config)
-    return flops
+    num_asked = config.retain_batch if _asks_of_retained(config) else 0
+    num_asked += config.forget_batch if config.objective.kind == "undial" else 0
+    return flops + 2 * multiplied * num_tokens * num_asked / rows_per_step(config)
 
 
 def step_seconds(

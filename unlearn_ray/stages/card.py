@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -164,6 +165,11 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else _text(str(value))
 
 
+def _steps(training: dict[str, Any], num_planned: int) -> str:
+    found, exported = training.get("num_steps", num_planned), training.get("exported_step")
+    return f"{found}" if exported in (None, found) else f"{exported}, of {found} the one that the gate chose"
+
+
 def _training(run: RunConfig, finetune: Manifest, mixture: Manifest | None) -> Iterator[str]:
     config = run.finetune
     training = finetune.details.get("training", {})
@@ -176,13 +182,16 @@ def _training(run: RunConfig, finetune: Manifest, mixture: Manifest | None) -> I
         targets = (
             weights.target_modules if isinstance(weights.target_modules, str) else ", ".join(weights.target_modules)
         )
-        learnt = f"LoRA of rank {weights.rank}, alpha {weights.alpha:g}, dropout {weights.dropout:g}, on {targets}"
+        scaled = ", scaled by the square root of the rank" if weights.rslora else ""
+        learnt = (
+            f"LoRA of rank {weights.rank}, alpha {weights.alpha:g}{scaled}, dropout {weights.dropout:g}, on {targets}"
+        )
     retain = f"{config.retain.kind}, weight {config.retain.weight:g}" if config.retains else "none"
     rows = {
         "objective": f"`{kind}`" + (f" ({more})" if more else ""),
         "retain term": retain,
         "learnt": _text(learnt),
-        "steps": f"{config.num_steps}, of {config.forget_batch} rows to forget and {config.retain_batch if config.retains else 0} to retain",
+        "steps": f"{_steps(training, config.num_steps)}, of {config.forget_batch} rows to forget and {config.retain_batch if config.retains else 0} to retain",
         "learning rate": f"{config.learning_rate:g}, {config.warmup_steps} steps of warm-up, linear decay to {config.final_lr_fraction:g} of it",
         "weight decay, gradient clipping": f"{config.weight_decay:g}, {config.max_grad_norm:g}",
         "tokens of a row, at most": f"{config.max_tokens:,}",

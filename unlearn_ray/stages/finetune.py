@@ -179,7 +179,7 @@ def _run_all(works: Sequence[Work]) -> dict[str, Manifest | Exception]:
                 seed=config.seed,
                 gate=_gate(unit),
             )
-        except ArtifactError as error:
+        except (ArtifactError, StorageError) as error:
             ended[unit.name] = error
         else:
             jobs[unit.name] = (work, job)

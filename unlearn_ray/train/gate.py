@@ -22,7 +22,7 @@ class Gate:
 
     Args:
         folder: local, for the encoded answers.
-        micro_batch: answers that a forward pass holds.
+        micro_batch, micro_tokens: what a forward pass holds, as in training.
     """
 
     def __init__(
@@ -34,9 +34,15 @@ class Gate:
         micro_batch: int,
         world_size: int,
         pad_id: int,
+        micro_tokens: int | None = None,
     ) -> None:
         self._encoder, self._folder = encoder, folder
-        self._options: dict[str, Any] = {"micro_batch": micro_batch, "world_size": world_size, "pad_id": pad_id}
+        self._options: dict[str, Any] = {
+            "micro_batch": micro_batch,
+            "micro_tokens": micro_tokens,
+            "world_size": world_size,
+            "pad_id": pad_id,
+        }
         self.rows: list[GateRow] = []
         encoded: list[Encoded] = []
         for row in rows:

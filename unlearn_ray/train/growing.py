@@ -91,13 +91,20 @@ class Lines:
 
 
 class Mirror:
-    """A local folder that others write to, and its copy in an object store."""
+    """A local folder that others write to, and its copy in an object store. It begins with what the copy has: a training that is taken up on another
+    machine adds to its database."""
 
     def __init__(self, source: Path, target: Folder, clock: Callable[[], float] = time.monotonic) -> None:
         self._source, self._target = source, target
         self._turns, self._clock = Turns(clock), clock
         self._copied: dict[Path, tuple[int, int]] = {}
         self._is_told = False
+        try:
+            if target.exists():
+                source.mkdir(parents=True, exist_ok=True)
+                fs.copy_files(target.path, str(source), source_filesystem=target.filesystem)
+        except (ArtifactError, OSError) as error:
+            log.warning("%s is begun anew: %s", target, error)
 
     def sync(self, *, now: bool = False) -> None:
         """Copy what is new, if it is time."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.errors import ArtifactError, StorageError, UnlearnError
+from unlearn_ray.errors import ArtifactError, ConfigError, DivergenceError, StorageError, UnlearnError
 from unlearn_ray.train.growing import Lines, last_lines
 
 LOG = "training.log"
@@ -35,13 +35,15 @@ class _Handler(logging.Handler):
 
 @contextmanager
 def logged(folder: Folder, rank: int, is_loss: Callable[[Exception], bool]) -> Iterator[None]:
-    """Keep what is logged meanwhile, and how it ended.
+    """Keep what is logged meanwhile, and how it ended: on other ranks than the first where they alone know it, so not what all are told in one line.
 
     Args:
         is_loss: whether an error only says that another rank is gone.
     """
     tail: deque[str] = deque(maxlen=_MOST)
     lines = Lines(folder, LOG) if rank == 0 else None
+    if rank == 0:  # of ranks that an earlier attempt had
+        clear_logs(folder, but=LOG)
     handler = _Handler(tail.append if lines is None else lines.add)
     root, ours = logging.getLogger(), logging.getLogger(_OURS)
     level = ours.level
@@ -52,7 +54,7 @@ def logged(folder: Folder, rank: int, is_loss: Callable[[Exception], bool]) -> I
     except Exception as error:
         for line in _told(error):
             log.error("%s", line)
-        if lines is None and not is_loss(error):
+        if lines is None and not is_loss(error) and not isinstance(error, (DivergenceError, ConfigError)):
             _leave(folder, rank, list(tail))
         raise
     finally:
@@ -76,10 +78,11 @@ def _leave(folder: Folder, rank: int, lines: list[str]) -> None:
         log.warning("%s", failure)
 
 
-def clear_logs(folder: Folder) -> None:
+def clear_logs(folder: Folder, but: str = "") -> None:
     """Remove those of earlier tries, before a new one."""
     for name in _logs_in(folder):
-        folder.remove(name)
+        if name != but:
+            folder.remove(name)
 
 
 def last_log_lines(folder: Folder) -> list[str]:
