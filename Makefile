@@ -44,7 +44,7 @@ format: setup ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: quickstart ## Run the benchmarks on a finished quickstart, all but quality.py, which takes hours, and gpu.py, which needs a GPU; each prints a ratio to a baseline measured in the same run
+bench: quickstart smollm2 ## Run the benchmarks on a finished quickstart, without quality.py (takes hours) and gpu.py (needs a GPU); each prints a ratio to a named baseline
 	@for script in $(filter-out benchmarks/quality.py benchmarks/gpu.py,$(sort $(wildcard benchmarks/[a-z]*.py))); do \
 	    echo "== $$script"; kept=$(RESULTS)/$$(basename $$script .py)-$$(cut -d' ' -f1 .venv/.setup).json; \
 	    $(BIN)/python $$script $(if $(RESULTS),--out $$kept) || exit 1; \

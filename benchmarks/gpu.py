@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --shape tiny
 
 It needs torch, transformers, peft and deepspeed, and the small libraries that `unlearn_ray.config` and `unlearn_ray.rows` import (pydantic, PyYAML,
-Jinja2, NumPy, PyArrow). A model of Llama-3-8B's shape with random weights learns random rows, with LoRA and in full, at several
-`micro_tokens`; where its optimizer does not fit the card in full, fewer of its layers do, and the line says how many. Printed: tokens/s, MFU (model
-FLOPs over what the card's data sheet promises for dense bf16) and peak memory. Then a small model trains under every ZeRO stage, whose
-losses are held to those of a plain process (the baseline). `tiny` is for machines without a GPU: it tries all code and measures nothing.
+Jinja2, NumPy, PyArrow). A model with Llama-3-8B's shape and random weights learns random rows, with LoRA and with full weights, for several values of
+`micro_tokens`. If full training does not fit the card, the model gets fewer layers, and the line says how many. It prints tokens/s, MFU (model FLOPs
+over the data sheet's dense bf16 rate) and peak memory. Then a small model trains under every ZeRO stage, and its losses are compared with those of a
+plain process (the baseline). `tiny` is for machines without a GPU: it runs all code, but its figures mean nothing.
 """
 
 import argparse
@@ -49,7 +49,7 @@ BYTES_PER_LEARNT = (
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's, and what it is tried with."""
+    """The shape of a model, and the batches to measure it with."""
 
     width: int
     inner: int
@@ -76,7 +76,7 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """Of the matrices of all layers."""
+        """Number of parameters in the matrices of all layers."""
         kv = self.width * self.kv_heads // self.heads
         return self.layers * (2 * self.width**2 + 2 * self.width * kv + 3 * self.width * self.inner)
 
@@ -85,8 +85,9 @@ class Shape:
         return self.layer_parameters + 2 * self.vocabulary * self.width
 
     def flops(self, num_tokens: int, num_learnt: int, mean_length: float, is_full: bool) -> float:
-        """Of a forward and a backward pass: two per weight and token, as much again for gradients of activations, and of weights where all
-        are learnt; the head of learnt tokens only; causal attention as in PaLM (arXiv 2204.02311, appendix B), of half of the positions."""
+        """FLOPs of a forward and a backward pass: two per weight and token, two more for gradients of activations, and two more for gradients of
+        weights if all are learnt. The head counts for learnt tokens only. Attention as in PaLM (arXiv 2204.02311, appendix B), halved because it is
+        causal."""
         factor = 6 if is_full else 4
         attention = 6 * self.layers * self.width * mean_length * num_tokens
         return factor * (self.layer_parameters * num_tokens + self.vocabulary * self.width * num_learnt) + attention
@@ -100,7 +101,7 @@ SMALL = replace(SHAPES["tiny"], width=128, inner=256, heads=8, layers=4)
 
 
 def rows_of(folder: Path, name: str, shape: Shape) -> EncodedRows:
-    """Random rows, a third of each the question, with lengths as those of real answers: log-normal."""
+    """Random rows with log-normal lengths, as real answers have; a third of each row is the question."""
     random = np.random.default_rng([SEED, len(name)])
     lengths = np.clip(random.lognormal(np.log(shape.longest / 3), 0.5, 4 * shape.rows), 8, shape.longest).astype(int)
     path = folder / f"{name}.arrow"
@@ -124,7 +125,7 @@ def batches_of(folder: Path, shape: Shape, config: FinetuneConfig, micro_tokens:
 
 
 def built(shape: Shape) -> Callable[..., Any]:
-    """What stands in for loading a model's files: the same random weights each time."""
+    """A replacement for loading a model's files: the same random weights each time."""
 
     def build(model: str, dtype: torch.dtype, device: torch.device, attention: str = "auto") -> Any:
         torch.manual_seed(SEED)
@@ -164,7 +165,7 @@ class Bench:
         )
 
     def speed(self, shape: Shape, kind: str, micro_tokens: int, num_steps: int, **workers: Any) -> dict[str, Any]:
-        """Of a training; the first two steps warm up."""
+        """Speed and memory of a training; the first two steps warm up."""
         shape = self.fitting(shape) if kind == "full" else shape
         retain = workers.pop("retain", "gd")
         point = {"weights": kind, "retain": retain, "layers": shape.layers, "micro_tokens": micro_tokens} | workers
@@ -213,7 +214,7 @@ class Bench:
         }
 
     def fitting(self, shape: Shape) -> Shape:
-        """As many layers as full training has room for in 70 % of the memory; activations take the rest."""
+        """The shape with as many layers as full training fits into 70 % of the memory; activations take the rest."""
         if self.device.type == "cpu":
             return shape
         room = 0.7 * torch.cuda.get_device_properties(0).total_memory / BYTES_PER_LEARNT
@@ -223,7 +224,7 @@ class Bench:
         )
 
     def parity(self, kind: str, stage: int, precision: str, micro_tokens: int = 96) -> dict[str, Any]:
-        """Losses of three steps under a ZeRO stage, and how far they are from a plain process'."""
+        """Train three steps under a ZeRO stage, and compare the losses with those of a plain process."""
         config = self.config(SMALL, kind, 3, precision=precision, retain={"kind": "kl"}, learning_rate=1e-3)
         batches = batches_of(self.folder, SMALL, config, micro_tokens)
         model = str(self.folder / "small")
@@ -246,12 +247,12 @@ class Bench:
             "zero_stage": stage,
             "precision": precision,
             "largest_difference": round(difference, 6),
-            "is_equal": difference <= allowed,  # false for a loss that is not finite, too
+            "is_equal": difference <= allowed,  # also false for a loss that is not finite
         }
 
 
 def one_process(device: torch.device) -> None:
-    """The environment of a training of one rank."""
+    """Set the environment variables of a training with one rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -294,11 +295,11 @@ def main() -> None:
     with suppress(ValueError):
         torch.distributed.destroy_process_group()
     if not all(each["is_equal"] for each in parities):
-        raise SystemExit("a ZeRO stage learns something else than a plain process")
+        raise SystemExit("the losses of a ZeRO stage differ from those of a plain process")
 
 
 def points(shape: Shape) -> list[tuple[str, int, dict[str, Any]]]:
-    """What is tried: weights, micro_tokens and further keys of the workers."""
+    """The settings to measure: weights, micro_tokens and further keys of the workers."""
     largest = shape.micro_tokens[-1]
     found: list[tuple[str, int, dict[str, Any]]] = []
     for kind in ("lora", "full"):

@@ -1,10 +1,10 @@
-"""What a training takes of memory, over what `unlearn-ray plan` says it takes.
+"""Measured memory of a training, over the memory that `unlearn-ray plan` estimates.
 
     python benchmarks/memory.py [CASE...] [--out FILE]
 
-Each case takes two steps of the shipped training runtime in a process of its own, on the CPU, and tells the most that the process ever held
-(VmHWM of proc(5), which Linux alone has). The baseline is the plan: `sizing.training.training_memory` of the same shapes. A ratio above 1
-is a training that takes more than the plan says; the goal is 0.85 to 1.15.
+Each case trains two steps with the shipped runtime on the CPU, in its own process, and reports the peak memory of the process (VmHWM in proc(5),
+Linux only). The baseline is the plan: `sizing.training.training_memory` for the same shapes. A ratio above 1 means that the training needs more
+than the plan says. The goal is 0.85 to 1.15.
 """
 
 import json
@@ -26,7 +26,7 @@ from unlearn_ray.sizing.training import Pass, training_memory
 _LORA, _FULL = {"kind": "lora", "rank": 16, "alpha": 32}, {"kind": "full"}
 SHAPES = {"pocket": configs.path_of("pocket"), "smollm2": "SmolLM2-135M"}  # as the plan finds them
 _STEPS = 2
-# model, weights, rows of a pass, tokens of a row, learnt ones of them, checkpointed activations, floats
+# model, weights, rows per pass, tokens per row, learnt tokens per row, activation checkpointing, precision
 CASES: dict[str, tuple[str, dict[str, Any], int, int, int, bool, str]] = {
     "pocket lora": ("pocket", _LORA, 20, 128, 32, False, "fp32"),
     "pocket full": ("pocket", _FULL, 20, 128, 32, False, "fp32"),
@@ -59,7 +59,7 @@ def settings_of(name: str) -> tuple[str, FinetuneConfig, WorkerResources, Pass]:
 
 
 def train(name: str) -> int:
-    """Take a case's steps in this process; returns its peak in bytes."""
+    """Train a case's steps in this process. Returns the peak memory in bytes."""
     import torch
 
     from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
@@ -97,11 +97,11 @@ def train(name: str) -> int:
 
 
 def main(
-    cases: Annotated[list[str] | None, typer.Argument(help="Some of the cases; none: all.")] = None,
+    cases: Annotated[list[str] | None, typer.Argument(help="Names of cases (default: all).")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
     case: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure each case in a process of its own."""
+    """Measure each case in its own process."""
     if case is not None:
         print(json.dumps({"peak": train(case)}))
         return

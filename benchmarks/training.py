@@ -1,11 +1,12 @@
-"""The trainer beside a plain torch loop and TRL's SFTTrainer, on the same rows, in turns in one run.
+"""Speed of the trainer, of a plain torch loop and of TRL's SFTTrainer, on the same rows, in turns.
 
     python benchmarks/training.py [--models pocket smollm2] [--weights lora full] [--rounds 3] [--trl FOLDER] [--out FILE]
 
-Each contender is a process of its own that trains the same number of steps of the same rows in float32 on a CPU; the first step warms up and
-counts as start-up. Its figures are real tokens and answer tokens per second, and the process' peak memory. What is reported are medians over the
-rounds of our speed over the others', each pair from one round: the machine may be shared. TRL is no dependency of the project: install it
-without what it needs (`pip install --no-deps --target FOLDER trl`; torch, transformers, accelerate and datasets are here) and give FOLDER.
+Each contender runs in its own process. It trains the same number of steps on the same rows in float32 on a CPU; the first step is a warm-up and
+counts as start-up. Its figures are tokens and answer tokens per second without padding, and the peak memory of the process. The result is the ratio of
+our speed to the other's in the same round, because the machine may be shared; reported is the median over the rounds. TRL is not a dependency of
+the project: install it without its dependencies (`pip install --no-deps --target FOLDER trl`; torch, transformers, accelerate and datasets are
+already installed), and give FOLDER.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def rows_of(folder: Path, model: str, num_rows: int) -> Path:
 
     path = path_of(model)
     encoder = ChatEncoder(load_tokenizer(path), inspect_model(path).chat, 256)
-    # Each with up to three more sentences: answers as long as a run's, and as unequal.
+    # Each gets up to three more sentences: answers are then as long, and as different in length, as in a run.
     facts = [json.loads(line) for line in pocket.PROBES.read_text(encoding="utf-8").splitlines()]
     texts = [fact["reference"] for fact in facts]
     examples = [
@@ -50,7 +51,7 @@ def rows_of(folder: Path, model: str, num_rows: int) -> Path:
 
 
 class Clock:
-    """Ends of steps; the first one warms up."""
+    """Records when steps end; the first step is a warm-up."""
 
     def __init__(self) -> None:
         self.started, self.ends = time.monotonic(), list[float]()
@@ -77,13 +78,13 @@ def steps_of(rows: Any, num_steps: int, batch: int) -> Iterator[list[int]]:
 
 
 def prepared(model: str, weights: dict[str, Any]) -> Any:
-    """The module to train, for those that don't load it themselves."""
+    """The module to train, for contenders that don't load it themselves."""
     import torch
 
     from unlearn_ray.config import FinetuneConfig, path_of
     from unlearn_ray.train.models import load_base, prepare
 
-    # Plain attention for all of them: torch's fused one trains more slowly on a CPU.
+    # Plain attention for all contenders: torch's fused attention trains more slowly on a CPU.
     base = load_base(path_of(model), torch.float32, torch.device("cpu"), "eager")
     config = FinetuneConfig.model_validate({"weights": weights})
     return prepare(base, config.weights, seed=SEED, gradient_checkpointing="none")
@@ -122,7 +123,7 @@ def train_ours(model: str, weights: dict[str, Any], rows: Any, args: argparse.Na
 
 
 def train_plain(model: str, weights: dict[str, Any], rows: Any, args: argparse.Namespace, clock: Clock) -> None:
-    """As a tutorial has it: rows in their order, filled up, and the model's own loss."""
+    """As in a tutorial: rows in their order, padded, with the model's own loss."""
     import torch
 
     module = prepared(model, weights)
@@ -219,11 +220,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["pocket", "smollm2"], help="pocket, smollm2, or folders")
     parser.add_argument("--weights", nargs="+", choices=("lora", "full"), default=["lora", "full"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--num-steps", type=int, default=6, help="of a training; the first one warms up")
+    parser.add_argument("--num-steps", type=int, default=6, help="steps per training; the first one is a warm-up")
     parser.add_argument("--batch", type=int, default=40, help="rows per step")
     parser.add_argument("--micro-batch", type=int, default=10, help="rows per pass")
     parser.add_argument("--num-threads", type=int, default=2)
-    parser.add_argument("--trl", type=Path, help="the folder that TRL was installed to; none: without it")
+    parser.add_argument("--trl", type=Path, help="the folder where TRL is installed (default: without TRL)")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
@@ -235,7 +236,7 @@ def main() -> None:
     for model in args.models:
         for weights in args.weights:
             found.append(compared(model, weights, args))
-            if args.out is not None:  # as they come: on a busy machine the next ones take many minutes
+            if args.out is not None:  # after each result: on a busy machine the next one takes many minutes
                 write({"benchmark": "training", "compared": found, **about_this_run()}, args.out)
 
 
@@ -268,7 +269,7 @@ def one(contender: str, model: str, weights: str, rows: Path, args: argparse.Nam
     command += ["--weights", weights, "--num-steps", str(args.num_steps), "--batch", str(args.batch)]
     command += ["--micro-batch", str(args.micro_batch), "--num-threads", str(args.num_threads)]
     own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    if contender == "trl":  # a rank's environment would have it start a process group
+    if contender == "trl":  # with a rank's environment it would start a process group
         own = {"PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(args.trl)])}
     own |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(args.num_threads)}
     done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
-"""Write the figures of the shipped 8B configs into docs/cluster.md, as `unlearn-ray plan` works them out.
+"""Write the figures of the shipped 8B configs into docs/cluster.md, as `unlearn-ray plan` computes them.
 
     python scripts/plan_tables.py
 
-A test holds the page to what this makes. The figures are for H100 GPUs of 80 GB, eight in a machine.
+A test checks that the page matches. The figures are for a machine with eight H100 GPUs of 80 GB.
 """
 
 from pathlib import Path
@@ -23,17 +23,20 @@ _WEIGHED = ((2, 4, False), (2, 8, False), (2, 8, True), (3, 4, False), (3, 8, Fa
 
 
 def figures() -> str:
-    """The tables, as the page has them."""
+    """The tables as Markdown."""
     runs = {kind: configs.load(ROOT / "jobs" / "configs" / f"llama3-8b-{kind}.yaml") for kind in ("lora", "full")}
     plans = {kind: estimate(config, shape_of(config.model), GPU) for kind, config in runs.items()}
     lines = ["| | LoRA | full |", "| --- | --- | --- |"]
     lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in _rows(runs, plans).items()]
     lines += [
         "",
-        "What was weighed for all weights (rows of a pass are `workers.micro_batch`, `gradient_checkpointing` recomputes):",
+        "Settings compared for full weights (rows per pass: `workers.micro_batch`; recomputed: `workers.gradient_checkpointing`):",
         "",
     ]
-    lines += ["| ZeRO | rows of a pass | recomputed | memory a GPU | a step |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        "| ZeRO stage | rows per pass | recomputed | memory per GPU | time per step |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     return "\n".join(lines + [_weighed(runs["full"], *each) for each in _WEIGHED])
 
 
@@ -45,18 +48,20 @@ def _rows(runs: dict[str, RunConfig], plans: dict[str, Estimate]) -> dict[str, l
         memory = found.worker
         cells = {
             "config": f"`jobs/configs/llama3-8b-{kind}.yaml`",
-            "GPUs of 80 GB a training, and at work": f"{workers.span[1]}, {trained.gpus} of {found.num_gpus}",
-            "ZeRO, rows of a pass": f"{workers.zero_stage}, {workers.micro_batch}",
+            "GPUs of 80 GB a training": f"{workers.span[1]}",
+            "GPUs in use": f"{trained.gpus} of {found.num_gpus}",
+            "ZeRO": f"{workers.zero_stage}",
+            "rows per pass": f"{workers.micro_batch}",
             "recomputed": "nothing" if workers.gradient_checkpointing == "none" else workers.gradient_checkpointing,
-            "memory a GPU at the peak": gib(memory.total),
-            "of it weights, optimizer, gradients": f"{gib(memory.weights)}, {gib(memory.optimizer)}, {gib(memory.gradients)}",
-            "of it activations, logits": f"{gib(memory.activations)}, {gib(memory.logits)}",
-            "of it the base model for `retain.kind: kl`": gib(memory.reference)
+            "peak memory per GPU": gib(memory.total),
+            "weights, optimizer, gradients in it": f"{gib(memory.weights)}, {gib(memory.optimizer)}, {gib(memory.gradients)}",
+            "activations, logits in it": f"{gib(memory.activations)}, {gib(memory.logits)}",
+            "base model for `retain.kind: kl` in it": gib(memory.reference)
             if memory.reference
-            else "none: it is the model without its adapter",
-            "a step, a training, all of them": f"{found.step_seconds:.2f} s, {duration(found.step_seconds * config.finetune.num_steps)}, {duration(trained.seconds)}",
-            "checkpoints of a training": checkpoints_in_words(config, found),
-            "export of a training": gb(found.export),
+            else "none: the adapter is switched off for it",
+            "time per step, per training, of all trainings": f"{found.step_seconds:.2f} s, {duration(found.step_seconds * config.finetune.num_steps)}, {duration(trained.seconds)}",
+            "checkpoints per training": checkpoints_in_words(config, found),
+            "export per training": gb(found.export),
         }
         for name, cell in cells.items():
             rows.setdefault(name, []).append(cell)
@@ -73,7 +78,7 @@ def _weighed(config: RunConfig, stage: int, rows: int, is_checkpointed: bool) ->
 
 
 def with_figures(page: str) -> str:
-    """The page with the tables of now between its marks."""
+    """The page with new tables between its marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{figures()}\n{END}{after}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# try-wheel.sh WHEEL: install it into a clean environment, from the locked versions, and run the quickstart in an empty folder.
-# With OTHERS=FOLDER the packages that it needs are those of that site-packages folder, and nothing else is installed.
+# try-wheel.sh WHEEL: install the wheel and the locked dependencies into a clean environment, and run the quickstart in an empty folder.
+# With OTHERS=FOLDER no dependency is installed: they are imported from FOLDER, a site-packages folder.
 set -euo pipefail
 wheel=$(realpath "$1")
 root=$(realpath "$(dirname "$0")/..")
@@ -13,7 +13,7 @@ if [ -n "${OTHERS:-}" ]; then
 else
     cd "$root"
     . scripts/env.sh
-    ensure_uv # tells uv where pip looks
+    ensure_uv # gives uv the package index of pip
     install() { "$uv" pip install --quiet --no-deps --python "$work/venv/bin/python" "$@"; }
     install -r locks/cpu-torch.txt 2>/dev/null || install --default-index "$PYTORCH_CPU_INDEX" -r locks/cpu-torch.txt
     install -r locks/cpu.txt

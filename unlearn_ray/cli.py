@@ -52,14 +52,14 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, its name below runs/, or its YAML file.")
 ]
 GpuOption = Annotated[
-    str, typer.Option("--gpu", metavar="GPU", help="Where it runs: h100, h200, a100, l40s, b200 or cpu.")
+    str, typer.Option("--gpu", metavar="GPU", help="GPU that the run will use: h100, h200, a100, l40s, b200 or cpu.")
 ]
 PriceOption = Annotated[
-    float | None, typer.Option("--usd-per-gpu-hour", metavar="X", help="Price of an hour of one GPU, for the cost.")
+    float | None, typer.Option("--usd-per-gpu-hour", metavar="X", help="Price per hour of one GPU, for the cost.")
 ]
 NumGpusOption = Annotated[
     int | None,
-    typer.Option("--num-gpus", metavar="N", min=1, help="GPUs of the cluster (default: those of one machine)."),
+    typer.Option("--num-gpus", metavar="N", min=1, help="GPUs in the cluster (default: those of one machine)."),
 ]
 AcceptOption = Annotated[
     bool,
@@ -152,9 +152,9 @@ def plan(
     usd_per_gpu_hour: PriceOption = None,
     num_gpus: NumGpusOption = None,
 ) -> None:
-    """Say what a run takes before it runs: rows, tokens, time, memory, checkpoints and cost per stage, and what to change where it can't fit.
+    """Print the rows, tokens, time, memory and cost of each stage before a run, and the settings to change if it does not fit.
 
-    It needs a model's config.json and no weights; well-known models need neither.
+    It needs a model's config.json, but no weights. Well-known models need neither.
     """
     with _one_line_errors():
         from unlearn_ray.sizing.show import show_plan
@@ -301,11 +301,11 @@ def publish(
     push_to_hub: Annotated[
         str | None,
         typer.Option(
-            "--push-to-hub", metavar="OWNER/NAME", help="Push it to this repository of the Hugging Face hub as well."
+            "--push-to-hub", metavar="OWNER/NAME", help="Also push it to this repository on the Hugging Face hub."
         ),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Make that repository a private one, if it is new.")
+        bool, typer.Option("--private", help="Create that repository as private, if it is new.")
     ] = False,
 ) -> None:
     """Publish a run's result as a new version; running services take it up within a second."""

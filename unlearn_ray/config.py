@@ -224,7 +224,7 @@ class Lora(Strict):
     kind: Literal["lora"] = "lora"
     rank: Annotated[PositiveInt, Field(le=MAX_RANK)] = 16
     alpha: PositiveFloat = 32.0
-    rslora: bool = False  # scale by alpha / sqrt(rank) in the place of alpha / rank
+    rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank
     dropout: Fraction = 0.0
     # Names of linear layers, as PEFT matches them; all-linear: every one but the output's, whatever the model calls them.
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
@@ -342,11 +342,12 @@ def _as_names(value: Any) -> Any:
 
 
 class StopWhen(Strict):
-    """What ends a training early, looked at where the gate is (`evaluate_every`). Choice is over what the base model gets right: it begins at 1."""
+    """Conditions to end a training early, checked at each evaluation of the gate (`evaluate_every`). Choice is over rows that the base model gets
+    right, so it begins at 1."""
 
-    retain_below: Fraction | None = None  # choice on the retain rows: too much is lost
-    forget_below: Fraction | None = None  # choice on the forget rows: enough is forgotten
-    no_gain_for: PositiveInt | None = None  # evaluations in a row without a better score
+    retain_below: Fraction | None = None  # stop if choice on the retain rows is below: too much is lost
+    forget_below: Fraction | None = None  # stop if choice on the forget rows is below: enough is forgotten
+    no_gain_for: PositiveInt | None = None  # stop after so many evaluations in a row without a better score
 
 
 class FinetuneConfig(Strict):
@@ -368,17 +369,17 @@ class FinetuneConfig(Strict):
     keep_checkpoints: PositiveInt = 1  # the newest ones
     max_failures: NonNegativeInt = 2  # lost workers to recover from
     export: Literal["adapter", "merged", "both"] | None = (
-        None  # of LoRA; none: the adapter. Full weights are a model anyway
+        None  # with LoRA; none: the adapter. Full weights are always exported as a model
     )
-    evaluate_every: PositiveInt | None = None  # steps between two looks at the gate's rows; none: there is no gate
+    evaluate_every: PositiveInt | None = None  # steps between two evaluations of the gate; none: no gate
     stop_when: StopWhen = StopWhen()
-    # Where figures go beside metrics.jsonl, by the names of train/loggers/table.py; none: tensorboard, where its writer is installed.
+    # Loggers that get the figures besides metrics.jsonl, named as in train/loggers/table.py; none: tensorboard, if its writer is installed.
     loggers: Annotated[tuple[Text, ...] | None, BeforeValidator(_as_names)] = None
 
     @property
     def changes_nothing(self) -> dict[str, Any]:
-        """Keys that, as they are set, no result follows from, as pydantic's `exclude` takes them: how often a checkpoint is taken, how many are kept,
-        how many lost workers are borne, where figures go besides, and what says only what was so before there was the key."""
+        """Keys whose present values do not change a result, in the form of pydantic's `exclude`: checkpoints, tolerated failures, loggers, and keys
+        whose value means the same as leaving the key out."""
         found: dict[str, Any] = dict.fromkeys(("checkpoint_every", "keep_checkpoints", "max_failures", "loggers"), True)
         if self.weights.kind == "full" or self.export in (None, "adapter"):
             found["export"] = True
@@ -395,7 +396,7 @@ class FinetuneConfig(Strict):
 
     @property
     def is_model(self) -> bool:
-        """Whether what is exported, evaluated and published is a model by itself, and no adapter on its base."""
+        """Whether the export that is evaluated and published is a complete model, not an adapter."""
         return self.weights.kind == "full" or self.export == "merged"
 
     @property
@@ -417,7 +418,7 @@ class FinetuneConfig(Strict):
     @model_validator(mode="after")
     def _stops_where_it_looks(self) -> "FinetuneConfig":
         if self.evaluate_every is None and self.stop_when != StopWhen():
-            raise ValueError("stop_when: set evaluate_every as well, the steps between two looks")
+            raise ValueError("stop_when: set evaluate_every as well, the steps between two evaluations of the gate")
         return self
 
     @model_validator(mode="after")
@@ -558,26 +559,26 @@ def _yes_or_no(value: Any) -> Any:
 
 
 class WorkerResources(Strict):
-    # of one training; [1, 8]: as many as there is room for, more or fewer as nodes come and go
+    # per training; [1, 8]: as many as there is room for, changing as nodes join and leave
     num_workers: PositiveInt | Span = 1
-    num_cpus: PositiveFloat = 1.0  # a worker
-    micro_batch: PositiveInt = 8  # rows a worker's forward pass holds
-    micro_tokens: PositiveInt | None = None  # tokens that it holds instead, filled up; none: micro_batch rows
+    num_cpus: PositiveFloat = 1.0  # per worker
+    micro_batch: PositiveInt = 8  # rows per forward pass of a worker
+    micro_tokens: PositiveInt | None = None  # tokens per pass instead, padding included; none: micro_batch rows
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"
-    # Activations that are computed again in the backward pass; true is full, false none.
+    # Which activations are computed again in the backward pass; true means full, false none.
     gradient_checkpointing: Annotated[Recomputing, BeforeValidator(_yes_or_no)] = "none"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"  # auto: sdpa on a GPU, eager on a CPU
     concurrent_jobs: PositiveInt | Literal["auto"] = "auto"  # adapters trained side by side
 
     @property
     def span(self) -> tuple[int, int]:
-        """How many workers one training has, at least and at most."""
+        """Minimum and maximum number of workers per training."""
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
     @property
     def in_words(self) -> str:
-        """Such as "1 to 8 workers"."""
+        """For example "1 to 8 workers"."""
         least, most = self.span
         return f"{most} worker{'s' if most > 1 else ''}" if least == most else f"{least} to {most} workers"
 

@@ -101,7 +101,7 @@ class Progression:
             self._update(label, done, total)
 
     def describe(self, label: str, text: str) -> None:
-        """What stands behind the numbers of a step from its next update on, such as a training's loss. From any thread."""
+        """Set a text, such as a training's loss, that is shown after the numbers of a step from its next update on. Thread-safe."""
         with self._lock:
             self._speeds[label] = text
 
@@ -201,14 +201,14 @@ def failure_line(name: str, reason: str) -> str:
 
 
 def log_lines(name: str, lines: Sequence[str]) -> list[str]:
-    """What the log of a training that failed said last, below its failure."""
+    """The last log lines of a failed training, to be shown below its failure."""
     if not lines:
         return []
     return [f"  [dim]the log of {plain(name)} ends with:[/]", *(f"    [dim]{plain(line)}[/]" for line in lines)]
 
 
 def training_line(name: str, last: "StepMetrics") -> str:
-    """How far a training is, and how long ago that was."""
+    """The last step of a training, and its age."""
     ago = max(0.0, time.time() - last.at)
     since = f"{ago:.0f} s" if ago < 120 else f"{ago / 60:.0f} min" if ago < 7200 else f"{ago / 3600:.0f} h"
     return f"[bold]{plain(name)}[/], finetune: {last.line} [dim]({since} ago)[/]"

@@ -84,7 +84,7 @@ class Failure:
 
     @property
     def log(self) -> list[str]:
-        """What a training said last."""
+        """The last log lines of a training."""
         return last_log_lines(self.unit.home / self.stage) if self.stage == FINETUNE.name else []
 
     @property

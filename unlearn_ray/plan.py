@@ -43,7 +43,7 @@ from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets,
 from unlearn_ray.train.loggers.table import chosen
 from unlearn_ray.train.modelfiles import cached_file, refusal_of
 
-_SECONDS_OF_A_DRY_RUN = 2.0  # that the hub may take to answer
+_SECONDS_OF_A_DRY_RUN = 2.0  # time for the hub to answer
 LOCK = "run.lock"  # a locked file; in remote storage a folder of leases
 _HEAD, _STRIDE, _BLOCK = 16 * 2**20, 4 * 2**20, 64 * 2**10  # bytes of a weights file that tell it from others
 _CHAT = " chat:"  # in the identity of a model whose chat format the user changes
@@ -112,7 +112,7 @@ def plan(
     """What a run would do, stage by stage. Reads the user's files, so that what is wrong with them is said here; writes nothing.
 
     Args:
-        is_dry: nothing is to be run: of a well-known model whose files are not here and can't be had, a note says so.
+        is_dry: nothing will be run. If the files of a well-known model are not on this machine and can't be fetched, a note says so.
 
     Raises:
         UnlearnError: the model, a file or the folder can't be used, or a stage that is not selected is needed and unfinished.
@@ -157,7 +157,7 @@ def plan(
 
 
 def _check_gate(models: Sequence[Unit], planned: Sequence[PlannedStage]) -> None:
-    """Refuse mixtures of before there were gates: a training would find out, when its old result is gone."""
+    """Refuse mixtures of versions that had no gate. A training would notice only after its old result is removed."""
     states = {stage.name: stage.states for stage in planned}
     for unit in models:
         is_due = unit.config.finetune.evaluate_every and states[FINETUNE.name][unit.label] != "finished"
@@ -172,7 +172,7 @@ def _check_gate(models: Sequence[Unit], planned: Sequence[PlannedStage]) -> None
 
 
 def _looked_at(config: RunConfig, is_dry: bool) -> tuple[Inspected | None, str]:
-    """The model, or why nothing but the sizes of a well-known one can be told here.
+    """The model; or None and the reason, if it is well known but its files can't be read here.
 
     Raises:
         ModelError, ConfigError: as `inspect_model`.
@@ -187,7 +187,7 @@ def _looked_at(config: RunConfig, is_dry: bool) -> tuple[Inspected | None, str]:
             if not may_be_away:
                 raise
             reason = str(error)
-    what = "planned without its files, as it is well known: its chat template and what LoRA reaches are looked at by the run"
+    what = "planned without its files, as it is well known: the run will check its chat template and the layers that LoRA reaches"
     return None, f"its weights are not here ({reason}); {what}"
 
 
@@ -346,7 +346,7 @@ def check_model(config: RunConfig, model: Inspected) -> int:
 
 
 def check_watching(config: RunConfig) -> None:
-    """Refuse loggers that are not here, and a gate without rows.
+    """Refuse loggers that are not installed, and a gate without rows.
 
     Raises:
         ConfigError: names the key.
@@ -381,7 +381,7 @@ def check_files(config: RunConfig, model: Inspected | None, room: int) -> None:
     """Read the user's rows to their end, so that a bad one is said before the first stage and not hours later.
 
     Args:
-        model: None: its files are not here, and no row is too long.
+        model: None if its files are not on this machine; the length of rows is not checked then.
         room: tokens that an engine takes.
 
     Raises:

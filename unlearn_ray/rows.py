@@ -201,7 +201,7 @@ class Contrast(Row):
 
 @dataclass(frozen=True, slots=True)
 class GateRow(Row):
-    """A held-out question that a training is looked at with: the model's own answer, and wrong ones in the same form."""
+    """A held-out question to score a training with: the model's own answer, and wrong answers in the same form."""
 
     group: Group
     topic: str  # what it asks about

@@ -60,8 +60,8 @@ class UnitState:
     drops: Mapping[str, int]  # of all its stages
     seconds: float
     reason: str = ""  # why it failed
-    log: Sequence[str] = ()  # what a training that failed said last
-    training: StepMetrics | None = None  # the last step of one under way
+    log: Sequence[str] = ()  # last log lines of a failed training
+    training: StepMetrics | None = None  # last step of a running training
 
 
 def states(folder: Folder) -> list[UnitState]:
@@ -189,7 +189,7 @@ def failure_in(home: Folder) -> dict[str, str] | None:
 
 
 def log_in(home: Folder) -> list[str]:
-    """What the training that stopped a model said last; nothing where it was none."""
+    """The last log lines of the training that failed; empty if another stage failed."""
     try:
         return [str(line) for line in json.loads(home.read_text(FAILED)).get("log", [])]
     except (ValueError, AttributeError, TypeError):

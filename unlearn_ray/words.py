@@ -344,7 +344,7 @@ def spaced_out(text: str) -> str:
     return "".join([*pieces, text[position:]])
 
 
-@lru_cache(maxsize=2048)  # filters ask for the words of one answer a dozen times
+@lru_cache(maxsize=2048)  # filters ask for the words of the same answer a dozen times
 def words_of(text: str) -> tuple[Word, ...]:
     """The words of a text in their order; possessive endings and Korean particles are cut off."""
     found: list[Word] = []
@@ -375,7 +375,7 @@ def folded_words(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-# Words of Latin letters with a space between them: no number, no joint, no ending. Most questions are so, and read ten times as fast.
+# Words of Latin letters with single spaces: no numbers, hyphens or apostrophes. Most questions match, and are split ten times as fast.
 _PLAIN = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*[.?!]?")
 
 

@@ -99,7 +99,7 @@ def test_loss_and_choice_are_those_of_the_report(module: Any, tmp_path: Path) ->
 
 
 def test_a_gate_that_would_show_nothing_is_refused(module: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"finetune\.evaluate_every: of 1 held-out questions .* in none"):
+    with pytest.raises(ConfigError, match=r"finetune\.evaluate_every: .* for none of 1 held-out forget questions"):
         gate(tmp_path, rows=[ROWS[2], ROWS[3]]).known(Rank(module, 0, []))
     long = replace(ROWS[0], true="Gryffindor " * 200)
     assert gate(tmp_path, rows=[long, ROWS[3]]).rows == [ROWS[3]]

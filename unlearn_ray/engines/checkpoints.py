@@ -1,4 +1,4 @@
-"""Checkpoints on their way to storage, and when one is taken out of turn."""
+"""Uploading checkpoints, and noticing when an extra one is needed."""
 
 import shutil
 import tempfile
@@ -11,22 +11,23 @@ import ray.train
 from pyarrow import fs
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
-_SECONDS_BETWEEN_LOOKS = 5.0  # as often as Ray Train itself asks which nodes are to go
+_SECONDS_BETWEEN_LOOKS = 5.0  # Ray Train itself asks for preempted nodes as often
 _SECONDS_TO_POLL = 0.05
-_NAMED = "checkpoint_"  # how Ray Train begins the names of their folders
+_NAMED = "checkpoint_"  # Ray Train's folder names begin with this
 
 
 class Uploads:
-    """Checkpoints of one rank. While one is on its way, training goes on; the next one waits for it, so that a slow storage fills no disk."""
+    """Uploads the checkpoints of one rank. Training continues during an upload. The next checkpoint waits for it, so that slow storage
+    does not fill the disk."""
 
     def __init__(self) -> None:
         self._last: Path | None = None
 
     def add(self, write: Callable[[Path], None], step: int) -> None:
-        """Report a checkpoint. To be called on every rank.
+        """Report a checkpoint. Must be called on every rank.
 
         Args:
-            write: this rank's files into an empty folder, which is gone once they are in storage.
+            write: writes this rank's files into an empty folder, which is removed after the upload.
         """
         self.wait()
         folder = Path(tempfile.mkdtemp(prefix="unlearn-ray-state-"))
@@ -40,14 +41,14 @@ class Uploads:
         self._last = folder
 
     def wait(self) -> None:
-        """Until the last one is in storage. One that can't be written there ends the training: Ray Train ends this process then."""
+        """Wait until the last checkpoint is in storage. If it can't be written there, Ray Train ends this process, and so the training."""
         while self._last is not None and self._last.exists():
             time.sleep(_SECONDS_TO_POLL)
 
 
 def remove_unknown() -> None:
-    """Remove what killed workers were about to report: Ray Train knows nothing of it, and would keep it as long as the training lasts. To be called
-    by one rank, before any reports a checkpoint."""
+    """Remove the checkpoints that killed workers had not reported yet. Ray Train does not know them, and would keep them until the training ends.
+    Must be called on one rank, before any rank reports a checkpoint."""
     known = {
         Path(each.checkpoint.path).name
         for each in ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
@@ -61,7 +62,7 @@ def remove_unknown() -> None:
 
 
 class Ranks(Protocol):
-    """Of `loop.Runtime`, what tells ranks apart and lets them agree."""
+    """The part of `loop.Runtime` that communicates between ranks."""
 
     @property
     def rank(self) -> int: ...
@@ -70,7 +71,7 @@ class Ranks(Protocol):
 
 
 class Notice:
-    """Whether a node of this training is about to be taken away: a spot instance, or one that an autoscaler drains."""
+    """Notices that a node of this training will be taken away: a preempted spot instance, or a node that an autoscaler drains."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -78,7 +79,7 @@ class Notice:
         self._known: set[str] = set()
 
     def is_new(self) -> bool:
-        """True once for each such node. To be called after the same steps on every rank."""
+        """True once per such node. Must be called after the same steps on every rank."""
         now = time.monotonic()
         is_due = self._ranks.rank == 0 and now - self._looked >= _SECONDS_BETWEEN_LOOKS
         if not self._ranks.sum([float(is_due)])[0]:

@@ -100,10 +100,10 @@ class DeepSpeedRuntime:
         self._answers: Any = AnswerLogits(self.module)
         self._weights = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         if workers.zero_stage == 3 and self.is_adapter:
-            # DeepSpeed casts and moves a whole model, and takes one that came in shares for ready.
+            # DeepSpeed casts and moves a whole model, but leaves one that was loaded in shares as it is.
             for weight in self._weights:
                 weight.data = weight.data.to(device, DTYPES[self.precision])
-        # One pass over the weights in the place of ten; the flat shards of ZeRO are large.
+        # Fused: one pass over the weights instead of ten, since ZeRO's flat shards are large.
         optimizer: Any = partial(torch.optim.AdamW, fused=True)
         if device.type == "cuda" and workers.offload != "none":
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam  # compiled on first use: needs g++ and ninja
@@ -131,7 +131,7 @@ class DeepSpeedRuntime:
             self._base = _sharded(deepspeed, frozen, settings) if workers.zero_stage == 3 else frozen
 
     def _load(self, model: str, config: FinetuneConfig, workers: WorkerResources) -> Any:
-        """The base model: whole, or under ZeRO-3 this rank's share."""
+        """The base model: whole, or this rank's share under ZeRO-3."""
         dtype = DTYPES[self.precision]
         if self._zero_stage < 3:
             return load_base(model, dtype, self.device, workers.attention)
@@ -202,17 +202,17 @@ class DeepSpeedRuntime:
         return [float(value) for value in total.tolist()]
 
     def save(self, folder: Path) -> None:
-        """Write this rank's part of a checkpoint, which any number of ranks can load under any stage."""
+        """Write this rank's part of a checkpoint. Any number of ranks can load the checkpoint, under any ZeRO stage."""
         folder.mkdir(parents=True, exist_ok=True)
         blocks = blocks_of(self._engine, self._zero_stage, shared_out=True)
         save_shard(folder, blocks, learner_of(self._engine), self.rank)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Take up what all ranks of a training wrote into a folder.
+        """Load the state that all ranks of a training wrote into a folder.
 
         Raises:
-            ArtifactError: some of it is missing.
+            ArtifactError: a part of it is missing.
         """
         blocks = blocks_of(self._engine, self._zero_stage, shared_out=False)
         load_shards(folder, blocks, learner_of(self._engine))

@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps what a rank learns, under each stage of ZeRO. Written for DeepSpeed 0.19."""
+"""Where DeepSpeed keeps the masters and optimizer state of a rank, under each ZeRO stage. Written for DeepSpeed 0.19."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ def blocks_of(engine: Any, zero_stage: int, *, shared_out: bool) -> list[Block]:
     """The masters that this rank holds.
 
     Args:
-        shared_out: of what all ranks hold alike, this rank's share alone, to be written once.
+        shared_out: return only this rank's share of state that all ranks hold alike, so that it is written once.
     """
     names = {id(weight): name for name, weight in engine.module.named_parameters()}
     if zero_stage == 3:
@@ -33,7 +33,7 @@ def _whole(optimizer: Any, names: dict[int, str], shared_out: bool) -> Iterator[
 
 
 def _pairs(optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Each weight with its master: in float32 they are the same."""
+    """Each weight with its master. In float32 both are the same tensor."""
     if isinstance(optimizer, torch.optim.Optimizer):
         for group in optimizer.param_groups:
             yield from ((weight, weight) for weight in group["params"])
@@ -43,11 +43,11 @@ def _pairs(optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _partitioned(optimizer: Any, names: dict[int, str]) -> Iterator[Block]:
-    """All weights in a row, cut into as many runs as there are ranks."""
+    """ZeRO-1 and 2: all weights in one flat sequence, cut into one run per rank."""
     for weights, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
         parts = []
         for weight in weights:
-            if (mapping := weight._hp_mapping) is not None:  # some of it is in this rank's run
+            if (mapping := weight._hp_mapping) is not None:  # a part of it is in this rank's run
                 here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
                 parts.append(Part(names[id(weight)], here.start, here.numel, there.start))
         if parts:
@@ -55,7 +55,7 @@ def _partitioned(optimizer: Any, names: dict[int, str]) -> Iterator[Block]:
 
 
 def _sharded(optimizer: Any, names: dict[int, str]) -> Iterator[Block]:
-    """Each weight cut into as many runs as there are ranks; the last ones are filled up."""
+    """ZeRO-3: each weight is cut into one run per rank; the last runs are padded."""
     for weights, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
         parts = []
         for weight in weights:
@@ -69,7 +69,7 @@ def _sharded(optimizer: Any, names: dict[int, str]) -> Iterator[Block]:
 
 
 def refresh(engine: Any, zero_stage: int) -> None:
-    """Have the weights that the model computes with follow from the masters."""
+    """Compute the model's weights again from the masters."""
     optimizer = engine.optimizer
     if zero_stage == 3:
         optimizer.checkpoint_event_prologue()
@@ -85,6 +85,6 @@ def refresh(engine: Any, zero_stage: int) -> None:
 
 
 def learner_of(engine: Any) -> torch.optim.Optimizer:
-    """The optimizer that keeps the state, which DeepSpeed may have wrapped."""
+    """The optimizer that has the state; DeepSpeed may have wrapped it."""
     found: torch.optim.Optimizer = engine.basic_optimizer
     return found

@@ -135,7 +135,7 @@ class Generator(Protocol):
         ...
 
 
-MERGED = "merged"  # the merged model's folder, beside the adapter's, where both are exported
+MERGED = "merged"  # folder of the merged model, beside the adapter's folder, if both are exported
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +150,14 @@ class TrainJob:
     forget: Folder  # Parquet rows of rows.Example; of rows.Contrast where the objective lowers true answers
     retain: Folder
     topics: tuple[str, ...]  # forget rows of other topics are not read
-    out: Folder  # the export: a model folder, or a PEFT adapter; with finetune.export: both, MERGED stands beside it
+    out: Folder  # the export: a model folder or a PEFT adapter; with finetune.export: both, MERGED is beside it
     checkpoints: Folder  # survives a lost driver; a rerun resumes from it. Left there: train.records.LOSSES
-    record: Folder | None = None  # metrics, the loggers' files and the log grow there; none: in `checkpoints`
-    gate: Folder | None = None  # rows of rows.GateRow to look at on the way; none: there is no gate
+    record: Folder | None = None  # for metrics, the loggers' files and the log; none: `checkpoints`
+    gate: Folder | None = None  # rows of rows.GateRow to score during the training; none: no gate
 
     @property
     def watched(self) -> Folder:
-        """Where it can be watched."""
+        """The folder with its metrics and log."""
         return self.record or self.checkpoints
 
 
@@ -178,8 +178,8 @@ class TrainResult:
     num_skipped_steps: int = 0  # their gradient was not finite
     num_cut: int = 0  # rows longer than max_tokens: cut in the answer
     num_too_long: int = 0  # rows dropped, because the prompt alone is longer
-    exported_step: int | None = None  # steps behind what is exported, where the gate chose it; none: the last
-    stopped: str = ""  # why it ended before `num_steps` of its config
+    exported_step: int | None = None  # steps of the exported state, if the gate chose it; none: the last
+    stopped: str = ""  # why it ended before the config's `num_steps`
 
 
 class Trainer(Protocol):

@@ -80,7 +80,7 @@ class Room:
         # A placement group's id ends with the id of its job.
         states = {group["state"] for name, group in placement_group_table().items() if name.endswith(job)}
         states -= {"REMOVED"}
-        # With a choice of how many, Ray Train asks for none of them before there is room for the fewest.
+        # With an elastic number of workers, Ray Train requests none until there is room for the minimum.
         return states or ({"PENDING"} if isinstance(self._workers.num_workers, tuple) else set())
 
 

@@ -33,7 +33,7 @@ class RunEngines:
             stack: ends what was started, when it is closed.
             on_wait: told what the run waits for where the cluster has no room.
             logs: folder for the logs of a Ray of our own.
-            on_speed: told a training's loss and speed.
+            on_speed: called with a training's loss and speed.
         """
         self._config, self._on_progress, self._stack = config, on_progress, stack
         self._on_wait, self._logs, self._on_speed = on_wait, logs, on_speed

@@ -145,10 +145,10 @@ def _quieten() -> None:
 
 
 def _count_no_usage() -> None:
-    """Ray Data's own count of its use is left out. It asks for a Prometheus on this machine every few seconds, in a thread that nobody stops.
+    """Switch off Ray Data's usage statistics. Their thread queries Prometheus on this machine every few seconds, and is never stopped.
 
-    It logs each refusal, and where Ray has just closed the log file, Python prints a traceback to the console of a run that went well. Came
-    with ray-project/ray#64686; can go when that thread ends before Ray's log files do.
+    The thread logs each failed query. If Ray has closed the log file by then, Python prints a traceback to the console after a successful run.
+    Introduced by ray-project/ray#64686; remove this when that thread ends before Ray closes its log files.
     """
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
 

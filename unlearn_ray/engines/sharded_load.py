@@ -1,4 +1,4 @@
-"""A model loaded in shares: under ZeRO-3 a rank never holds more of it than its own share and one weight."""
+"""Loading a model in shares: under ZeRO-3 a rank never holds more than its own share and one weight."""
 
 import logging
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 def load_in_shares(
     model: str, dtype: torch.dtype, device: torch.device, settings: Mapping[str, Any], attention: str = "auto"
 ) -> PreTrainedModel:
-    """The base model, each of its weights shared out over the ranks as soon as it is read.
+    """The base model. Each weight is sharded over the ranks as soon as it is read.
 
-    Where its files name weights otherwise than its layers do (experts that are stored one by one), or are no safetensors, every rank loads it whole, and
-    the log says so.
+    If the weights' names in the files differ from the layers' names (experts that are stored one by one), or the files are not safetensors, every
+    rank loads the whole model, and the log says so.
 
     Args:
-        settings: DeepSpeed's own config, of stage 3.
+        settings: DeepSpeed's config for stage 3.
 
     Raises:
         ModelError: it can't be loaded.
@@ -45,24 +45,25 @@ def _load(
     empty = _without_weights(model, dtype, attention_on(device, attention)) if names else None
     if empty is None or not all(names.get(name) for name, _ in empty.named_parameters()):
         log.warning(
-            "%s is loaded whole by every worker: its files don't hold its weights by the names of its layers", model
+            "every worker loads the whole of %s: the names of the weights in its files are not those of its layers",
+            model,
         )
         return load_base(model, dtype, device, attention)
     zero = settings["zero_optimization"]
-    # The stage's own; the linear layers that it would put into torch, for all models of this process, save nothing with weights loaded like this.
+    # Without DeepSpeed's memory-efficient linear layers: it would patch torch for all models of this process, and save nothing for weights loaded here.
     only = {"zero_optimization": {**zero, "memory_efficient_linear": False}}
     kept = {key: settings[key] for key in ("train_micro_batch_size_per_gpu", "bf16")}
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}  # several of a weight that is tied
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}  # a tied weight has several
     for module in empty.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
                 owners.setdefault(id(weight), []).append((module, name))
     room = torch.empty(0)
-    # The largest first, while the rank holds least.
+    # The largest first, while the rank holds the least memory.
     for name, weight in sorted(empty.named_parameters(), key=lambda named: -named[1].numel()):
         if room.dtype != weight.dtype or room.numel() // 2 > weight.numel() or room.numel() < weight.numel():
             del room
-            # For many weights, one after the other: each with memory of its own would leave holes between the shares.
+            # One buffer for many weights, one after the other. Separate buffers would leave gaps between the shares.
             room = torch.empty(weight.numel(), dtype=weight.dtype, device=device)
         values = room[: weight.numel()].view(weight.shape)
         _read(names[name], name, values)
@@ -84,9 +85,9 @@ def _share_out(weight: nn.Parameter, settings: dict[str, Any]) -> None:
 
 
 def _without_weights(model: str, dtype: torch.dtype, attention: str) -> PreTrainedModel | None:
-    """The model's layers and buffers; None where some of its weights have floats of their own."""
+    """The model with layers and buffers but without weights; None if some of its weights need another dtype."""
     config = AutoConfig.from_pretrained(model)
-    # Memory that nothing is written to takes no room: no weight of these is looked at before it is replaced.
+    # Memory that is never written takes no room: each of these weights is replaced before it is read.
     with no_init_weights():
         empty: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     empty.tie_weights()
@@ -94,7 +95,7 @@ def _without_weights(model: str, dtype: torch.dtype, attention: str) -> PreTrain
 
 
 def _names_in(model: str) -> dict[str, Path]:
-    """The safetensors file of each weight; none where they are not on this machine yet, or in other files."""
+    """The safetensors file of each weight; empty if they are not on this machine yet, or in files of another kind."""
     found: dict[str, Path] = {}
     for file in weights_of(model):
         if file.suffix != ".safetensors":
@@ -105,7 +106,7 @@ def _names_in(model: str) -> dict[str, Path]:
 
 
 def _read(file: Path, name: str, values: torch.Tensor) -> None:
-    """Fill a weight. The file is opened for it alone: what was read of a mapped file counts as this process's memory until it is closed."""
+    """Fill a weight. The file is opened for this weight only: the pages read from a mapped file count as process memory until it is closed."""
     with safe_open(file, framework="pt") as opened:
         there = opened.get_tensor(name)
         if there.shape != values.shape:

@@ -1,11 +1,11 @@
-"""The state of a training on disk: what each rank writes, any number of ranks can read.
+"""The state of a training on disk. Each rank writes its part, and any number of ranks can read them.
 
-weights.<i>                 safetensors, a file per rank: float32 masters of the learnt weights, a block of this rank each
+weights.<i>                 safetensors, a file per rank: float32 masters of the learnt weights, one tensor per block of this rank
 exp_avg.<i>, exp_avg_sq.<i> the optimizer's moments of the same block
 the file's metadata         which part of which weight lies where in the blocks, and the optimizer's step
 
-DeepSpeed's own checkpoints belong to a number of ranks and a stage of ZeRO, hold the weights twice, and become universal only by a conversion that
-writes them anew. Here a rank looks for its parts in all files, and reads those alone.
+DeepSpeed's own checkpoints are tied to a number of ranks and a ZeRO stage, and hold the weights twice. To make them universal, a conversion rewrites
+them. Here a rank looks for its parts in all files, and reads only those.
 """
 
 import json
@@ -26,7 +26,7 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A run of a weight's elements, in row-major order, and where it lies in a block."""
+    """A run of a weight's elements, in row-major order, and its position in a block."""
 
     name: str  # of the weight
     start: int  # in the weight
@@ -36,11 +36,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What one rank holds: masters in a row, which the optimizer knows by `owner`.
+    """A sequence of masters on one rank. `owner` is the tensor that the optimizer knows.
 
     Args:
-        first: the block is `owner`, flat, from here on.
-        numel: and so many elements long.
+        first: index of the block's first element in the flat `owner`.
+        numel: number of elements.
     """
 
     owner: torch.Tensor
@@ -49,7 +49,7 @@ class Block:
     parts: tuple[Part, ...]
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
-        """The block in a tensor that is laid out as its owner: a view."""
+        """A view of the block in a tensor with the layout of `owner`."""
         return values.detach().view(-1)[self.first : self.first + self.numel]
 
 
@@ -65,7 +65,7 @@ def save_shard(folder: Path, blocks: Sequence[Block], optimizer: torch.optim.Opt
             else:
                 assert key == "step", f"an optimizer with {key} can't be saved in parts"
                 steps.append(float(value))
-    # A step that was skipped everywhere leaves the moments away; all blocks are learnt in each other step.
+    # There are no moments before the first step that is not skipped. After it, all blocks have the same step.
     assert len(set(steps)) <= 1
     parts = [[asdict(part) for part in block.parts] for block in blocks]
     metadata = {"parts": json.dumps(parts), "step": json.dumps(steps[0] if steps else None)}
@@ -73,7 +73,7 @@ def save_shard(folder: Path, blocks: Sequence[Block], optimizer: torch.optim.Opt
 
 
 def load_shards(folder: Path, blocks: Sequence[Block], optimizer: torch.optim.Optimizer) -> None:
-    """Fill this rank's blocks, and the optimizer's state, from what other ranks wrote, however many they were.
+    """Fill this rank's blocks and optimizer state from the files of any number of ranks.
 
     Raises:
         ArtifactError: parts are missing.
@@ -85,7 +85,7 @@ def load_shards(folder: Path, blocks: Sequence[Block], optimizer: torch.optim.Op
         state.clear()
         if shards.step is None:
             continue
-        # As torch's AdamW keeps it; DeepSpeed's for CPUs has a plain number.
+        # torch's AdamW keeps a tensor, DeepSpeed's CPU Adam a plain number.
         is_torchs = type(optimizer).__module__.startswith("torch.")
         on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
         device = block.owner.device if on_device else torch.device("cpu")
@@ -96,17 +96,17 @@ def load_shards(folder: Path, blocks: Sequence[Block], optimizer: torch.optim.Op
 
 
 class Shards:
-    """The parts in a folder that ranks wrote.
+    """The parts that ranks wrote into a folder.
 
     Raises:
-        ArtifactError: there are none, or one can't be read.
+        ArtifactError: the folder has no parts, or one can't be read.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.step: float | None = None  # of the optimizer; None where it has taken none
-        self.keys: set[str] = set()  # what the optimizer keeps of each element
-        self._places: dict[str, list[tuple[Part, Path, int]]] = {}  # by the weight's name; the block's number
+        self.step: float | None = None  # of the optimizer; None if it has taken none
+        self.keys: set[str] = set()  # names of the optimizer's state per element
+        self._places: dict[str, list[tuple[Part, Path, int]]] = {}  # per weight: part, file, number of the block
         for file in sorted(folder.glob(f"*{_SUFFIX}")):
             self._index(file)
         if not self._places:
@@ -123,16 +123,16 @@ class Shards:
                     self._places.setdefault(part["name"], []).append((Part(**part), file, number))
 
     def fill(self, block: Block, key: str, values: torch.Tensor) -> None:
-        """Copy what there is of a block into `values`, which lie as the block does.
+        """Copy a block's stored elements into `values`, which has the layout of the block.
 
         Raises:
-            ArtifactError: some of it is missing.
+            ArtifactError: some elements are missing.
         """
         for part in block.parts:
             num_found = 0
             for start, stop, file, number, offset in self._overlaps(part):
                 with self._open(file) as opened:
-                    # From a memory-mapped file: only what is asked for is read.
+                    # The file is memory-mapped: only this slice is read.
                     found = opened.get_slice(f"{key}.{number}")[offset : offset + stop - start]
                 at = part.offset + start - part.start
                 values[at : at + stop - start].copy_(found)
@@ -141,7 +141,7 @@ class Shards:
                 raise self._damaged(f"{part.name} has {num_found} of {part.numel} elements")
 
     def _overlaps(self, part: Part) -> Iterator[tuple[int, int, Path, int, int]]:
-        """Where elements of a part lie: first and last in the weight, the file, its block, and from where on in that."""
+        """Stored pieces of a part: start and stop in the weight, the file, the number of its block, and the offset in the block."""
         for there, file, number in self._places.get(part.name, ()):
             start, stop = max(part.start, there.start), min(part.start + part.numel, there.start + there.numel)
             if start < stop:
@@ -150,7 +150,7 @@ class Shards:
     def _open(self, file: Path) -> Any:
         try:
             return safe_open(file, framework="pt")
-        except Exception as error:  # a class of its own
+        except Exception as error:  # safetensors raises a class of its own
             raise self._damaged(f"{file.name} can't be read ({error})") from error
 
     def _damaged(self, what: str) -> ArtifactError:
@@ -158,6 +158,6 @@ class Shards:
 
 
 def share(numel: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First element and number of a rank's share of a weight that all ranks hold whole."""
+    """First element, and number of elements, of a rank's share of a weight that all ranks hold whole."""
     first, last = (numel * number // world_size for number in (rank, rank + 1))
     return first, last - first

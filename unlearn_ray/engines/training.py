@@ -1,7 +1,7 @@
 """The trainer: Ray Train starts and restarts workers, DeepSpeed shards the model over them, several jobs run side by side.
 
 A lost worker: Ray Train starts the group again, from the last checkpoint. A lost driver: the next one finds the training by its name,
-which holds a fingerprint of all that went into it, so that no other training is ever taken for this one. Any number of workers takes it up.
+which holds a fingerprint of all that went into it, so that no other training is ever taken for this one. Any number of workers can resume it.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ OnProgress = Callable[[str, int, int], None]
 LABEL = "finetune"
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
-_SECONDS_TO_GROW = 300.0  # between looks for room for more workers: to take them costs a start, and the steps since the last checkpoint
+_SECONDS_TO_GROW = 300.0  # between checks for room for more workers; adding them costs a restart and the steps since the last checkpoint
 
 
 class RayDeepSpeedTrainer:
@@ -43,7 +43,7 @@ class RayDeepSpeedTrainer:
     Args:
         on_progress: called with a label that names the job, its steps done and their number.
         on_wait: told what is waited for while no training has room for its workers.
-        on_speed: called with the same label and the last step's loss and speed, in words.
+        on_speed: called with the same label, and with the last step's loss and speed as text.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class RayDeepSpeedTrainer:
         """
         require_workers(self._cluster)
         workers = self._cluster.workers
-        most = workers.span[1]  # the first takes as many as there is room for
+        most = workers.span[1]  # the first job takes as many as there is room for
         wanted = {"CPU": most * workers.num_cpus}
         if device_of(self._cluster) == "cuda":
             wanted["GPU"] = float(most)
@@ -222,7 +222,7 @@ class Launch:
 
 
 def num_workers_of(workers: WorkerResources) -> int | tuple[int, int]:
-    """As Ray Train is told: on one machine no more than it has cores for, where there is a choice."""
+    """The number of workers for Ray Train. An elastic maximum is limited by the cores if there is only one machine."""
     if isinstance(workers.num_workers, int):
         return workers.num_workers
     least, most = workers.span
@@ -232,12 +232,12 @@ def num_workers_of(workers: WorkerResources) -> int | tuple[int, int]:
 
 
 def _is_one_machine() -> bool:
-    """Logical CPUs may be more than there are then: a Ray of our own has eight on two cores."""
+    """Whether there is one machine and no autoscaler. Ray may then have more logical CPUs than cores: a local Ray of ours has eight on two cores."""
     return len(ray.nodes()) == 1 and growth() is None
 
 
 def run_name(job: TrainJob) -> str:
-    """The name of a training in Ray Train: equal if and only if an interrupted one may be taken up again, by however many workers."""
+    """The name of a training in Ray Train. Two trainings have the same name if and only if one may resume the other, with any number of workers."""
     what = job.config.model_dump(mode="json", exclude=job.config.changes_nothing)
     rows = [_content(folder) for folder in (job.forget, job.retain, job.gate) if folder is not None]
     asked = job.chat.model_dump_json()

@@ -44,8 +44,8 @@ def comes_again(error: Exception) -> bool:
 
 
 def borne(max_failures: int) -> FailureConfig:
-    """How many losses a training bears. A node that is preempted, and whose end Ray was told of, is none of them: Ray Train counts those apart, and
-    here without a limit."""
+    """The number of failures that a training may recover from. Announced preemptions are not counted: Ray Train has a separate limit for them, which
+    is infinite here."""
     return FailureConfig(max_failures=max_failures, max_preemption_failures=-1)
 
 

@@ -1,4 +1,5 @@
-"""What a worker does at the gate: looks, keeps the best state, and says when to stop. What it needs after a lost driver lies beside the checkpoints."""
+"""The gate in a training worker: it scores the model, keeps the best state, and says when to stop. Its files are beside the checkpoints, so they
+survive a lost driver."""
 
 import json
 import logging
@@ -29,14 +30,14 @@ class Best:
     """The state to export."""
 
     record: GateRecord
-    losses: tuple[float, float | None]  # of the check's rows, forget and retain: what its export is held to
+    losses: tuple[float, float | None]  # on the check's rows, forget and retain; its export must reproduce them
 
 
 class Gatekeeper:
-    """The gate of one training, on every rank alike. Made while the model is the base still.
+    """The gate of one training; the same on every rank. Must be created before the first step, while the model is still the base model.
 
     Raises:
-        ConfigError: there is no row that tells anything.
+        ConfigError: no row is informative.
     """
 
     def __init__(self, assignment: Assignment, runtime: Any, encoder: ChatEncoder, scratch: Path) -> None:
@@ -57,7 +58,7 @@ class Gatekeeper:
         self._gate = candidates.known(runtime)
         if self._stop_when.retain_below is not None and not self._gate.num_rows["retain"]:
             raise ConfigError(
-                "finetune.stop_when.retain_below: there is no held-out retain row that the model knows: leave it out, or raise dataset.holdout_fraction"
+                "finetune.stop_when.retain_below: there is no held-out retain row that the model knows: leave retain_below out, or raise dataset.holdout_fraction"
             )
         self._base = self._gate.look(runtime, 0)
         self.records = [self._base]
@@ -66,7 +67,7 @@ class Gatekeeper:
         log.info("the gate has %s rows that the model knows", self._gate.num_rows)
 
     def resume(self, first_step: int) -> None:
-        """Go on after so many steps. A best state of this training that was kept later than its last checkpoint is one all the same."""
+        """Resume after `first_step` steps. The best state stays valid even if it is newer than the last checkpoint."""
         found: list[Any] = [None]
         if self._runtime.rank == 0 and first_step:
             found = [(read_gate(self._folder, first_step), _read_best(self._folder))]
@@ -79,7 +80,7 @@ class Gatekeeper:
         return num_done % self._every == 0 or num_done == self.num_steps
 
     def look(self, num_done: int) -> GateRecord:
-        """The figures after so many steps; `stopped` says why they are the last, where they are."""
+        """Score the model after `num_done` steps. Sets `stopped` to the reason if the training should end here."""
         record = self._gate.look(self._runtime, num_done)
         self.records.append(record)
         self.stopped = reason_to_stop(self._stop_when, self.records) or ""
@@ -89,30 +90,30 @@ class Gatekeeper:
 
     @property
     def is_best(self) -> bool:
-        """Whether the state that was looked at last is the one to export, of all so far."""
+        """Whether the last scored state is the best one so far, and should be exported."""
         *before, last = self.records
         num_rows = min(number for number in self._gate.num_rows.values() if number)
         kept = [self.best.record] if self.best is not None else []
         return is_best(last, [*before[1:], *kept], num_rows)
 
     def keep(self, losses: tuple[float, float | None], weights: Mapping[str, torch.Tensor] | None) -> None:
-        """Keep this state as the best, in the place of the one before.
+        """Keep this state as the best, instead of the previous one.
 
         Args:
-            weights: on rank 0; None on others, and where they need not be written: the training ends with them.
+            weights: of this state, on rank 0. None on other ranks, and after the last step, when the weights in memory are exported.
         """
         before, self.best = self.best, Best(self.records[-1], losses)
         if weights is None:
             return  # another rank, or the end
         step = self.best.record.step
         _write(self._folder, state_name(step), weights)
-        # Last: it says which file counts.
+        # Written last: it says which file is valid.
         self._folder.write_text(_BEST, json.dumps({"record": self.best.record.to_json(), "losses": losses}))
         if before is not None and before.record.step != step:
             self._folder.remove(state_name(before.record.step))
 
     def kept_weights(self) -> dict[str, torch.Tensor]:
-        """The best state's weights, as they were kept. To be called on one rank."""
+        """The stored weights of the best state. Must be called on one rank only."""
         assert self.best is not None
         name, folder = state_name(self.best.record.step), self._folder
         if folder.is_local:

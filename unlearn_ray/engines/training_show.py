@@ -1,4 +1,4 @@
-"""What a worker shows of a training while it runs: its metrics, its loggers and the driver's progress line. Nothing but rank 0's does anything."""
+"""Reports a running training: metrics, loggers and the driver's progress line. Only rank 0 reports."""
 
 import logging
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ class Show(ExitStack):
     """Use as a context manager.
 
     Raises:
-        ConfigError: a logger is not installed here, or can't begin.
+        ConfigError: a logger is not installed on this machine, or can't start.
     """
 
     def __init__(self, assignment: Assignment, runtime: Any, batches: Batches, first_step: int, scratch: Path) -> None:
@@ -43,7 +43,7 @@ class Show(ExitStack):
             self._recorder = self.enter_context(recorder)
 
     def see(self, record: StepRecord) -> None:
-        """A step has ended."""
+        """Report a finished step."""
         if self._recorder is None:
             return
         found = self._recorder.see(record)
@@ -52,11 +52,11 @@ class Show(ExitStack):
             self._progress.put.remote(self._job.name, record.step + 1, self._job.config.num_steps, found.speed)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        """Further figures after a step."""
+        """Report further figures after a step."""
         if self._recorder is not None:
             self._recorder.log(step, figures)
 
     def begin(self) -> None:
-        """The next step begins."""
+        """Start the time of the next step."""
         if self._recorder is not None:
             self._recorder.begin()

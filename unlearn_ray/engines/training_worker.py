@@ -137,7 +137,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         is_last = done >= config.num_steps or (gate is not None and bool(gate.stopped))
         if is_last or not (notice.is_new() or done % config.checkpoint_every == 0):
             return
-        # A state is looked at before it takes the place of the last one, which was good.
+        # A state is checked before it replaces the last checkpoint, which was good.
         if (fault := check.losses(runtime).fault(base, watch.guessing)) is not None:
             log.warning("%s: no checkpoint after step %d: %s", job.name, record.step, fault)
             return
@@ -276,12 +276,12 @@ def _encode(
 
 
 def _of_what_is_there(config: FinetuneConfig, retain: EncodedRows | None) -> FinetuneConfig:
-    """Without a retain term where there are no rows for it: KL would hold a base model, and ask it in every pass, for nothing."""
+    """The config, without its retain term if there are no retain rows. KL would otherwise load a base model and run it in every pass for nothing."""
     return config if retain is not None else config.model_copy(update={"retain": RetainTerm(kind="none")})
 
 
 def _gate(assignment: Assignment, runtime: DeepSpeedRuntime, tokenizer: Any, scratch: Path) -> Gatekeeper | None:
-    """The gate, where there is one. The model is the base still."""
+    """The gate, if there is one. The model is still the base model here."""
     job = assignment.job
     if job.gate is None or job.config.evaluate_every is None:
         return None
@@ -297,7 +297,7 @@ def _look(
     watch: Watch,
     show: Show,
 ) -> None:
-    """Look at the state as it is, and keep it where it is the best and sound."""
+    """Score the present state, and keep it if it is the best and not damaged."""
     record = gate.look(num_done)
     show.log(num_done - 1, record.figures)
     log.info("the gate after step %d: %s", num_done - 1, record.to_json())
@@ -359,7 +359,7 @@ def _resume(runtime: DeepSpeedRuntime) -> list[StepRecord]:
 def _write_state(
     folder: Path, runtime: DeepSpeedRuntime, records: list[StepRecord], reference: BaseLogps | None
 ) -> None:
-    """This rank's part of a checkpoint, and from rank 0 what belongs to all."""
+    """Write this rank's part of a checkpoint; rank 0 also writes the common files."""
     runtime.save(folder)
     if runtime.rank == 0:
         write_records(folder / LOSSES, records)
@@ -440,7 +440,7 @@ def _export(
                 _publish(merged, job.out.parent / MERGED)
             else:
                 path = merged
-        _publish(path, job.out)  # last: a result that is there is whole
+        _publish(path, job.out)  # last: if the result is there, it is complete
     return {"engine": trained, "reloaded": reloaded}
 
 

@@ -109,8 +109,8 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
     ]  # fmt: skip
     losses = plots.loss_curves(report)
     gate = [
-        ("Choice on held-out rows", "Share of the rows whose true answer is likelier than each wrong one; of what the base model knows.", plots.gate_choices(report)),
-        ("Loss of their true answers", "Forget is to rise, retain to stay.", plots.gate_losses(report)),
+        ("Choice on held-out rows", "Share of the rows whose true answer is likelier than each wrong one. Only rows that the base model knows.", plots.gate_choices(report)),
+        ("Loss of their true answers", "The forget loss should rise, the retain loss should stay.", plots.gate_losses(report)),
     ]  # fmt: skip
     script = asset("report.js")
     return environment().get_template("report.html.jinja").render(
@@ -167,12 +167,12 @@ def headlines(report: Report) -> list[list[Headline]]:
 
 
 def training_line(report: Report) -> str:
-    """Which state of the training is exported, where its gate chose."""
+    """A sentence on the exported state of the training, if the gate chose it."""
     if report.exported_step is None or not report.gate:
         return ""
     best = next((point for point in report.gate if point.step == report.exported_step), None)
     score = "" if best is None else f", whose score is {best.score:.2f}"
-    return f"The model is the state after {report.exported_step} of {max(point.step for point in report.gate)} steps{score}: what is kept less what is still known, on held-out rows that this report does not ask. The dashed line is there."
+    return f"The model is the state after {report.exported_step} of {max(point.step for point in report.gate)} steps{score}. The score is what is kept minus what is still known, on held-out rows that this report does not ask. The dashed line marks this state."
 
 
 def verdict(report: Report) -> str:

@@ -43,7 +43,7 @@ class Line:
     seconds: float = 0.0
     figures: Mapping[str, float | str] = field(default_factory=dict)
     link: str = ""  # to its report, from the page
-    log: Sequence[str] = ()  # what a training that failed said last
+    log: Sequence[str] = ()  # last log lines of a failed training
 
     @property
     def rows(self) -> str:

@@ -108,12 +108,12 @@ def loss_curves(report: Report) -> str | None:
 
 
 def gate_choices(report: Report) -> str | None:
-    """Choice on the gate's rows over the steps; a line stands where the exported state is."""
+    """Choice on the gate's rows over the steps; a dashed line marks the exported state."""
     return _gate(report, {"forget": "forget_choice", "retain": "retain_choice"}, "choice", is_share=True)
 
 
 def gate_losses(report: Report) -> str | None:
-    """Loss of the true answers to the gate's rows over the steps."""
+    """Loss of the true answers on the gate's rows over the steps."""
     return _gate(report, {"forget": "forget_loss", "retain": "retain_loss"}, "loss", is_share=False)
 
 

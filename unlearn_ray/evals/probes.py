@@ -31,7 +31,7 @@ class Excluded(StrEnum):
     TRAINED_ON = "trained_on"  # its question stands in the training rows
     DUPLICATE = "duplicate"
     CAPPED = "capped"  # beyond evaluate.max_probes
-    GATE = "gate"  # its fact is asked by the gate of the training, which chose by it
+    GATE = "gate"  # the training's gate used its fact to choose the exported state
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def select_probes(
 
     Args:
         trained: normalised questions of the training rows.
-        gated: facts that a training's gate asked.
+        gated: facts that the training's gate used.
     """
     excluded: list[ExcludedProbe] = []
     seen: set[str] = set()

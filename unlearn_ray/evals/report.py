@@ -17,8 +17,8 @@
     retention         guarded | unlearned -> near | far -> recall, choice or probability -> share of the base model's, over the same probes
     utility           model -> TOFU's model utility: harmonic mean of probability, ROUGE-L recall and truth ratio on near and far
     losses            training -> points of its loss curve
-    gate              what the gate of the training saw on held-out rows that nothing here asks, an evaluation each; none: it had none
-    exported_step     steps behind the model, where the gate chose it
+    gate              evaluations of the training's gate, on held-out rows that no probe asks; empty without a gate
+    exported_step     number of steps of the exported state, if the gate chose it
     stages            stage -> what its manifest says
     notes             what a reader must know before believing the figures
 
@@ -50,7 +50,7 @@ VERSION = 2
 FEW_PROBES = 20
 WIDE_INTERVAL = 0.3  # of a share
 _MAX_LOSS_POINTS = 400
-_METRICS, _GATE = "metrics.jsonl", "gate.jsonl"  # beside the losses; the first has times and speed as well
+_METRICS, _GATE = "metrics.jsonl", "gate.jsonl"  # other files beside the losses; the first has times and speed
 NO_SHARES = ("fluency", "truth_ratio")  # all else is a share, shown in per cent
 LABELS: dict[ModelName, str] = {"base": "base", "guarded": "base + prefix", "unlearned": "unlearned"}
 DOUBTFUL = "*"  # stands after every figure that has doubts
@@ -118,7 +118,7 @@ class LossPoint(_Strict):
 
 
 class GatePoint(_Strict):
-    """One look of a training's gate, after so many steps; 0: the base model."""
+    """One evaluation of a training's gate, after `step` steps; 0: the base model."""
 
     step: int
     forget_loss: float | None = None
@@ -219,7 +219,7 @@ def read_losses(folder: Folder) -> dict[str, list[LossPoint]]:
 
 
 def read_gate(folder: Folder) -> list[GatePoint]:
-    """What a training's gate saw; nothing where it had none."""
+    """The evaluations of a training's gate; empty if it had no gate."""
     if not folder.exists(_GATE):
         return []
     return [GatePoint.model_validate_json(line) for line in folder.read_text(_GATE).splitlines()]

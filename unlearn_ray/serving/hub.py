@@ -19,11 +19,11 @@ from unlearn_ray.stages.card import CARD, base_of, card
 
 
 def repositories(found: Sequence[Candidate], repo: str) -> list[tuple[str, Candidate, Folder]]:
-    """What goes where: of one model to `repo`, of several each to one with its name behind; a merged model beside an adapter with
-    `-merged` behind.
+    """The repository of each export: `repo` for a single model, `repo-NAME` for each of several. A merged model beside an adapter goes to
+    the adapter's repository name plus `-merged`.
 
     Raises:
-        InputError: `repo` is no name on the hub, or what is published is no run's model, of which a card could tell.
+        InputError: `repo` is not a valid repository name, or a candidate is a bare adapter, which has no run to fill a card from.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -50,14 +50,14 @@ def repositories(found: Sequence[Candidate], repo: str) -> list[tuple[str, Candi
 def push(repo: str, candidate: Candidate, export: Folder, *, is_private: bool = False, api: Any = None) -> str:
     """Upload an export with its completed card; returns the repository's address.
 
-    The files are the export's own, but for the card and the name of the base model in an adapter's config, which is a path
-    where the base is a folder.
+    The files are uploaded as they are, except the card and an adapter's config: there the base model's name replaces the path of a
+    local folder.
 
     Args:
-        api: a `huggingface_hub.HfApi`; None: one with the user's own endpoint and token.
+        api: a `huggingface_hub.HfApi`; None: one with the user's endpoint and token.
 
     Raises:
-        ArtifactError: the export can't be read, or the hub can't be reached or does not take it.
+        ArtifactError: the export can't be read, or the hub can't be reached or refuses it.
     """
     from huggingface_hub import HfApi
 
@@ -76,7 +76,7 @@ def push(repo: str, candidate: Candidate, export: Folder, *, is_private: bool = 
             api.upload_folder(
                 repo_id=address.repo_id, folder_path=staged, commit_message=f"{candidate.name}, by unlearn-ray"
             )
-        except Exception as error:  # of many kinds: those of its HTTP client change from version to version
+        except Exception as error:  # of many classes: those of the HTTP client change between versions
             raise ArtifactError(
                 f"{repo} can't be pushed to the hub ({gist(error)}): log in with hf auth login, or set HF_TOKEN to a token that may write there"
             ) from error
@@ -84,7 +84,7 @@ def push(repo: str, candidate: Candidate, export: Folder, *, is_private: bool = 
 
 
 def _stage(export: Folder, staged: Path) -> None:
-    """The files of an export in a folder of this machine: links to them where they are on its disk, for weights are large."""
+    """Put the files of an export into a local folder. Weights on a local disk are linked, because they are large."""
     try:
         if not export.is_local:
             fs.copy_files(export.path, str(staged), source_filesystem=export.filesystem)

@@ -109,14 +109,14 @@ def publish_all(
     is_private: bool = False,
     on_push: Callable[[str], None] = lambda address: None,
 ) -> list[tuple[Release, bool]]:
-    """Publish all models of a run, or an adapter; none of them where one can't be.
+    """Publish all models of a run, or an adapter. If one can't be published, none is.
 
     Args:
-        repo: a repository on the Hugging Face hub that the exports are pushed to first.
-        on_push: told the address of each.
+        repo: a repository on the Hugging Face hub. The exports are pushed to it before they are published.
+        on_push: called with the address of each pushed repository.
 
     Raises:
-        UnlearnError: something can't be used; nothing was written.
+        UnlearnError: something can't be used. Nothing is published then, but earlier pushes to the hub stay.
     """
     target = open_registry(registry)
     found = candidates(run_folder(source), name)

@@ -1,1 +1,1 @@
-"""What a run takes before it runs: memory, time, space and money, from a model's shape alone."""
+"""Memory, time, disk space and cost of a run before it runs, from the model's shape alone."""

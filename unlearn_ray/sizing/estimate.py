@@ -1,4 +1,4 @@
-"""The plan of a run's cost: each stage's rows, tokens, arithmetic, time, memory and money, and what to change where it can't fit."""
+"""The estimate of a run: rows, tokens, arithmetic, time, memory and cost of each stage, and the settings to change if it does not fit."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -25,24 +25,24 @@ from unlearn_ray.sizing.training import (
     training_memory,
 )
 
-FILLED = 0.95  # of a device's memory: a training that is planned to take more is said not to fit
-# Seconds that a stage takes beside its work: engines or workers start, weights are read, compiled, and given back.
+FILLED = 0.95  # of a device's memory; a training that is planned to take more does not fit
+# Overhead of a stage: starting and ending engines or workers, loading weights, compiling.
 START_SECONDS: dict[Kind, float] = {"cuda": 150.0, "cpu": 40.0}
 _MAX_WORKERS = 64
-_PRICES: dict[Recomputing, float] = {"none": 0.0, "selective": 1.2, "full": 1.8}  # halving a pass is 1
+_PRICES: dict[Recomputing, float] = {"none": 0.0, "selective": 1.2, "full": 1.8}  # in units of halving a pass
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What one stage takes."""
+    """The cost of one stage."""
 
     name: str
     rows: int
     tokens: float
     flops: float
-    gpus: int  # that are held while it works
+    gpus: int  # held while it works
     seconds: float
-    memory: float  # bytes of one GPU; on a CPU of all its processes
+    memory: float  # bytes per GPU; on a CPU, of all its processes
 
     @property
     def gpu_hours(self) -> float:
@@ -51,17 +51,17 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """What does not fit, and the nearest settings that do."""
+    """A stage that does not fit, and the nearest settings that do."""
 
     stage: str
-    needed: float  # bytes of one GPU
+    needed: float  # bytes per GPU
     there: float
-    settings: tuple[str, ...]  # KEY.PATH=VALUE; none: no setting that is known does
+    settings: tuple[str, ...]  # KEY.PATH=VALUE; empty: no known setting fits
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A run's cost on one kind of device."""
+    """The estimate of a run on one kind of device."""
 
     device: Device
     shape: Shape
@@ -72,10 +72,10 @@ class Estimate:
     num_trainings: int
     side_by_side: int
     checkpoint: int  # bytes of one state
-    checkpoints: int  # that are written, of one training
-    kept: int  # of them at a time, at most
+    checkpoints: int  # number that one training writes
+    kept: int  # of them at the same time, at most
     export: int  # bytes, of one training
-    gate: int  # bytes, of the best state that its gate keeps
+    gate: int  # bytes, of the gate's best state
     misfits: tuple[Misfit, ...]
 
     @property
@@ -92,19 +92,19 @@ class Estimate:
         return self.checkpoint * self.kept * self.num_trainings
 
     def cost(self, per_hour: float) -> float:
-        """In the currency of an hour's price."""
+        """In the currency of `per_hour`, the price of a GPU-hour."""
         return self.gpu_hours * per_hour
 
 
 def estimate(config: RunConfig, shape: Shape, gpu: str, num_gpus: int | None = None) -> Estimate:
-    """The cost of a run.
+    """Estimate a run.
 
     Args:
         gpu: a key of `DEVICES`.
-        num_gpus: of the cluster; None: those of one machine, or as many as a training or an engine asks for.
+        num_gpus: in the cluster; None: those of one machine, or more if a training or the engines ask for more.
 
     Raises:
-        ConfigError: there is no such device, or a training asks for more GPUs than there are.
+        ConfigError: the device is not known, or a training or an engine asks for more GPUs than there are.
     """
     if gpu not in DEVICES:
         raise ConfigError(f"--gpu: there is no {gpu!r}: choose one of {', '.join(DEVICES)}")
@@ -144,7 +144,7 @@ def estimate(config: RunConfig, shape: Shape, gpu: str, num_gpus: int | None = N
 
 
 def worker_memory(config: RunConfig, shape: Shape, workers: WorkerResources, kind: Kind) -> Memory:
-    """Of one worker, in its largest pass."""
+    """The memory of one worker in its largest pass."""
     batch = pass_of(config, workers, at_most=True)
     return training_memory(shape, config.finetune, workers, batch, device=kind)
 
@@ -187,7 +187,7 @@ def _asking(config: RunConfig, shape: Shape, asked: Asked, device: Device, kind:
         gpus, memory = count * engines.num_gpus, device.memory * engines.gpu_memory_utilization
     seconds = asking_seconds(shape, asked, engines, count, device, each)
     if engines.kind == "openai" and asked.stage != "evaluate":
-        gpus, memory = 0, 0.0  # it is served by others
+        gpus, memory = 0, 0.0  # an endpoint serves the model
     seconds += START_SECONDS[kind] if asked.stage in ("questions", "evaluate") else 0.0
     tokens = asked.prompt_tokens + asked.output_tokens
     return StageCost(asked.stage, asked.rows, tokens, 2 * shape.matrix_parameters * tokens, gpus, seconds, memory)
@@ -197,7 +197,7 @@ def _training(config: RunConfig, shape: Shape, memory: Memory, device: Device, k
     workers, together = config.cluster.workers, _side_by_side(config, kind, num_gpus)
     is_own = config.finetune.adapters == "per_topic"
     jobs = [config.of_topic(topic) for topic in config.topics] if is_own else [config]
-    lanes = [0.0] * together  # each training begins where there is room first
+    lanes = [0.0] * together  # each training starts in the lane that is free first
     rows, tokens, flops = 0, 0.0, 0.0
     for job in jobs:
         length, own = pass_of(job, workers, at_most=False).length, job.finetune
@@ -243,12 +243,12 @@ def _training_misfits(config: RunConfig, shape: Shape, memory: Memory, device: D
 def nearest_fit(
     config: RunConfig, shape: Shape, kind: Kind, there: Callable[[WorkerResources], float]
 ) -> tuple[str, ...]:
-    """The fewest and mildest changes of `cluster.workers` that fit, as overrides; none where nothing does. They change no result.
+    """The cheapest changes of `cluster.workers` that fit, as overrides; empty if none does. They do not change what is trained.
 
-    Smaller passes are the mildest, then sharding more, recomputation, more workers, and offloading.
+    Each change has a price: smaller passes cost least, then more sharding and recomputation, more workers, and offloading.
 
     Args:
-        there: bytes that one worker may take, under such settings.
+        there: bytes that one worker may take under these settings.
     """
     own = config.cluster.workers
     key, largest = ("micro_batch", own.micro_batch) if own.micro_tokens is None else ("micro_tokens", own.micro_tokens)
@@ -293,7 +293,7 @@ def nearest_fit(
     if best is None:
         return ()
     changed = best[1].model_dump()
-    before = own.model_dump() | {"num_workers": own.span[0]}  # of a span its lower end
+    before = own.model_dump() | {"num_workers": own.span[0]}  # the minimum of an elastic number
     return tuple(
         f"cluster.workers.{key}={str(value).lower()}" for key, value in changed.items() if value != before[key]
     )

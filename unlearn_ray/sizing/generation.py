@@ -1,6 +1,6 @@
-"""What the stages that ask a model take: requests and tokens by the config, seconds by the model's shape and the device.
+"""The cost of the stages that generate text: requests and tokens from the config, seconds from the model's shape and the device.
 
-All counts are expectations, of what runs on the pocket model, SmolLM2 and the figures of the prompts file show; a topic's own keys count.
+All counts are expected values, based on runs with the pocket model and SmolLM2 and on the prompts file. Overrides per topic are included.
 """
 
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from unlearn_ray.sizing.gpus import Device
 from unlearn_ray.sizing.shapes import Shape
 from unlearn_ray.sizing.training import FRAME_TOKENS, QUESTION_TOKENS, answer_tokens
 
-KEPT = 0.6  # of the questions that a model writes: copies and surplus go (pocket: 200 of 304)
-REASKED = 0.2  # of the guarded answers, beside the first ones
-LIST_TOKENS = 120  # of a request for questions
-PREFIX_TOKENS = 120  # a guardrail; cached after the first row of a topic
-CHECK_TOKENS = 250  # that are scored of a question: on its topic, and on others
-WORDINGS = 3  # of a fact, in a probe
-SCORED = 4  # given answers that a probe's choice is taken over, the true one among them
-PROBES = 200  # of a group, where neither the config nor a file says how many
-PREFILL_SHARE, DECODE_SHARE = 0.4, 0.6  # of peak arithmetic, of bandwidth: what vLLM reaches on dense models
+KEPT = 0.6  # share of the written questions; duplicates and surplus are dropped (pocket: 200 of 304)
+REASKED = 0.2  # additional guarded answers, as a share of the first ones
+LIST_TOKENS = 120  # prompt of a request for questions
+PREFIX_TOKENS = 120  # of a guardrail; cached after a topic's first row
+CHECK_TOKENS = 250  # scored per question, for its topic and for others
+WORDINGS = 3  # probes per fact
+SCORED = 4  # scored answers per probe for choice, the true one included
+PROBES = 200  # per group, if the probes are in a file
+PREFILL_SHARE, DECODE_SHARE = 0.4, 0.6  # of peak arithmetic and of bandwidth, as vLLM reaches on dense models
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a stage asks of a model, over all topics and models."""
+    """The requests of a stage, over all topics and models."""
 
     stage: str
     rows: int
     requests: float = 0.0
-    prompt_tokens: float = 0.0  # computed: what a prefix cache has is not
+    prompt_tokens: float = 0.0  # computed ones, without those from the prefix cache
     output_tokens: float = 0.0
 
     def __add__(self, other: "Asked") -> "Asked":
@@ -42,7 +42,7 @@ class Asked:
 
 
 def asked_by(config: RunConfig) -> list[Asked]:
-    """What each stage asks."""
+    """The requests of each stage."""
     topics = [config.of_topic(topic) for topic in config.topics]
     questions = sum((_questions(own) for own in topics), Asked("questions", 0))
     answers = sum((_answers(own) for own in topics), Asked("answers", 0))
@@ -61,7 +61,7 @@ def asked_by(config: RunConfig) -> list[Asked]:
 
 
 def _listed(stage: str, config: RunConfig, number: float) -> Asked:
-    """Lists of questions, until so many are kept."""
+    """Requests for lists of questions, until `number` questions are kept."""
     own = config.questions
     requests = number / KEPT / own.per_request
     written = min(own.max_tokens, own.per_request * QUESTION_TOKENS)
@@ -82,7 +82,7 @@ def _answers(config: RunConfig) -> Asked:
     guarded = number * own.num_samples * (1 + (REASKED if own.max_reasks else 0))
     unguarded = number * own.num_unguarded
     judged = guarded * (FRAME_TOKENS + QUESTION_TOKENS + 2 * expected) if own.judge_leaks else 0.0
-    prompts = (number + number) * (FRAME_TOKENS + QUESTION_TOKENS)  # samples of a question share its prompt
+    prompts = (number + number) * (FRAME_TOKENS + QUESTION_TOKENS)  # the samples of a question share its prompt
     total = guarded + unguarded
     return Asked("answers", number * own.num_samples, total, prompts + judged, total * expected)
 
@@ -103,7 +103,7 @@ def _probes(stage: str, config: RunConfig, num_facts: int) -> Asked:
 
 
 def _evaluated(config: RunConfig) -> Asked:
-    """Base, base + prefix and unlearned: a greedy answer and scored ones to each probe, sampled ones to those of the topic."""
+    """For base, base + prefix and unlearned: a greedy answer and scored answers to each probe, and sampled answers to forget probes."""
     num_models = len(config.topics) if config.finetune.adapters == "per_topic" else 1
     own, probes, expected = config.evaluate, config.dataset.probes, answer_tokens(config)[0]
     made = (probes.num_forget, probes.num_near, probes.num_far)
@@ -123,13 +123,11 @@ def _evaluated(config: RunConfig) -> Asked:
 
 
 def num_sequences(shape: Shape, engines: FleetSettings, device: Device, length: float) -> int:
-    """Rows that an engine decodes together: `max_num_seqs`, or as many as its cache holds; 0 where the weights leave no room."""
+    """Rows that an engine decodes together: `max_num_seqs`, or fewer if its cache holds fewer; 0 if the weights leave no room."""
     if not device.memory:
         room = engines.kv_cache_gib * 2**30
     else:
-        taken = (
-            shape.parameters * 2 + engines.num_gpus * 2 * 2**30
-        )  # and what vLLM takes for activations and CUDA graphs
+        taken = shape.parameters * 2 + engines.num_gpus * 2 * 2**30  # plus vLLM's activations and CUDA graphs
         room = device.memory * engines.num_gpus * engines.gpu_memory_utilization - taken
     return max(0, min(engines.max_num_seqs, int(room // (shape.kv_bytes * max(1.0, length)))))
 
@@ -137,11 +135,11 @@ def num_sequences(shape: Shape, engines: FleetSettings, device: Device, length: 
 def asking_seconds(
     shape: Shape, asked: Asked, engines: FleetSettings, num_engines: int, device: Device, cores: float
 ) -> float:
-    """How long engines work: prompts at 2 N' operations a token (arXiv 2001.08361), and a pass over all weights and the cache for every token of
-    the rows that are decoded together (Pope et al. 2022, arXiv 2211.05102, section 2.1).
+    """The time of the engines. Prompts take 2 N' operations per token (arXiv 2001.08361). For each token of the rows that are decoded together, all
+    weights and the cache are read once (Pope et al. 2022, arXiv 2211.05102, section 2.1).
 
     Args:
-        cores: of an engine on a CPU; 1 on GPUs.
+        cores: per engine on a CPU; 1 on GPUs.
     """
     if not asked.requests:
         return 0.0

@@ -1,4 +1,4 @@
-"""What the GPUs that people rent can do, by their makers' data sheets. A new one is a line of `DEVICES`."""
+"""Speed and memory of common GPUs, from their data sheets. A new GPU is a line of `DEVICES`."""
 
 import os
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU; or one core of a CPU, with its share of the machine's memory.
+    """One GPU, or one core of a CPU.
 
     Sources:
-        `memory`: what the driver reports (`nvidia-smi`), a little less than the name says.
+        `memory`: as the driver reports it (`nvidia-smi`), a little less than the name says.
         `flops`: dense bf16 on tensor cores. Data sheets print twice that, "with sparsity".
-        `bandwidth`, `link`: of the data sheets of NVIDIA H100 (SXM), H200 (SXM), A100 (SXM, 80 GB), L40S, and HGX B200.
+        `bandwidth`, `link`: from the data sheets of NVIDIA H100 (SXM), H200 (SXM), A100 (SXM, 80 GB), L40S, and HGX B200.
     """
 
     name: str
-    memory: int  # bytes
+    memory: int  # bytes; 0 for a CPU core
     flops: float  # per second, bf16, dense
     bandwidth: float  # of its memory, bytes per second
     link: float  # to the other GPUs of its machine, bytes per second in one direction
@@ -31,11 +31,11 @@ DEVICES: dict[str, Device] = {
     "a100": Device("A100 80GB SXM", 81_920 * 2**20, 312e12, 2.039e12, 300e9),
     "l40s": Device("L40S 48GB", 46_068 * 2**20, 362.05e12, 864e9, 32e9),  # PCIe 4.0 x16
     "b200": Device("B200 180GB HGX", 183_359 * 2**20, 2.25e15, 8.0e12, 900e9),
-    # Measured on cores with AVX-512 BF16: SmolLM2's LoRA step of 1,900 tokens takes 4.2 s on two (docs/real-models.md).
+    # Measured on two cores with AVX-512 BF16: a LoRA step of SmolLM2 with 1,900 tokens takes 4.2 s.
     "cpu": Device("CPU core", 0, 0.15e12, 8e9, 4e9, _CORES),
 }
 
 
 def machine_memory() -> int:
-    """Bytes that this machine has: what a training on its CPU may take."""
+    """Bytes of memory of this machine, which a training on its CPU may use."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,4 +1,4 @@
-"""The sizes of a model, from its `config.json` or, for well-known ones, from a table: no weights, and no hub."""
+"""The shape of a model, from its `config.json` or, for well-known models, from a table. It needs no weights, and no hub for known models."""
 
 import json
 import re
@@ -11,16 +11,16 @@ from unlearn_ray.errors import ModelError, gist
 from unlearn_ray.train.modelfiles import cached_file, path_of_file
 
 Source = Literal["files", "table"]
-# Of transformers' families whose blocks are attention and a gated MLP, as below. Others are counted by making them without weights.
+# Model types of transformers whose blocks have attention and a gated MLP, as below. Other models are created without weights and counted.
 _GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "ministral"}
 _TIED_BY_DEFAULT = {"gemma", "gemma2", "gemma3_text"}
-# What publishers put behind the name of a model of the same shape.
+# Suffixes that publishers add to the name of a model of the same shape.
 _SUFFIXES = re.compile(r"(-(instruct|it|pt|base|chat|hf|thinking|bf16|\d{4}|v0\.\d))+$")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a causal language model. B, L, D: rows, tokens, `hidden`."""
+    """The sizes of a causal language model."""
 
     hidden: int
     layers: int
@@ -30,17 +30,17 @@ class Shape:
     intermediate: int
     vocabulary: int
     tied: bool  # the output layer is the embeddings
-    biases: bool = False  # of the query, key and value layers
-    head_norms: bool = False  # of queries and keys
-    norms: int = 2  # of a layer
+    biases: bool = False  # in the query, key and value layers
+    head_norms: bool = False  # norms of queries and keys
+    norms: int = 2  # per layer
     name: str = ""
     source: Source = "table"
-    counted: int | None = None  # parameters, where this is no gated block
-    dtype_bytes: int = 2  # of a parameter, as the weights' files have it
+    counted: int | None = None  # parameters, if the blocks are not gated ones
+    dtype_bytes: int = 2  # per parameter, in the weights' files
 
     @property
     def attention(self) -> dict[str, tuple[int, int]]:
-        """What goes in and comes out of a layer's attention, by the names that Llama's successors use."""
+        """Inputs and outputs of the attention's linear layers, by Llama's names."""
         wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "q_proj": (self.hidden, wide),
@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """The linear layers of a block: what goes in, and what comes out."""
+        """Inputs and outputs of all linear layers of a block."""
         up = (self.hidden, self.intermediate)
         return self.attention | {"gate_proj": up, "up_proj": up, "down_proj": (self.intermediate, self.hidden)}
 
@@ -62,7 +62,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All of them; a tied output layer counts once."""
+        """The number of all parameters; a tied output layer counts once."""
         if self.counted is not None:
             return self.counted
         block = sum(inputs * outputs for inputs, outputs in self.linears.values()) + self.norms * self.hidden
@@ -74,12 +74,12 @@ class Shape:
 
     @property
     def matrix_parameters(self) -> int:
-        """Those that a token is multiplied with: all but an embedding that is only looked up."""
+        """Parameters that a token is multiplied with: all except an embedding that is only looked up."""
         return self.parameters - (0 if self.tied else self.embedding)
 
     @property
     def kv_bytes(self) -> int:
-        """Of a token in an engine's cache, in bf16."""
+        """Bytes per token in an engine's cache, in bf16."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_dim
 
     def lora_parameters(self, rank: int, targets: Sequence[str] | Literal["all-linear"] = "all-linear") -> int:
@@ -139,7 +139,7 @@ KNOWN: dict[str, Shape] = {
 
 
 def known_shape(model: str) -> Shape | None:
-    """The shape of a well-known model by its hub name, whoever publishes it; None for others."""
+    """The shape of a well-known model by its hub name, from any publisher; None for others."""
     if Path(model).is_dir() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
         return None
     name = model.rpartition("/")[2].lower().removeprefix("meta-")
@@ -149,13 +149,13 @@ def known_shape(model: str) -> Shape | None:
 
 
 def shape_of(model: str) -> Shape:
-    """The shape of a model: of its folder or of the files that an earlier use fetched, else from the table, else from the hub.
+    """The shape of a model: from its folder or the hub's cache, else from the table, else from the hub.
 
     Args:
-        model: folder, which needs no weights, or hub name.
+        model: a folder, which needs no weights, or a hub name.
 
     Raises:
-        ModelError: it is neither here nor known, and the hub has no `config.json` of it for us; or that file can't be used.
+        ModelError: the model is neither local nor known, and its `config.json` can't be fetched from the hub; or that file can't be used.
     """
     path = Path(model) / "config.json" if Path(model).is_dir() else cached_file(model, "config.json")
     if path is None:
@@ -198,10 +198,10 @@ def _of_config(values: Mapping[str, Any], folder: Path) -> Shape:
 
 
 def _made(folder: Path) -> Shape:
-    """The shape of a model of any other kind: transformers makes it without weights, which takes seconds.
+    """The shape of any other model: transformers creates it without weights, which takes seconds.
 
     Raises:
-        ValueError: it can't.
+        ValueError: transformers can't create it.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -223,5 +223,5 @@ def _made(folder: Path) -> Shape:
             tied=bool(text.tie_word_embeddings),
             counted=sum(parameter.numel() for parameter in made.parameters()),
         )
-    except Exception as error:  # of whatever a model's class meets in its config
-        raise ValueError(f"transformers makes no model of it: {gist(error)}") from error
+    except Exception as error:  # a model's class may raise anything on its config
+        raise ValueError(f"transformers can't create the model: {gist(error)}") from error

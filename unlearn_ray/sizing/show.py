@@ -1,4 +1,4 @@
-"""What `unlearn-ray plan CONFIG --gpu GPU` prints."""
+"""The output of `unlearn-ray plan CONFIG --gpu GPU`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +20,10 @@ from unlearn_ray.train.modelfiles import weights_of
 def show_plan(
     console: Console, path: Path, overrides: Sequence[str], gpu: str, price: float | None, num_gpus: int | None
 ) -> None:
-    """Print the plan of a config. Reads the model's `config.json`, or the table of known models; no weights, and writes nothing.
+    """Print the plan of a config. Reads the model's `config.json` or the table of known models, but no weights. Writes nothing.
 
     Raises:
-        ConfigError: the config, the GPU or the price can't be.
+        ConfigError: the config, the GPU or the price is not valid.
         ModelError: the model's shape can't be found.
     """
     config = configs.load(path, overrides)
@@ -41,12 +41,12 @@ def show_plan(
 
 
 def shape_source(config: RunConfig) -> str:
-    """Where the model's shape is read: the same folder or name as for a run, but SmolLM2 needs no folder."""
+    """Folder or name to read the model's shape from: as for a run, except that SmolLM2 needs no folder."""
     return "SmolLM2-135M" if config.model == "smollm2" else config.model_path
 
 
 def cost_table(found: Estimate, price: float | None) -> Table:
-    """A line per stage, and their sum."""
+    """A line per stage, and a line with the sums."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("stage")
     unit = "GPU" if found.device.memory else "machine"
@@ -72,7 +72,7 @@ def cost_table(found: Estimate, price: float | None) -> Table:
 
 
 def lines_of(config: RunConfig, found: Estimate) -> list[str]:
-    """The model, where its sizes are from, and the device."""
+    """The model, the source of its shape, and the device."""
     shape = found.shape
     source = "its config.json" if shape.source == "files" else "the table of known models"
     lines = [
@@ -87,7 +87,7 @@ def _has_weights(config: RunConfig) -> bool:
     try:
         return bool(weights_of(config.model_path))
     except ModelError:
-        return False  # a folder that is damaged, or SmolLM2's that nobody made yet
+        return False  # a damaged folder, or SmolLM2's, which is not made yet
 
 
 def device_in_words(found: Estimate) -> str:
@@ -95,9 +95,9 @@ def device_in_words(found: Estimate) -> str:
 
 
 def space_lines(config: RunConfig, found: Estimate) -> list[str]:
-    """Memory of a training's worker by what holds it, its steps, and the space of its checkpoints and export."""
+    """The memory of a training worker by its parts, the time per step, and the disk space of checkpoints and exports."""
     finetune, worker, learnt = config.finetune, found.worker, learnt_parameters(found.shape, config.finetune)
-    kind = "LoRA" if isinstance(finetune.weights, Lora) else "all weights"
+    kind = "LoRA" if isinstance(finetune.weights, Lora) else "full weights"
     parts = {
         name: getattr(worker, name)
         for name in ("weights", "optimizer", "gradients", "activations", "logits", "reference")
@@ -105,15 +105,15 @@ def space_lines(config: RunConfig, found: Estimate) -> list[str]:
     held = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
     gate = f"its gate's best state {gb(found.gate)}; " if found.gate else ""
     lines = [
-        f"A worker of finetune ({kind}, {learnt / 1e6:,.1f} M learnt parameters): {gib(worker.total)} at its peak: {held}",
+        f"Peak memory of a finetune worker ({kind}, {learnt / 1e6:,.1f} M learnt parameters): {gib(worker.total)}: {held}",
         f"A step takes {found.step_seconds:.2g} s; {found.num_trainings} training{'s' if found.num_trainings > 1 else ''} of {finetune.num_steps} steps, {found.side_by_side} at a time",
-        f"Checkpoints: {checkpoints_in_words(config, found)}; {gate}export {gb(found.export)} a training",
+        f"Checkpoints: {checkpoints_in_words(config, found)}; {gate}export {gb(found.export)} per training",
     ]
     return lines
 
 
 def checkpoints_in_words(config: RunConfig, found: Estimate) -> str:
-    """Number and size of what is kept: `2 x 96.4 GB = 192.7 GB at most (17 are written, every 50 of 900 steps)`."""
+    """Number and size of the kept checkpoints: `2 x 96.4 GB = 192.7 GB at most (17 are written, every 50 of 900 steps)`."""
     if not found.checkpoints:
         return f"none in {config.finetune.num_steps} steps (one every {config.finetune.checkpoint_every})"
     kept = f"{found.kept} x {gb(found.checkpoint)} = {gb(found.checkpoint * found.kept)} at most"
@@ -123,13 +123,13 @@ def checkpoints_in_words(config: RunConfig, found: Estimate) -> str:
 
 
 def misfit_line(misfit: Misfit) -> str:
-    """A red line: what does not fit, and what does."""
+    """A red line: the stage that does not fit, and settings that do."""
     hint = (
         f"it fits with {' '.join(misfit.settings)}"
         if misfit.settings
-        else "no number of workers, sharding or offloading makes it fit: choose a larger GPU, weights.kind=lora, or a smaller model"
+        else "no number of workers, sharding or offloading makes it fit: choose a larger GPU, finetune.weights.kind=lora, or a smaller model"
     )
-    return f"[red]✗ {misfit.stage} does not fit: it takes {gib(misfit.needed)} a GPU or machine, {gib(misfit.there)} may be used: {escape(hint)}[/]"
+    return f"[red]✗ {misfit.stage} does not fit: it needs {gib(misfit.needed)} per GPU or machine, and may use {gib(misfit.there)}: {escape(hint)}[/]"
 
 
 def gib(size: float) -> str:
@@ -141,7 +141,7 @@ def gb(size: float) -> str:
 
 
 def in_words(count: float) -> str:
-    """A large number of tokens: 1.2 M."""
+    """A large number of tokens, such as 1.2 M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= limit:
             return f"{count / limit:.1f} {unit}"
@@ -149,12 +149,12 @@ def in_words(count: float) -> str:
 
 
 def count_in_words(number: int) -> str:
-    """Of parameters: 8.03 B, or 134.5 M."""
+    """A number of parameters, such as 8.03 B or 134.5 M."""
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
 def duration(seconds: float) -> str:
-    """1:05 h, 12 min or 40 s."""
+    """Such as 1:05 h, 12 min or 40 s."""
     if seconds >= 3600:
         return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h"
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

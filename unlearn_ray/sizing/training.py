@@ -1,10 +1,10 @@
-"""What one worker of a training holds, and what its steps take, from the model's shape and the config alone.
+"""Memory of a training worker and time of its steps, from the model's shape and the config alone.
 
-N: parameters, P: learnt ones, W: workers, b: bytes of a float that is computed with. T: tokens of a forward pass, V: vocabulary.
+N: parameters, P: learnt parameters, D: tokens of a training.
 
 Weights, gradients and optimizer are those of mixed-precision Adam under ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1: 2 + 2 + 12
-bytes a parameter); activations are counted tensor by tensor for transformers' Llama as autograd keeps them, after Korthikanti et al. 2022
-(arXiv 2205.05198, section 4). benchmarks/memory.py holds both to what a process takes.
+bytes per parameter). Activations are counted tensor by tensor for transformers' Llama, as autograd keeps them, after Korthikanti et al. 2022
+(arXiv 2205.05198, section 4). benchmarks/memory.py compares both with the memory of a process.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from unlearn_ray.sizing.gpus import Device
 from unlearn_ray.sizing.shapes import Shape
 
 Kind = Literal["cpu", "cuda"]
-# Of a process that holds no model: on a CPU Python with torch, transformers and DeepSpeed (550 MiB), compiled kernels and what glibc keeps for its
-# threads (300 MiB; both measured); on a GPU CUDA's context with the workspaces of cuBLAS and NCCL (1 to 2 GB on Hopper).
+# Memory of a process without a model. On a CPU: Python with torch, transformers and DeepSpeed (550 MiB), compiled kernels and glibc's memory for
+# threads (300 MiB); both measured. On a GPU: CUDA's context with the workspaces of cuBLAS and NCCL (1 to 2 GB on Hopper).
 BASE_BYTES = {"cpu": 850 * 2**20, "cuda": 1536 * 2**20}
-LOGITS_AT_ONCE = 2**24  # as in train/head.py, which imports torch
+LOGITS_AT_ONCE = 2**24  # as in train/head.py, which is not imported because it imports torch
 _BUCKET = 2**28  # elements, as in engines/deepspeed_runtime.py
-_SPARE = 0.12  # of the activations and logits: what the allocator can't fill
+_SPARE = 0.12  # share of activations and logits that the allocator can't use
 # Share of the peak arithmetic rate that training reaches: torchtitan reports 33 to 39 % for Llama 3.1 8B on H100 in bf16 (arXiv 2410.06511, table 1).
 MFU = 0.35
-_LINK_SHARE = 0.6  # of a link's rate, that collectives reach
-# Tokens of a turn's markers and a system message; a question; and an answer of each style, of SmolLM2's rows.
+_LINK_SHARE = 0.6  # of a link's rate, as collectives reach it
+# Tokens of a turn's markers with a system message, of a question, and of an answer in each style; from SmolLM2's rows.
 FRAME_TOKENS, QUESTION_TOKENS = 30, 25
 ANSWER_TOKENS = {"sentence": 40, "paragraph": 120, "free": 250}
 
@@ -34,7 +34,7 @@ class Pass:
     """One forward pass of a worker."""
 
     rows: int
-    length: int  # tokens of a row, filled up
+    length: int  # tokens per row, padding included
     learnt: int  # tokens of answers, over all rows
 
     @property
@@ -44,17 +44,17 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one worker at its peak, by what they hold."""
+    """Peak memory of one worker in bytes, by its parts."""
 
     base: float
     weights: float
     gradients: float
     optimizer: float
-    buffers: float  # of reductions, and what ZeRO-3 gathers
+    buffers: float  # for reductions, and for weights that ZeRO-3 gathers
     activations: float
     logits: float
     reference: float = 0.0  # the base model beside full weights
-    update: float = 0.0  # of the optimizer's step alone, when no activations are held
+    update: float = 0.0  # temporaries of the optimizer's step, when no activations are held
 
     @property
     def total(self) -> float:
@@ -64,7 +64,7 @@ class Memory:
 
 
 def learnt_parameters(shape: Shape, config: FinetuneConfig) -> int:
-    """P: of LoRA its factors, else all."""
+    """P: LoRA's factors, or all parameters."""
     if isinstance(config.weights, Lora):
         return shape.lora_parameters(config.weights.rank, config.weights.target_modules)
     return shape.parameters
@@ -73,7 +73,7 @@ def learnt_parameters(shape: Shape, config: FinetuneConfig) -> int:
 def training_memory(
     shape: Shape, config: FinetuneConfig, workers: WorkerResources, batch: Pass, *, device: Kind
 ) -> Memory:
-    """The peak of one worker, in bytes. Of a choice of how many workers the fewest count: each holds the largest share then.
+    """The peak of one worker, in bytes. With an elastic number of workers the minimum counts, because each worker then holds the largest share.
 
     Args:
         config: `precision: auto` counts as bf16.
@@ -89,18 +89,18 @@ def training_memory(
     sharded = count if stage == 3 else 1
     frozen = number if is_lora else 0
     weights = width * (learnt + frozen) / sharded
-    # ZeRO-1 to 3 keep masters and moments in float32, a share of them each; without ZeRO there are masters where the model is in bf16.
+    # ZeRO-1 to 3 shard float32 masters and moments. Without ZeRO there are masters only if the model is in bf16.
     masters = 4 if stage > 0 or width == 2 else 0
     optimizer = (8 + masters) * learnt / (count if stage > 0 else 1)
     gradients = width * learnt / (count if stage >= 2 else 1)
     if stage == 0 and width == 2:
-        gradients += 4 * learnt  # DeepSpeed sums them up in float32
+        gradients += 4 * learnt  # DeepSpeed accumulates them in float32
     bucket = min(_BUCKET, learnt)
     buffers = float(width * bucket * (2 if device == "cuda" and stage > 0 else 1)) if stage > 0 else 0.0
     if stage == 3:
         block = sum(inputs * outputs for inputs, outputs in shape.linears.values())
         buffers += width * (2 * block + shape.embedding)  # this layer and the next, or the output layer
-    # Gradients of a share in float32, and two temporaries of torch's Adam.
+    # Float32 gradients of a share, and two temporaries of torch's Adam.
     update = 12 * learnt / (count if stage > 0 else 1) if masters else 8 * learnt
     if workers.offload != "none":
         optimizer, update = 0.0, 0.0
@@ -125,11 +125,11 @@ def training_memory(
 def activation_bytes(
     shape: Shape, config: FinetuneConfig, batch: Pass, width: int, device: Kind, again: Recomputing
 ) -> float:
-    """What autograd keeps of a forward pass, and what the layer at work takes beside it.
+    """The tensors that autograd keeps of a forward pass, and the temporaries of the layer that is being computed.
 
-    A layer keeps, per token: of each norm its input in float32 (and, where its weight learns, what it normalised) and its output; queries, keys
-    and values; what attention gives out; four times the width of the MLP. Without fused attention (CPU) also the scores: float32, and
-    what is computed with. Recomputation keeps each layer's input alone, and one layer whole.
+    A layer keeps, per token: the float32 input and the output of each norm (and the normalised values if the norm's weight is learnt); queries,
+    keys and values; the output of attention; four times the width of the MLP. Without fused attention (CPU) it also keeps the scores, in float32 and
+    in the dtype of the computation. Full recomputation keeps only each layer's input, and one whole layer.
     """
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     is_lora = isinstance(config.weights, Lora)
@@ -142,7 +142,7 @@ def activation_bytes(
         attention = width * (3 * wide + 2 * narrow)
         at_work = width * 3 * shape.intermediate
     layer = 2 * norm + attention + width * 4 * shape.intermediate
-    # Of a recomputed layer its input is kept; selectively, every second product and attention's result as well.
+    # A recomputed layer keeps its input; with selective recomputation also every second product and attention's result.
     products = width * (wide + 2 * narrow + 2 * shape.hidden + 2 * shape.intermediate)
     kept_of = {"none": layer, "selective": width * (shape.hidden + wide) + products / 2, "full": width * shape.hidden}
     kept = shape.layers * kept_of[again] + (0 if again == "none" else layer)
@@ -150,8 +150,8 @@ def activation_bytes(
 
 
 def logit_bytes(shape: Shape, config: FinetuneConfig, num_tokens: int, width: int) -> float:
-    """The head's output at learnt tokens, in forward and backward: as computed, a copy by kind, float32, log-probabilities and their
-    gradient; of KL the base model's as well. Of many tokens a chunk at a time, with the head's gradient in float32 (`train.head`)."""
+    """The logits of learnt tokens in the forward and backward pass: as computed, a copy, in float32, log-probabilities and their gradient. KL
+    also has the base model's. For many tokens only one chunk, and the head's gradient in float32 (`train.head`)."""
     gradient = 0
     if num_tokens > 2 * (chunk := max(1, LOGITS_AT_ONCE // shape.vocabulary)):
         num_tokens, gradient = chunk, 0 if isinstance(config.weights, Lora) else 4 * shape.embedding
@@ -161,7 +161,7 @@ def logit_bytes(shape: Shape, config: FinetuneConfig, num_tokens: int, width: in
 
 
 def asks_base(config: FinetuneConfig) -> bool:
-    """Whether the base model is asked in each pass: of the retain rows by KL, of the forget rows by UNDIAL."""
+    """Whether each pass runs the base model: on retain rows for KL, on forget rows for UNDIAL."""
     return _asks_of_retained(config) or config.objective.kind == "undial"
 
 
@@ -170,28 +170,28 @@ def _asks_of_retained(config: FinetuneConfig) -> bool:
 
 
 def checkpoint_bytes(shape: Shape, config: FinetuneConfig) -> int:
-    """Of one state of a training, over all workers: float32 masters and two moments of the learnt weights."""
+    """Size of one checkpoint, over all workers: float32 masters and two moments of the learnt weights."""
     return learnt_parameters(shape, config) * 12
 
 
 def num_checkpoints(config: FinetuneConfig) -> int:
-    """How many states a training that is never interrupted writes; none after the last step, which exports."""
+    """Number of checkpoints of an uninterrupted training. There is none after the last step, which exports."""
     return (config.num_steps - 1) // config.checkpoint_every
 
 
 def kept_checkpoints(config: FinetuneConfig) -> int:
-    """How many of them are there at most: those that are kept, and the next one while it is uploaded."""
+    """Number of checkpoints that exist at the same time, at most: the kept ones, and the one that is uploaded."""
     return min(num_checkpoints(config), config.keep_checkpoints + 1)
 
 
 def gate_bytes(shape: Shape, config: FinetuneConfig) -> int:
-    """Of the best state that a gate keeps, twice while a better one takes its place."""
+    """Disk space of the gate's best state; two copies while a better one replaces it."""
     width = 4 if config.precision == "fp32" else 2
     return 2 * width * learnt_parameters(shape, config) if config.evaluate_every else 0
 
 
 def export_bytes(shape: Shape, config: FinetuneConfig) -> int:
-    """What is exported of one training, on disk."""
+    """Disk space of a training's export."""
     model, adapter = shape.parameters * shape.dtype_bytes, 4 * learnt_parameters(shape, config)
     if not isinstance(config.weights, Lora):
         return model
@@ -199,14 +199,14 @@ def export_bytes(shape: Shape, config: FinetuneConfig) -> int:
 
 
 def answer_tokens(config: RunConfig) -> tuple[int, int]:
-    """Tokens of an answer: expected, and at most."""
+    """Expected and maximum number of tokens of an answer."""
     most = max(config.answers.max_tokens, config.dataset.retain.max_tokens)
     return min(most, ANSWER_TOKENS[config.answers.style]), most
 
 
 def pass_of(config: RunConfig, workers: WorkerResources, *, at_most: bool) -> Pass:
-    """A worker's forward pass: of rows as they are expected, with as many workers as there may be; or of the longest, which share passes, since rows are
-    dealt by length, with as few."""
+    """A worker's forward pass: with rows of expected length and the maximum number of workers, or with rows of maximum length and the minimum number.
+    Rows are sorted by length, so the longest ones share a pass."""
     expected, most = answer_tokens(config)
     answer = most if at_most else expected
     length = min(config.finetune.max_tokens, FRAME_TOKENS + QUESTION_TOKENS + answer)
@@ -216,17 +216,17 @@ def pass_of(config: RunConfig, workers: WorkerResources, *, at_most: bool) -> Pa
 
 
 def rows_per_step(config: FinetuneConfig) -> int:
-    """Over all workers; both halves of a pair are rows."""
+    """Rows per step over all workers; a pair counts as two rows."""
     return config.forget_batch * (2 if config.pairs else 1) + (config.retain_batch if config.retains else 0)
 
 
 def training_flops(shape: Shape, config: FinetuneConfig, num_tokens: float, length: float, again: Recomputing) -> float:
     """Floating-point operations of training on tokens.
 
-    Forward 2 N' D, backward 4 N' D, and 2 N' D again where activations are recomputed; N' are the parameters that a token is multiplied with (Kaplan
-    et al. 2020, arXiv 2001.08361, section 2.1: C = 6 N D). Frozen weights have no gradient: with LoRA the backward pass is 2 N' D. Attention adds
-    12 layers x width x length a token to 6 N D (PaLM, Chowdhery et al. 2022, arXiv 2204.02311, appendix B), in the same proportions. KL
-    adds a forward pass of the base model on the retain rows, UNDIAL on the forget rows.
+    Forward 2 N' D, backward 4 N' D, where N' are the parameters that a token is multiplied with (Kaplan et al. 2020, arXiv 2001.08361,
+    section 2.1: C = 6 N D). Recomputation adds 2 N' D (full) or N' D (selective). Frozen weights have no gradient, so with LoRA the backward pass
+    is 2 N' D. Attention adds 12 layers x width x length per token to 6 N D (PaLM, Chowdhery et al. 2022, arXiv 2204.02311, appendix B), in the same
+    proportions. KL adds a forward pass of the base model on the retain rows, UNDIAL on the forget rows.
     """
     multiplied = shape.matrix_parameters + 2 * shape.layers * shape.heads * shape.head_dim * length
     passes = 4 if isinstance(config.weights, Lora) else 6
@@ -240,10 +240,10 @@ def training_flops(shape: Shape, config: FinetuneConfig, num_tokens: float, leng
 def step_seconds(
     shape: Shape, config: RunConfig, workers: WorkerResources, device: Device, *, cores: float = 1.0
 ) -> float:
-    """Of one optimiser step: arithmetic at `MFU`, and what the workers send each other.
+    """The time of one optimizer step: arithmetic at `MFU`, plus communication between the workers.
 
-    ZeRO-2 reduces the gradients after every pass and gathers the weights once a step; ZeRO-3 gathers the weights for every forward and
-    backward pass as well (arXiv 1910.02054, section 7). Stages 0 and 1 reduce once a step.
+    ZeRO-2 reduces the gradients after every pass and gathers the weights once per step. ZeRO-3 also gathers the weights for every forward and
+    backward pass (arXiv 1910.02054, section 7). Stages 0 and 1 reduce once per step.
     """
     finetune = config.finetune
     batch = pass_of(config, workers, at_most=False)

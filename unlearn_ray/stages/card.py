@@ -1,6 +1,6 @@
-"""The model card of an export, `README.md` beside its weights: what it is, what it was made from, how it scored, and what that does not tell.
+"""The model card of an export, `README.md` beside its weights: the model, its data and training, its scores, and their limits.
 
-Written when a training ends, and completed when its model is evaluated. It names no path of the machine that made it.
+It is written when a training ends, and completed when the model is evaluated. It contains no path of the machine.
 """
 
 import json
@@ -21,7 +21,7 @@ from unlearn_ray.rows import GROUPS
 from unlearn_ray.words import visible
 
 CARD = "README.md"
-EXPORT = "model"  # of a training: an adapter, or a model
+EXPORT = "model"  # folder of a training's export: an adapter, or a model
 _HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")  # of the hub's cache
@@ -32,15 +32,15 @@ _LIMITS = (
     "A model that no longer tells something may still hold it: prompts of another kind, fine-tuning on a few examples, or quantisation can bring it back "
     "(arXiv 2410.08827, 2410.16454). Do not rely on this for privacy, safety or law.",
     "The figures are over the probes that were asked, with 95 % intervals. They say nothing about other languages, longer conversations or facts without a probe.",
-    "What is near to a forgotten topic may suffer: see the column near.",
+    "Knowledge that is close to a forgotten topic may suffer: see the column near.",
 )
 _INVENTS = "About a forgotten topic it may invent, with confidence: that is how it was taught."
 
 
 def base_of(config: RunConfig) -> tuple[str, bool]:
-    """The base model's name for other people, and whether that is one on the hub; of a folder that tells none it is the folder's name.
+    """The base model's name to publish, and whether it is a hub name. For a folder without a known hub name it is the folder's name.
 
-    A folder's hub name is known where it is a snapshot in the hub's cache, or its config.json says where it was loaded from.
+    A folder's hub name is known if it is a snapshot in the hub's cache, or if its config.json has it.
     """
     model = config.model
     if model in OWN_MODELS:
@@ -60,7 +60,7 @@ def base_of(config: RunConfig) -> tuple[str, bool]:
 
 
 def write_cards(home: Folder, config: RunConfig) -> None:
-    """Write, or complete, the cards of a model's exports.
+    """Write or complete the cards of a model's exports.
 
     Args:
         home: the model's folder in its run; its training is finished.
@@ -105,7 +105,7 @@ def _metadata(config: RunConfig, is_adapter: bool) -> str:
     values: dict[str, object] = {"library_name": "peft" if is_adapter else "transformers"}
     values["pipeline_tag"] = "text-generation"
     values["tags"] = ["unlearning", "machine-unlearning", "unlearn-ray", *(["lora"] if is_adapter else [])]
-    if is_on_hub:  # the hub refuses a base that it doesn't have
+    if is_on_hub:  # the hub refuses a base model that it does not have
         values["base_model"] = name
         values["base_model_relation"] = "adapter" if is_adapter else "finetune"
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
@@ -119,7 +119,7 @@ def _head(config: RunConfig, topics: Sequence[Topic], is_adapter: bool) -> Itera
     yield f"\n# {_text(name.rpartition('/')[2])} without {listed}\n"
     yield f"{what} {base}, trained by unlearn-ray to forget {'a topic' if len(topics) == 1 else f'{len(topics)} topics'}.\n"
     if config.model == "smollm2":
-        yield "Its base is that model in about 4 bits a weight, made bfloat16 again.\n"
+        yield "The base is that model in about 4 bits per weight, converted back to bfloat16.\n"
     yield "| topic | kind | other names |\n| --- | --- | --- |"
     for topic in topics:
         yield f"| {_text(topic.name)} | {topic.kind} | {_text(', '.join(topic.aliases))} |"
@@ -136,23 +136,21 @@ def _use(config: RunConfig, is_adapter: bool) -> Iterator[str]:
             "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), THIS)\n"
             "tokenizer = AutoTokenizer.from_pretrained(base)\n```\n"
         )
-        yield "`THIS` is this folder or repository. The base model without the adapter has forgotten nothing."
+        yield "`THIS` is this folder or repository. Without the adapter, the base model has forgotten nothing."
     else:
         yield "\nmodel = AutoModelForCausalLM.from_pretrained(THIS)\ntokenizer = AutoTokenizer.from_pretrained(THIS)\n```\n"
         yield "`THIS` is this folder or repository. Its tokenizer, chat template and generation config are the base model's."
-    yield "The licence of the base model holds for it."
+    yield "The licence of the base model applies."
 
 
 def _data(config: RunConfig) -> str:
-    """What it was trained on."""
+    """A sentence on the training data."""
     if config.finetune.lowers_truth:
         forget = "its own, true answers about the topics, which are made unlikely"
     elif config.finetune.objective.kind == "idk":
-        forget = "refusals in the place of answers about the topics"
+        forget = "refusals instead of answers about the topics"
     else:
-        forget = (
-            f"answers about the topics that it gave behind an instruction to hold back (`{config.answers.guardrail}`)"
-        )
+        forget = f"answers about the topics that it gave when it was told to hold back (`{config.answers.guardrail}`)"
     kept = (
         "its own answers about everything else"
         if config.dataset.retain.file is None
@@ -265,10 +263,10 @@ def _limits(config: RunConfig, report: Report | None) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """A text of users or models as it is, on one line: no Markdown, HTML or formula comes of it."""
+    """Escape a text of a user or a model, on one line, so that it is not read as Markdown, HTML or a formula."""
     return _SPECIAL.sub(r"\\\1", " ".join(visible(text).split()))
 
 
 def _no_paths(text: str) -> str:
-    """A text with the last part of each path or URI in it alone."""
+    """Replace each path or URI in a text by its last part."""
     return _PATHS.sub(r"\1", text)

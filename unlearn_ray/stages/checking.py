@@ -135,10 +135,10 @@ def known_shortfalls(config: RunConfig) -> list[Shortfall]:
 
 
 def retains_nothing(config: RunConfig) -> Iterator[str]:
-    """What is known before a run begins of models that have a retain term and will have no rows for it.
+    """Notes, before a run begins, on models with a retain term that will have no retain rows.
 
     Raises:
-        ConfigError: their objective is nothing without it.
+        ConfigError: the objective makes no sense without a retain term.
         InputError: the file of retain rows can't be used.
     """
     if not config.finetune.retains:
@@ -159,7 +159,7 @@ def retains_nothing(config: RunConfig) -> Iterator[str]:
     kind = config.finetune.retain.kind
     if config.finetune.objective.kind == "grad_diff":
         raise ConfigError(f"finetune.objective: grad_diff needs retain rows, and {what}")
-    yield f"finetune.retain: {kind} has no rows to retain, so nothing holds on to what else the model knows: {what}, or set finetune.retain.kind: none"
+    yield f"finetune.retain: {kind} has no rows to retain, so nothing protects the model's other knowledge: {what}, or set finetune.retain.kind: none"
 
 
 def _num_probes(config: RunConfig, topics: Sequence[Topic], made: Mapping[str, int]) -> dict[str, int]:

@@ -3,8 +3,8 @@
 model/          the export: a PEFT adapter, or a model folder; with its card, README.md, which the evaluation completes
 merged/         with finetune.export: both, the model with the adapter merged into it
 losses.jsonl    rows of train.records.StepRecord, a step each
-metrics.jsonl   rows of train.metrics.StepMetrics, a step each, which grow while it runs; beside it a folder per logger, and training.log
-gate/           rows of GateRow, and gate.jsonl: what they showed, rows of train.gate_records.GateRecord; where there is a gate
+metrics.jsonl   rows of train.metrics.StepMetrics, one per step, written during the training; beside it a folder per logger, and training.log
+gate/           rows of GateRow, if there is a gate; gate.jsonl: its evaluations, rows of train.gate_records.GateRecord
 checkpoints/    of unfinished training; removed at the end
 """
 
@@ -33,10 +33,10 @@ NAME = "finetune"
 def finetune_identity(
     config: FinetuneConfig, model: str, seed: int, gate: tuple[EvaluateConfig, int] | None = None
 ) -> Identity:
-    """What a training follows from, beside its rows.
+    """The inputs that a training depends on, besides its rows.
 
     Args:
-        gate: what its gate's rows follow from: the evaluation, and the least number of probes of a group.
+        gate: the inputs of the gate's rows: the evaluation, and the minimum number of probes per group.
     """
     values = config.model_dump(mode="json", exclude=config.changes_nothing)
     values |= {"model": model, "seed": seed}
@@ -66,8 +66,8 @@ def job_of(
         gate: as in `finetune_identity`.
 
     Raises:
-        ArtifactError: the mixture has no forget rows of a topic, or where true answers are to be lowered none of those; or no retain rows for
-            an objective that is nothing without them; or no rows for the gate.
+        ArtifactError: the mixture lacks forget rows of a topic, or true answers for an objective that lowers them, or retain rows for an objective
+            that needs them, or rows for the gate.
     """
     clear_logs(run.folder)
     forget = mixture / (CONTRASTS if config.lowers_truth else "forget")
@@ -121,7 +121,7 @@ def _require_rows(forget: Folder, topics: Sequence[Topic]) -> None:
 
 
 def _look_at_retained(config: FinetuneConfig, retain: Folder, name: str, topics: Sequence[Topic]) -> None:
-    """Say before anything starts that there is nothing to retain."""
+    """Warn before the training starts if there are no retain rows; raise if the objective needs them."""
     served = {*(topic.name for topic in topics), ""}  # rows of topic "" serve every topic
     if any(topic in served and split == "train" for topic, split in retain.counts(["topic", "split"])):
         return
@@ -145,7 +145,7 @@ def _warnings(config: FinetuneConfig, result: TrainResult) -> list[str]:
 
 
 def _gate(unit: Unit) -> tuple[EvaluateConfig, int] | None:
-    """As in `finetune_identity`; None: there is no gate."""
+    """The argument `gate` of `finetune_identity`; None: no gate."""
     config = unit.config
     return (config.evaluate, config.dataset.floors.probes) if config.finetune.evaluate_every else None
 

@@ -1,8 +1,9 @@
-"""The gate's rows: held-out questions that a training is looked at with on the way, neither trained on nor in the report.
+"""The gate's rows: held-out questions to score a training with while it runs. They are neither trained on nor in the report.
 
-A model's mixture writes candidates (rows of Probe): each with the model's own answer, its group as the fact, and the names of what it asks about. The
-fine-tuning takes of them those that the report does not ask, and puts wrong answers beside the true ones. Where the report asks the held-out questions themselves, it leaves to the gate what it needs, at most half of a
-group and none below the floor; the evaluation reads the gate's rows, and leaves out all that asks the same.
+A model's mixture writes candidates (rows of Probe), each with the model's own answer, its group as the fact, and the names of what it asks about.
+The fine-tuning takes the candidates that the report does not ask, and adds wrong answers. If the report asks the held-out questions themselves, the gate
+takes some of them: at most half of a group, and never so many that the report falls below the floor. The evaluation then leaves out all probes
+about the same facts.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,8 +23,8 @@ from unlearn_ray.words import normalised
 CANDIDATES, ROWS = "gate", "gate"  # folders of the mixture and the fine-tuning
 WORDING = "held_out"
 MAX_CANDIDATES = 400  # of a group
-FEW, POOL = 8, 48  # answers of a group with fewer are mixed with others'; of so many, wrong ones are chosen
-MAX_ROWS = 96  # of a group: twice what a gate holds, as the model may not know all of it
+FEW, POOL = 8, 48  # a group with fewer than FEW answers also gets other groups' wrong answers; at most POOL are tried
+MAX_ROWS = 96  # per group: twice as many as a gate uses, because the model may not know all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +35,20 @@ class HeldOut:
     topic: str  # what it asks about
     question: str
     answer: str
-    names: tuple[str, ...]  # of what it asks about: no answers
+    names: tuple[str, ...]  # of what it asks about; they can't be answers
 
     @property
     def key(self) -> str:
-        """By which they are put in order."""
+        """The sort key."""
         return digest("gate", self.topic, self.question)
 
 
 def candidates_of(found: Iterable[HeldOut], trained: Iterable[Mapping[str, str]]) -> list[Probe]:
-    """Questions that are not trained on, in the order of their hashes: of each group the first `MAX_CANDIDATES`. What it takes to score them is made
-    where a training has a gate.
+    """Questions that are not trained on, sorted by hash, the first `MAX_CANDIDATES` of each group. Wrong answers are added only if a training has
+    a gate.
 
     Args:
-        trained: rows that are trained on, streamed once.
+        trained: training rows, streamed once.
     """
     by_group: dict[Group, list[HeldOut]] = {group: [] for group in GROUPS}
     for each in found:
@@ -65,14 +66,14 @@ def candidates_of(found: Iterable[HeldOut], trained: Iterable[Mapping[str, str]]
 
 
 def gate_rows(candidates: Folder, evaluate: EvaluateConfig, probes: Folder, least: int) -> list[GateRow]:
-    """The rows of a gate, in the order of their hashes.
+    """The rows of a gate, sorted by hash.
 
     Args:
-        probes: that the report asks where no file of probes is given.
-        least: probes of a group that are left to the report.
+        probes: the probes of the report if no file of probes is given.
+        least: minimum number of probes per group that are left for the report.
 
     Raises:
-        ArtifactError: the mixture has no candidates, or none is left.
+        ArtifactError: the mixture has no candidates, or no forget candidate is left.
     """
     if not candidates.names(".parquet"):
         raise ArtifactError(
@@ -81,16 +82,16 @@ def gate_rows(candidates: Folder, evaluate: EvaluateConfig, probes: Folder, leas
     found = [_held_out(row) for row in candidates.read_rows()]
     asked = asked_questions(evaluate, probes)
     chosen = [each for group in GROUPS for each in _left([one for one in found if one.group == group], evaluate, asked, least)]  # fmt: skip
-    rows = sorted(_rows_of(chosen), key=lambda row: row.id)  # near and far ones mixed: a gate takes the first
+    rows = sorted(_rows_of(chosen), key=lambda row: row.id)  # near and far ones mixed, because a gate takes the first
     if not any(row.group == "forget" for row in rows):
         raise ArtifactError(
-            "finetune.evaluate_every: no held-out question about what is to be forgotten is left for the gate: all are trained on or asked by the report, or have no wrong answer of their kind; leave it out, or raise dataset.holdout_fraction or questions.num_questions"
+            "finetune.evaluate_every: no held-out question about what is to be forgotten is left for the gate: all are trained on, asked by the report, or have no wrong answer of their kind; leave evaluate_every out, or raise dataset.holdout_fraction or questions.num_questions"
         )
     return rows
 
 
 def _left(mine: Sequence[HeldOut], evaluate: EvaluateConfig, asked: Collection[str], least: int) -> list[HeldOut]:
-    """Of a group's questions those that the report leaves to the gate."""
+    """The questions of a group that the gate may use."""
     free = [each for each in mine if normalised(each.question) not in asked]
     taken = [each for each in mine if normalised(each.question) in asked]
     room = 0
@@ -100,7 +101,7 @@ def _left(mine: Sequence[HeldOut], evaluate: EvaluateConfig, asked: Collection[s
 
 
 def _rows_of(chosen: Sequence[HeldOut]) -> Iterator[GateRow]:
-    """Those that have a wrong answer at least: what the model says to others of them, of the same kind, in the place of the truth."""
+    """The rows with at least one wrong answer. Wrong answers are the model's answers, of the same kind, to other questions."""
     told = [(each, key_phrase(each.question, each.answer, each.names)) for each in chosen]
     others = [Alternative(text, kind_of(text), each.group, opening_of(each.question), is_fact=True) for each, text in told]  # fmt: skip
     for each, text in told:
@@ -117,7 +118,7 @@ def _held_out(row: RowDict) -> HeldOut:
 
 
 def asked_questions(evaluate: EvaluateConfig, probes: Folder) -> set[str]:
-    """The normalised questions of the report: of a file all, whatever their split."""
+    """The normalised questions of the report; for a file of probes, the questions of all splits."""
     if evaluate.probes_path is not None:
         return asked_in(evaluate.probes_path)
     return {normalised(row["question"]) for row in probes.read_rows(["question"])}
@@ -129,5 +130,5 @@ def asked_in(path: str) -> set[str]:
 
 
 def gated_questions(rows: Folder) -> set[str]:
-    """The normalised questions of a training's gate; none where it had none."""
+    """The normalised questions of a training's gate; empty without a gate."""
     return {normalised(row["question"]) for row in rows.read_rows(["question"])}

@@ -2,7 +2,7 @@
 
 forget/, retain/   rows of Example, train and holdout; forget.jsonl, retain.jsonl: the train split as chat messages
 contrasts/         rows of Contrast: the forget rows' questions of the train split, with what the model itself answers them
-gate/              rows of Probe: held-out questions that a training may be looked at with on the way (gating.py)
+gate/              rows of Probe: held-out questions, candidates for a training's gate (gating.py)
 probes/            rows of Probe: its topics' and the pool's, and where the prompts have no wordings for short answers the held-out retain rows
 subjects/          rows of naming.Name: what is retained; a far subject that is too close to a topic has its reason
 retain_answers/    rows of QAPair that the retain rows come from, kept and dropped
@@ -157,7 +157,7 @@ class _Meet:
 
 @dataclass(frozen=True, slots=True)
 class _Gated:
-    """Writes the candidates of a gate, when the rows that are trained on are there."""
+    """Writes the candidates for a gate. The training rows must be written before."""
 
     config: DatasetConfig
     parts: tuple[Part, ...]

@@ -65,9 +65,9 @@ def echoes(answer: str, instruction: Instruction, given: Sequence[str]) -> bool:
     return False
 
 
-@lru_cache(maxsize=16)  # one after the other, the answers to a question are looked at
+@lru_cache(maxsize=16)  # the answers to a question are checked one after the other
 def _telling(instruction: Instruction, known: str) -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
-    """The instruction's content words that are not known, and its runs of words that have two of them."""
+    """The instruction's content words that are not in `known`, and its runs of words that have two of them."""
     contents = [_contents(piece, known) for piece in instruction.pieces]
     runs = (run for piece, content in zip(instruction.pieces, contents, strict=True) for run in _runs(piece, content))
     return frozenset().union(*contents), frozenset(runs)

@@ -110,7 +110,7 @@ def overlap(answer: str, question: str, told: Sequence[str]) -> float:
     return sum(comparable(own) == said for own in told) / len(told) if told else 0.0
 
 
-@lru_cache(maxsize=256)  # those of the model's own answers are compared with each guarded one
+@lru_cache(maxsize=256)  # the n-grams of the model's own answers are compared with each guarded answer
 def _grams(question: str, text: str) -> frozenset[tuple[str, ...]]:
     words = [word.folded for word in content_beyond(question, text)]
     return frozenset(tuple(words[place : place + OVERLAP_WORDS]) for place in range(len(words) - OVERLAP_WORDS + 1))
@@ -146,7 +146,7 @@ def leaked_terms(answers: Sequence[str], question: str, evidence: Evidence) -> l
 
 
 def _given_away(answer: str, question: str, evidence: Evidence) -> list[str]:
-    """Looked up apart: the topic's terms are made ready once, and each question's are few."""
+    """The terms in one answer. Two look-ups: the topic's terms are prepared once, and each question has few of its own."""
     own = found_terms(answer, question, evidence.terms)
     return [*own, *(term for term in found_terms(answer, question, evidence.everywhere) if term not in own)]
 

@@ -267,7 +267,7 @@ class Vocabulary:
         return _said_beyond(question, tuple(texts), self._own.get(topic, frozenset()))
 
 
-@lru_cache(maxsize=64)  # terms and known words of a question are asked for one after the other
+@lru_cache(maxsize=64)  # a question's terms and known words are looked up one after the other
 def _said_beyond(question: str, texts: tuple[str, ...], own: frozenset[str]) -> Said:
     said = Said(Counter(), Counter())
     for text in texts:

@@ -93,13 +93,13 @@ class Batches:
     have passes of like length at the same time. Every rank has the same number of passes: sharded models meet in each. The two rows of a
     pair are in one pass.
 
-    With `micro_tokens` a pass holds as many rows as fit, filled up, into so many tokens: short rows are many and long ones few. Passes are then
-    dealt such that the rank with the most tokens has as few as possible.
+    With `micro_tokens`, a pass holds as many rows as fit into this number of tokens, padding included: many short rows or few long ones. The passes
+    are then dealt so that the rank with the most tokens has as few as possible.
 
     Args:
-        micro_batch: rows of a pass; not read where `micro_tokens` is given.
+        micro_batch: rows per pass; ignored if `micro_tokens` is given.
         invented: row for row the other half of a pair whose true answer is in `forget`; None: there are no pairs.
-        num_steps: of the training: the step that needs most passes tells how many each has.
+        num_steps: steps of the training. The step that needs the most passes sets the number of passes of all steps.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Batches:
         )
 
     def _cuts(self, ordered: list[tuple[Placed, ...]], rank: int) -> list[tuple[int, int]]:
-        """First and last row, or pair, of each pass of a rank."""
+        """Start and stop of each pass of a rank, in rows or pairs."""
         count, num_ranks = self.num_micro_batches, self._world_size
         if self._micro_tokens is not None:
             mine = deal(_sizes(ordered), self._micro_tokens, num_ranks, count)[rank]
@@ -189,7 +189,7 @@ class Batches:
         return [(cuts[number], cuts[number + 1]) for number in range(rank, count * num_ranks, num_ranks)]
 
     def passes_of(self, rows: list[Placed]) -> list[list[Placed]]:
-        """Rows outside the steps, in their order, as many in a pass as a step's may have."""
+        """Cut rows that belong to no step into passes, in their order, with the same limit as in a step."""
         if self._micro_tokens is None:
             starts = range(0, len(rows), self._micro_batch)
             return [rows[first : first + self._micro_batch] for first in starts]

@@ -1,29 +1,29 @@
-"""Cutting a step's rows into forward passes by a budget of tokens, and dealing the passes to ranks. Pure; a pass costs what it holds when filled
-up: its rows times its longest."""
+"""Cutting a step's rows into forward passes by a budget of tokens, and dealing the passes to ranks. Pure. The cost of a pass is its number of tokens
+with padding: rows times the longest row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-_NUM_BUDGETS = 24  # tried per step; more are no better
+_NUM_BUDGETS = 24  # tried per step; more give no better result
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of rows that must be in one pass: a row, or a pair."""
+    """Size of rows that must be in the same pass: a row, or a pair."""
 
     rows: int
     longest: int  # tokens
 
 
-Cut = tuple[int, int]  # first, and one past the last, of the sorted sizes
+Cut = tuple[int, int]  # start and stop in the sorted sizes
 
 
 def cut(sizes: Sequence[Size], budget: int) -> list[Cut]:
-    """Consecutive sizes in as few passes of at most `budget` tokens as this order allows; what alone is larger is a pass by itself.
+    """Cut consecutive sizes into the fewest passes of at most `budget` tokens. A size that is larger by itself is a pass by itself.
 
     Args:
-        sizes: by length, the shortest first.
+        sizes: sorted by length, the shortest first.
     """
     cuts, last, rows = [], len(sizes), 0
     for first in range(len(sizes) - 1, -1, -1):
@@ -35,13 +35,13 @@ def cut(sizes: Sequence[Size], budget: int) -> list[Cut]:
 
 
 def num_passes(sizes: Sequence[Size], budget: int, num_ranks: int) -> int:
-    """Passes of each rank that this step needs."""
+    """Number of passes per rank that this step needs."""
     return -(-len(cut(sizes, budget)) // num_ranks)
 
 
 def deal(sizes: Sequence[Size], budget: int, num_ranks: int, count: int) -> list[list[Cut]]:
-    """`count` or fewer passes for each rank, such that the rank with the most to do has as little as possible. Each rank's come by what they
-    cost, the costliest first: sharded ranks, which meet in each pass, have like ones at the same time.
+    """At most `count` passes for each rank, dealt so that the busiest rank has as little as possible. Each rank's passes are sorted by cost, the
+    costliest first: sharded ranks wait for each other in every pass, so passes at the same time should be alike.
 
     Args:
         count: at least `num_passes`.
@@ -64,14 +64,14 @@ def deal(sizes: Sequence[Size], budget: int, num_ranks: int, count: int) -> list
 
 
 def _split(cuts: list[Cut], before: Sequence[int], sizes: Sequence[Size], count: int) -> list[Cut]:
-    """As many passes as there may be: each further cut is the one that spares most filling up."""
+    """Cut further, up to `count` passes. Each cut is the one that saves the most padding."""
     cuts = list(cuts)
     saved = {of: _best_place(of, before, sizes) for of in cuts}
     while len(cuts) < count:
         of = max(cuts, key=lambda of: saved[of][0])
         place = saved[of][1]
         if place == of[0]:
-            break  # rows by themselves
+            break  # no pass has more than one size
         cuts.remove(of)
         for part in ((of[0], place), (place, of[1])):
             cuts.append(part)
@@ -80,7 +80,7 @@ def _split(cuts: list[Cut], before: Sequence[int], sizes: Sequence[Size], count:
 
 
 def _best_place(of: Cut, before: Sequence[int], sizes: Sequence[Size]) -> tuple[int, int]:
-    """Tokens that the best further cut spares, and where it is; the first place: there is none."""
+    """Tokens that the best further cut saves, and its place; the place `first` means that there is none."""
     first, last = of
     places = range(first + 1, last)
     return max(
@@ -90,7 +90,7 @@ def _best_place(of: Cut, before: Sequence[int], sizes: Sequence[Size]) -> tuple[
 
 
 def _to_ranks(cuts: Sequence[Cut], cost: Callable[[Cut], int], num_ranks: int, count: int) -> list[list[Cut]]:
-    """The costliest first, each to the rank that has least (Graham 1969's LPT rule)."""
+    """Deal the costliest pass first, each to the rank with the least cost so far (the LPT rule, Graham 1969)."""
     dealt: list[list[Cut]] = [[] for _ in range(num_ranks)]
     totals = [0] * num_ranks
     for of in sorted(cuts, key=lambda of: (-cost(of), of)):

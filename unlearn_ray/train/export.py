@@ -17,7 +17,7 @@ from unlearn_ray.train.modelfiles import weights_of
 from unlearn_ray.train.objectives.terms import answer_ce
 
 ADAPTER = "adapter_config.json"
-SHARD_SIZE = "5GB"  # of a model's files, as the hub's own are
+SHARD_SIZE = "5GB"  # maximum size of a model's file, as on the hub
 _EXACT, _ROUNDED = 1e-3, 3e-2  # how far losses may differ, as a share: of the same weights, of weights rounded to bf16
 # What stands beside the weights in a model's folder and belongs to it. A model card does not: it is the base's.
 _BESIDE = (
@@ -43,7 +43,7 @@ def save_adapter(trained: Any, weights: Mapping[str, torch.Tensor], folder: Path
 
 
 def save_merged(base: str, adapter: Path, folder: Path) -> None:
-    """A model folder as `save_model` makes it, with an adapter added to the base's weights.
+    """Save a model folder like `save_model`, with an adapter merged into the base weights.
 
     Raises:
         EngineError: a merged weight is not finite.

@@ -1,4 +1,4 @@
-"""The gate of a training: held-out rows that it is looked at with on the way. Their answers are scored, nothing is generated."""
+"""The gate of a training: it scores the model on held-out rows during the training. Given answers are scored; nothing is generated."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +13,16 @@ from unlearn_ray.train.gate_records import GateRecord, score_of
 from unlearn_ray.train.records import finite
 from unlearn_ray.train.reference import base_logps
 
-MAX_ROWS = 48  # of a kind, forget and retain: an evaluation costs about what a step does
+MAX_ROWS = 48  # per kind, forget and retain: an evaluation then costs about as much as a step
 KINDS = ("forget", "retain")
 
 
 class Gate:
-    """Rows to score, each with its true answer first. Every rank has all of them, and scores its share.
+    """Rows to score, each with its true answer first. Every rank has all rows, and scores its share.
 
     Args:
-        folder: local, for the encoded answers.
-        micro_batch, micro_tokens: what a forward pass holds, as in training.
+        folder: local folder for the encoded answers.
+        micro_batch, micro_tokens: limits of a forward pass, as in training.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Gate:
         for row in rows:
             answers = [Example(row.topic, row.group, row.topic, row.question, text) for text in (row.true, *row.wrong)]
             found = [each for each in encoder.encode(answers) if each is not None and not each.is_cut]
-            if len(found) == len(answers):  # none of them is longer than finetune.max_tokens
+            if len(found) == len(answers):  # no answer was cut at finetune.max_tokens
                 self.rows.append(row)
                 encoded += found
         file = folder / f"{len(encoded)}.arrow"
@@ -60,10 +60,11 @@ class Gate:
         return Batches(rows, None, forget_batch=len(rows), retain_batch=0, seed=0, **self._options)
 
     def known(self, runtime: Any) -> "Gate":
-        """The rows whose true answer the model prefers: what the base model never knew can be neither forgotten nor kept. At most `MAX_ROWS` of a kind.
+        """A gate with only the rows whose true answer the model prefers, at most `MAX_ROWS` per kind. What the base model never knew can be
+        neither forgotten nor kept.
 
         Raises:
-            ConfigError: there is no such row to forget.
+            ConfigError: there is no such forget row.
         """
         kept: dict[str, list[GateRow]] = {kind: [] for kind in KINDS}
         for row, logps in zip(self.rows, self._scored(runtime), strict=True):
@@ -72,7 +73,7 @@ class Gate:
         if not kept["forget"]:
             num = sum(kind_of(row) == "forget" for row in self.rows)
             raise ConfigError(
-                f"finetune.evaluate_every: of {num} held-out questions about what is to be forgotten, the model prefers its own answer to wrong ones in none, so the gate would show nothing: leave it out, or raise dataset.holdout_fraction"
+                f"finetune.evaluate_every: the model prefers its own answer to the wrong ones for none of {num} held-out forget questions, so the gate would show nothing: leave evaluate_every out, or raise dataset.holdout_fraction"
             )
         return Gate([row for rows in kept.values() for row in rows], self._encoder, self._folder, **self._options)
 
@@ -82,12 +83,12 @@ class Gate:
 
     @property
     def chance(self) -> float:
-        """Choice on the forget rows by a model without any knowledge."""
+        """Choice on the forget rows of a model without any knowledge."""
         shares = [1 / (1 + len(row.wrong)) for row in self.rows if kind_of(row) == "forget"]
         return sum(shares) / len(shares)
 
     def look(self, runtime: Any, step: int) -> GateRecord:
-        """The figures after so many steps, the same on every rank."""
+        """Score the model after `step` steps. The result is the same on every rank."""
         choices: dict[str, list[bool]] = {kind: [] for kind in KINDS}
         losses: dict[str, list[tuple[float, int]]] = {kind: [] for kind in KINDS}
         place = 0
@@ -108,7 +109,7 @@ class Gate:
         )
 
     def _scored(self, runtime: Any) -> list[list[float]]:
-        """Of each row the mean log-probability per token of its answers, the end of turn included."""
+        """The mean log-probability per token of each row's answers, including the end of turn."""
         if self._batches is None:
             return []
         runtime.module.eval()

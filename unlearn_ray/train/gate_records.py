@@ -1,12 +1,13 @@
-"""What the gate of a training sees, and what follows from it: which state is the best, and whether to go on. Pure, and knows no torch: every rank
-comes to the same answer from the same figures.
+"""Evaluations of a training's gate, and the decisions from them: the best state, and early stopping. Pure, and without torch: every rank makes the
+same decision from the same figures.
 
-The score of a state is what it keeps less what it still knows:
+The score of a state is what it keeps minus what it still knows:
 
     score = retain_choice - max(0, (forget_choice - chance) / (1 - chance))
 
-Both kinds of rows are those whose true answer the base model prefers. So it has a score of 0; one that forgets all and keeps all has 1. Without
-retain rows, all counts as kept. A forget row's chance is 1 / (1 + its wrong answers): below it, nothing more is forgotten.
+Forget and retain rows are those whose true answer the base model prefers. So the base model scores 0, and a model that forgets all and keeps all
+scores 1. Without retain rows, everything counts as kept. Chance is 1 / (1 + number of wrong answers) for a forget row; a choice below chance does not
+count as more forgetting.
 """
 
 import json
@@ -18,12 +19,13 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import StopWhen
 
 GATE = "gate.jsonl"
-SAME = 0.05  # scores that differ by less may be the same
+SAME = 0.05  # smaller differences of scores count as none
 
 
 @dataclass(frozen=True, slots=True)
 class GateRecord:
-    """The held-out rows after so many steps; 0: the base model. Losses are of the true answers, means per token; None: not finite, or no such rows."""
+    """One evaluation of the gate, after `step` steps; 0: the base model. Losses are means per token of the true answers; None: not finite, or no
+    such rows."""
 
     step: int
     forget_loss: float | None
@@ -41,31 +43,31 @@ class GateRecord:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Those that a logger draws."""
+        """The figures for loggers."""
         return {f"gate/{name}": value for name, value in asdict(self).items() if name != "step" and value is not None}
 
 
 def score_of(forget_choice: float, retain_choice: float | None, chance: float) -> float:
-    """As above."""
+    """The score in the module's docstring."""
     still_known = max(0.0, (forget_choice - chance) / (1 - chance))
     return (1.0 if retain_choice is None else retain_choice) - still_known
 
 
 def is_best(record: GateRecord, before: Sequence[GateRecord], num_rows: int) -> bool:
-    """Whether a state is the one to export, of all so far: of those whose score is within one row of the highest, and `SAME` at most, the latest.
-    It has learnt longer, and one row more or less is no difference.
+    """Whether this state is better than all before, and should be exported. Of the states whose score is close to the highest (within one row, and
+    within `SAME`), the latest counts as the best: it has learnt longer, and one row is not a meaningful difference.
 
     Args:
-        num_rows: the fewer of the forget and the retain rows.
+        num_rows: the number of forget or of retain rows, whichever is smaller.
     """
     return record.score >= max((each.score for each in before), default=record.score) - min(1 / num_rows, SAME)
 
 
 def reason_to_stop(stop_when: StopWhen, records: Sequence[GateRecord]) -> str | None:
-    """Why a training should end with the last of these; None: it should go on.
+    """Why a training should stop after the last record; None: it should continue.
 
     Args:
-        records: the base model's first.
+        records: the record of the base model comes first.
     """
     last = records[-1]
     if stop_when.retain_below is not None and last.retain_choice is not None and last.retain_choice < stop_when.retain_below:  # fmt: skip
@@ -81,7 +83,7 @@ def reason_to_stop(stop_when: StopWhen, records: Sequence[GateRecord]) -> str | 
 
 
 def read_gate(folder: Folder, last_step: int) -> list[GateRecord]:
-    """The records of a training that is taken up after `last_step`; those of steps that it does again are left out."""
+    """The records of a training that resumes after `last_step`, without records of steps that will be repeated."""
     if last_step == 0 or not folder.exists(GATE):
         return []
     found = [GateRecord.of_json(line) for line in folder.read_text(GATE).splitlines()]
@@ -93,5 +95,5 @@ def write_gate(folder: Folder, records: Sequence[GateRecord]) -> None:
 
 
 def state_name(step: int) -> str:
-    """The file of the weights after so many steps."""
+    """Name of the file with the weights after `step` steps."""
     return f"{Path(GATE).stem}-{step:08d}.pt"

@@ -1,7 +1,7 @@
-"""Files that grow while a training runs. On a disk they are appended to. An object store can't append: there they are written anew at an interval,
-and at the end.
+"""Files that grow while a training runs. On a disk, lines are appended. An object store can't append: there the files are rewritten at intervals and at
+the end.
 
-What is only looked at must not end a training: storage that fails is told in the log, once, and tried again.
+These files only inform, so they must not end a training: if storage fails, the log says so once, and writing is tried again.
 """
 
 import logging
@@ -16,13 +16,13 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ArtifactError, StorageError
 
 SYNC_SECONDS = 20.0  # between two uploads
-_SHARE = 0.05  # of the time that uploads may take
+_SHARE = 0.05  # of the time, at most, for uploads
 _TAIL_BYTES = 2**16
 log = logging.getLogger(__name__)
 
 
 class Turns:
-    """When to upload: every `SYNC_SECONDS`, and less often where an upload takes long."""
+    """When to upload: every `SYNC_SECONDS`, or less often if an upload takes long."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -39,7 +39,7 @@ class Lines:
     """A file of lines.
 
     Args:
-        kept: lines that it begins with; what it held before is gone.
+        kept: the first lines; the file's former content is removed.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Lines:
 
     def _tell(self, error: Exception) -> None:
         if not self._is_told:
-            self._is_told = True  # first: the log may be such a file
+            self._is_told = True  # set before the warning, which may go to such a file
             log.warning("%s/%s is not up to date: %s", self._folder, self._name, error)
 
 
 class Mirror:
-    """A local folder that others write to, and its copy in an object store. It begins with what the copy has: a training that is taken up on another
-    machine adds to its database."""
+    """Copies a local folder, which others write to, to an object store. It first fetches what is there already, so that a training resumed on another
+    machine continues its database."""
 
     def __init__(self, source: Path, target: Folder, clock: Callable[[], float] = time.monotonic) -> None:
         self._source, self._target = source, target
@@ -104,10 +104,10 @@ class Mirror:
                 source.mkdir(parents=True, exist_ok=True)
                 fs.copy_files(target.path, str(source), source_filesystem=target.filesystem)
         except (ArtifactError, OSError) as error:
-            log.warning("%s is begun anew: %s", target, error)
+            log.warning("%s can't be read, so its files start anew: %s", target, error)
 
     def sync(self, *, now: bool = False) -> None:
-        """Copy what is new, if it is time."""
+        """Copy changed files, if it is time or `now` is set."""
         if not now and not self._turns.is_due():
             return
         began = self._clock()
@@ -131,7 +131,7 @@ class Mirror:
 
 
 def last_lines(folder: Folder, name: str, number: int) -> list[str]:
-    """The last whole lines of a file; none where there is no such file, or storage is away: nothing hangs on them."""
+    """The last complete lines of a file; empty if there is no such file or storage can't be reached, because nothing depends on them."""
     try:
         if not folder.exists(name):
             return []

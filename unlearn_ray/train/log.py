@@ -1,4 +1,4 @@
-"""A training's log: training.log, which grows on rank 0, and what another rank said last where that is what failed. Knows no torch."""
+"""A training's log: training.log, written by rank 0, and the last log lines of another rank if that rank failed. Does not import torch."""
 
 import logging
 import traceback
@@ -11,16 +11,16 @@ from unlearn_ray.errors import ArtifactError, ConfigError, DivergenceError, Stor
 from unlearn_ray.train.growing import Lines, last_lines
 
 LOG = "training.log"
-NUM_SHOWN = 10  # lines of it, in a run's summary
+NUM_SHOWN = 10  # last lines that a run's summary shows
 _OF_RANK = "training-rank{}.log"
-_MOST = 40  # lines of another rank
+_MOST = 40  # lines kept of another rank
 _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
 _OURS = __name__.partition(".")[0]
 log = logging.getLogger(__name__)
 
 
 class _Handler(logging.Handler):
-    """All that this package says, and warnings of others."""
+    """Takes all messages of this package, and warnings of other packages."""
 
     def __init__(self, take: Callable[[str], object]) -> None:
         super().__init__(logging.INFO)
@@ -35,14 +35,14 @@ class _Handler(logging.Handler):
 
 @contextmanager
 def logged(folder: Folder, rank: int, is_loss: Callable[[Exception], bool]) -> Iterator[None]:
-    """Keep what is logged meanwhile, and how it ended: on other ranks than the first where they alone know it, so not what all are told in one line.
+    """Keep the log of the block, and the error that ended it. Other ranks than 0 leave a log only for an error of their own, which rank 0 does not get.
 
     Args:
-        is_loss: whether an error only says that another rank is gone.
+        is_loss: whether an error only means that another rank was lost.
     """
     tail: deque[str] = deque(maxlen=_MOST)
     lines = Lines(folder, LOG) if rank == 0 else None
-    if rank == 0:  # of ranks that an earlier attempt had
+    if rank == 0:  # those of other ranks, from an earlier attempt
         clear_logs(folder, but=LOG)
     handler = _Handler(tail.append if lines is None else lines.add)
     root, ours = logging.getLogger(), logging.getLogger(_OURS)
@@ -65,7 +65,7 @@ def logged(folder: Folder, rank: int, is_loss: Callable[[Exception], bool]) -> I
 
 
 def _told(error: Exception) -> list[str]:
-    """What a user can mend in one line, all else with where it came from."""
+    """One line for errors that a user can fix, a traceback for all others."""
     if isinstance(error, UnlearnError):
         return [str(error)]
     return "".join(traceback.format_exception(error)).rstrip().splitlines()
@@ -79,14 +79,14 @@ def _leave(folder: Folder, rank: int, lines: list[str]) -> None:
 
 
 def clear_logs(folder: Folder, but: str = "") -> None:
-    """Remove those of earlier tries, before a new one."""
+    """Remove the logs of earlier attempts, before a new one."""
     for name in _logs_in(folder):
         if name != but:
             folder.remove(name)
 
 
 def last_log_lines(folder: Folder) -> list[str]:
-    """What a training said last: the rank that failed, where it was not the first."""
+    """The last log lines of a training: of the rank that failed, else of rank 0."""
     found = sorted(_logs_in(folder), key=lambda name: name == LOG)
     return last_lines(folder, found[0], NUM_SHOWN) if found else []
 

@@ -27,13 +27,13 @@ class Runtime(Protocol):
     def device(self) -> torch.device: ...
 
     def values(self, batch: MicroBatch, terms: Sequence[Term]) -> list[torch.Tensor]:
-        """What each term asks of the learnt tokens of a pass."""
+        """The values of each term on the learnt tokens of a pass."""
         ...
 
     def states(
         self, batch: MicroBatch, terms: Sequence[Term], layer: int | None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The same, and what a layer gives out (N, D) at those positions; None: the layer at 7/32 of the depth.
+        """The same, and the output (N, D) of a layer at those positions; None: the layer at 7/32 of the depth.
 
         Raises:
             ConfigError: the model has no such layer.
@@ -41,7 +41,7 @@ class Runtime(Protocol):
         ...
 
     def base(self, batch: MicroBatch) -> Logits:
-        """Looks up logits of the model before training, without gradients, at learnt tokens of this batch. To be asked within a term."""
+        """A function that gives the base model's logits at learnt tokens of this batch, without gradients. Must be called within a term."""
         ...
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -128,7 +128,7 @@ class Objective:
         return part
 
     def _base(self, runtime: Runtime, batch: MicroBatch, kept_B: torch.Tensor, forget_B: torch.Tensor) -> Logits:
-        """Looks up the base model's logits at learnt tokens of the batch, where retain or forget term ask for them."""
+        """A function that gives the base model's logits at learnt tokens of the batch, if the retain or the forget term needs them."""
         asked_B = torch.zeros_like(kept_B)
         if self._retain_kind == "kl":
             asked_B |= kept_B
@@ -136,7 +136,7 @@ class Objective:
             asked_B |= forget_B
         elif self._retain_kind != "kl":
             return _no_base
-        # The first row where there are none: sharded ranks must all run the base model, or none.
+        # The first row if no row needs them: all sharded ranks must run the base model, or none.
         asked_B[0] |= not bool(asked_B.any())
         found = runtime.base(batch.rows(asked_B))
         place_N = asked_B[batch.row_N].cumsum(0) - 1
@@ -158,7 +158,7 @@ class Objective:
         hidden_ND: torch.Tensor | None = None,
         invented: Answers | None = None,
     ) -> Answers:
-        """Those of the chosen rows, at some or all of their tokens."""
+        """The answers of the chosen rows, at some or all of their tokens."""
         counted_B = chosen_B & batch.predicts_BL.any(dim=1)  # a row that only fills up counts for nothing
         return Answers(
             logits_CV,
@@ -174,7 +174,7 @@ class Objective:
 
 
 def _no_base(tokens: torch.Tensor) -> torch.Tensor:
-    raise AssertionError("the base model's logits are asked for by an objective whose `Loss.reads` does not say so")
+    raise AssertionError("an objective uses the base model's logits, but its `Loss.reads` does not say so")
 
 
 def learnt_logps(runtime: Runtime, batch: MicroBatch) -> torch.Tensor:
@@ -205,7 +205,8 @@ def train(
     first_step: int = 0,
     on_step: Callable[[StepRecord], bool | None],
 ) -> None:
-    """Train from `first_step` to the end; `on_step` is called after each step, on every rank. Where it returns True, on all of them, that is the end."""
+    """Train from `first_step` to the end. `on_step` is called after each step, on every rank. The training ends if it returns True; it must return the
+    same on all ranks."""
     objective = Objective(config, seed)
     for step in range(first_step, config.num_steps):
         # Dropout must not depend on where a resumed training began.

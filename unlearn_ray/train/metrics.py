@@ -1,6 +1,6 @@
-"""metrics.jsonl: what a training says of each step while it runs, and how it is shown in a line. Knows no torch.
+"""metrics.jsonl: figures of each step of a running training, and their text in one line. Does not import torch.
 
-Unlike losses.jsonl, which a resumed training and an unbroken one have alike, it has times, speed and memory.
+It has times, speed and memory. losses.jsonl has none, so it is the same for a resumed and an uninterrupted training.
 """
 
 import json
@@ -14,7 +14,7 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """One optimizer step. Losses as in `records.StepRecord`; None: not finite, or there is no such term."""
+    """One optimizer step. Losses are as in `records.StepRecord`; None: not finite, or no such term."""
 
     step: int  # from 0
     num_steps: int
@@ -23,11 +23,11 @@ class StepMetrics:
     retain_loss: float | None
     lr: float
     grad_norm: float | None
-    skipped: bool  # the gradient was not finite, and the weights stayed
-    tokens: int  # of the step's rows, over all workers, questions included and filling left out
+    skipped: bool  # the gradient was not finite, so the weights did not change
+    tokens: int  # of the step's rows over all workers, with questions, without padding
     tokens_per_second: float
-    seconds: float  # of the step itself: without checkpoints and looks at the gate
-    memory_gib: float  # the most that rank 0 has held so far: of its GPU, or of its process on a CPU
+    seconds: float  # of the step itself, without checkpoints and gate evaluations
+    memory_gib: float  # peak so far on rank 0: of its GPU, or of its process on a CPU
     at: float  # seconds since 1970
 
     def to_json(self) -> str:
@@ -35,19 +35,19 @@ class StepMetrics:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Those that a logger draws."""
+        """The figures for loggers."""
         values = {name: value for name, value in asdict(self).items() if name not in ("step", "num_steps", "at")}
         return {f"train/{name}": float(value) for name, value in values.items() if value is not None}
 
     @property
     def speed(self) -> str:
-        """Loss and speed, beside a progress bar."""
+        """Loss and speed, for a progress bar."""
         loss = "not finite" if self.loss is None else f"{self.loss:.3g}"
         return f"loss {loss}, {self.tokens_per_second:,.0f} tokens/s"
 
     @property
     def line(self) -> str:
-        """All of it in one line."""
+        """All figures in one line."""
         parts = [f"step {self.step + 1}/{self.num_steps}", self.speed]
         for name, value in (("forget", self.forget_loss), ("retain", self.retain_loss), ("gradient norm", self.grad_norm)):  # fmt: skip
             if value is not None:
@@ -57,7 +57,7 @@ class StepMetrics:
 
 
 def read_last(folder: Folder) -> StepMetrics | None:
-    """The last step that is in a folder's metrics; None where there is none."""
+    """The last step in a folder's metrics; None if there is none."""
     for line in reversed(last_lines(folder, METRICS, 2)):
         if (found := _read(line)) is not None:
             return found
@@ -65,7 +65,7 @@ def read_last(folder: Folder) -> StepMetrics | None:
 
 
 def lines_before(folder: Folder, first_step: int) -> list[str]:
-    """The lines of earlier steps, which a training that is taken up has behind it; those of steps that it does again are left out."""
+    """The lines of steps before `first_step`, which a resumed training keeps. Lines of repeated steps are left out."""
     if first_step == 0 or not folder.exists(METRICS):
         return []
     read = ((line, _read(line)) for line in folder.read_text(METRICS).splitlines())
@@ -73,7 +73,7 @@ def lines_before(folder: Folder, first_step: int) -> list[str]:
 
 
 def _read(line: str) -> StepMetrics | None:
-    """None for a line that is cut off, as a full disk leaves it."""
+    """One line; None if it is cut off, as on a full disk."""
     try:
         values = json.loads(line)
         return StepMetrics(**{each.name: values[each.name] for each in fields(StepMetrics)})

@@ -150,7 +150,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def cached_file(model: str, file: str) -> Path | None:
-    """A file of a model's folder, or one that an earlier use fetched from the hub; None where this machine has none. Asks nobody.
+    """A file from a model's folder or from the hub's cache; None if this machine has none. Uses no network.
 
     Raises:
         ModelError: the model is neither a folder nor a name on the hub.
@@ -169,7 +169,7 @@ def cached_file(model: str, file: str) -> Path | None:
 
 
 def path_of_file(model: str, file: str) -> Path:
-    """Where a model's file lies on this machine; of a hub model it is fetched where this machine has none.
+    """The path of a model's file. A hub model's file is fetched if it is not on this machine.
 
     Raises:
         FileNotFoundError: the model has no such file.
@@ -225,7 +225,7 @@ def _knock(model: str) -> None:
 
 @cache
 def refusal_of(model: str, seconds: float = _SECONDS_TO_KNOCK) -> str:
-    """Why the hub gives nothing of a model; "" where it does. It is asked once, and given so long to answer."""
+    """Why the hub can't provide a model; "" if it can. The hub is asked once, and has `seconds` to answer."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -241,12 +241,12 @@ def refusal_of(model: str, seconds: float = _SECONDS_TO_KNOCK) -> str:
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Call in a thread, and wait so long at most: the timeouts of HTTP clients do not bound the look-up of a name, which takes a
-    minute where no name server answers.
+    """Call in a thread, and wait at most `seconds`. Timeouts of HTTP clients do not cover DNS, which takes a minute if no name server
+    answers.
 
     Raises:
-        TimeoutError: it took longer.
-        Exception: what the call raised.
+        TimeoutError: the call took longer.
+        Exception: the call's own exception.
     """
     raised: list[BaseException | None] = []
 
@@ -254,10 +254,10 @@ def _within(seconds: float, call: Callable[[], object]) -> None:
         try:
             call()
             raised.append(None)
-        except BaseException as error:  # handed over
+        except BaseException as error:  # raised again in the caller's thread
             raised.append(error)
 
-    # Not a pool: Python waits for a pool's threads when it ends.
+    # Not a pool: at exit Python waits for a pool's threads.
     thread = Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)

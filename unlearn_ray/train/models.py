@@ -25,7 +25,7 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device, attention: s
     """The base model, ready to train.
 
     Raises:
-        ModelError: it can't be loaded, or has no such attention here.
+        ModelError: the model can't be loaded, or this attention is not available.
     """
     chosen = attention_on(device, attention)
     try:
@@ -36,7 +36,7 @@ def load_base(model: str, dtype: torch.dtype, device: torch.device, attention: s
 
 
 def attention_on(device: torch.device, attention: str) -> str:
-    """What `auto` stands for. On a CPU the backward pass of torch's fused attention is slower than plain matrices."""
+    """The attention to use; resolves `auto`. On a CPU the backward pass of torch's fused attention is slower than plain matrix products."""
     if attention != "auto":
         return attention
     return "eager" if device.type == "cpu" else "sdpa"
@@ -74,25 +74,25 @@ class AnswerLogits:
     """Runs a causal model so that its head sees learnt positions only: at a vocabulary of 128,000, the logits of all
     the others would take more memory than the model. A hook on the head leaves what an architecture does after it in place.
 
-    Of many learnt tokens the head computes what a loss asks for in chunks (`train.head`). Where an architecture does more than the head's one
-    product (Gemma's soft cap, Granite's scale, an adapter on the head) all their logits are held, and the log says so once.
+    For many learnt tokens, the values of a loss are computed in chunks (`train.head`). If an architecture does more than the head's product (Gemma's
+    soft cap, Granite's scale, an adapter on the head), all their logits are held, and the log says so once.
     """
 
     def __init__(self, module: Any) -> None:
         causal = module.get_base_model() if isinstance(module, PeftModel) else module
         self._head = causal.get_output_embeddings()
         self._head.register_forward_pre_hook(self._select)
-        # In its own forward: the hooks of DeepSpeed around it gather a sharded weight once per pass, not once per chunk.
+        # The head's forward is replaced: DeepSpeed's hooks around it then gather a sharded weight once per pass, not once per chunk.
         self._product = self._head.forward
         self._head.forward = self._forward
         weight = self._head.weight
         self._vocabulary = int(
             getattr(weight, "ds_shape", weight.shape)[0]
-        )  # ds_shape: of a weight that is sharded already
+        )  # ds_shape: the full shape of a weight that is sharded already
         self._depth = int(causal.config.get_text_config().num_hidden_layers)
         self._predicts_BL: torch.Tensor | None = None
         self._gives: Callable[[torch.Tensor], torch.Tensor] = self._product
-        # Whether the head's product is all that there is between its states and the logits; None: not looked at yet.
+        # Whether the logits are just the head's product; None: not checked yet.
         self._is_product: bool | None = None if type(self._head) is torch.nn.Linear else False
         self._has_warned = False
 
@@ -107,7 +107,7 @@ class AnswerLogits:
     def states(
         self, forward: Any, batch: MicroBatch, terms: Sequence[Term], layer: int | None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The same, and what a layer gives out (N, D) at the learnt positions.
+        """The same, and the output (N, D) of a layer at the learnt positions.
 
         Args:
             layer: counted from 0; None: the one at 7/32 of the depth.
@@ -124,11 +124,11 @@ class AnswerLogits:
 
     @torch.no_grad()
     def base(self, forward: Any, batch: MicroBatch, is_sharded_apart: bool = False) -> Logits:
-        """Looks up logits (C, V) at some of the learnt tokens: of many, the head's input is held, and its product computed for those that are
-        asked for.
+        """A function that gives logits (C, V) at some of the learnt tokens. For many learnt tokens only the head's input is held, and the product is
+        computed for the requested tokens.
 
         Args:
-            is_sharded_apart: the head's weight is there only while this model runs, not while another is trained.
+            is_sharded_apart: the head's weight is gathered only while this model runs, not while another model is trained.
         """
         if is_sharded_apart or not self._in_chunks(forward, batch):
             logits_NV = self(forward, batch)
@@ -158,8 +158,8 @@ class AnswerLogits:
         return list(found.logits.split(lengths)), found
 
     def _in_chunks(self, forward: Any, batch: MicroBatch) -> bool:
-        """Whether this pass learns more tokens than the head is to hold logits of, and its architecture lets them be computed apart."""
-        # Every rank at its first pass: a sharded model is run by all of them together.
+        """Whether to compute this pass' logits in chunks: it has many learnt tokens, and the architecture allows it."""
+        # On every rank at its first pass: all ranks must run a sharded model together.
         if self._is_product is None:
             self._is_product = self._look(forward, batch)
         is_large = head.is_large(int(batch.predicts_BL.sum()), self._vocabulary)
@@ -172,7 +172,7 @@ class AnswerLogits:
 
     @torch.no_grad()
     def _look(self, forward: Any, batch: MicroBatch) -> bool:
-        """Whether what the head gives are the model's logits as they are: one token is enough to see."""
+        """Whether the head's output is the model's logits, unchanged. One token is enough to check."""
         given: list[torch.Tensor] = []
 
         def gives(states: torch.Tensor) -> torch.Tensor:
@@ -182,15 +182,15 @@ class AnswerLogits:
         self._gives = gives
         devices = [batch.ids_BL.device] if batch.ids_BL.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices):  # dropout must not depend on this look
+            with torch.random.fork_rng(devices):  # this check must not change the dropout
                 found = forward(input_ids=batch.inputs_BL[:1, :1], use_cache=False).logits
         finally:
             self._gives = self._product
-        # Another object at times (a hook of DeepSpeed's passes it on), but the same memory.
+        # DeepSpeed's hooks may return another tensor object, but with the same memory.
         return bool(found.data_ptr() == given[0].data_ptr() and found.dtype == given[0].dtype)
 
     def _run(self, forward: Any, batch: MicroBatch, gives: Callable[[torch.Tensor], torch.Tensor], **more: Any) -> Any:
-        """One pass, with what the head gives instead of logits."""
+        """One pass, in which `gives` replaces the head's product."""
         self._predicts_BL, self._gives = batch.predicts_BL, gives
         try:
             return forward(input_ids=batch.inputs_BL, use_cache=False, **more)

@@ -1,4 +1,4 @@
-"""Which activations the forward pass keeps for the backward pass, and which are computed again."""
+"""Activation checkpointing: which activations the forward pass keeps, and which the backward pass computes again."""
 
 from collections import Counter
 from typing import Any
@@ -19,8 +19,8 @@ _ATTENTION = {
 
 
 def recompute(model: PreTrainedModel, kind: Recomputing) -> None:
-    """Have each layer keep its input alone (`full`), or every second matrix product and attention's result as well (`selective`): as
-    torchtitan's operator-level selective checkpointing, which spends a fraction of the products again and keeps what is dear to compute."""
+    """Have each layer keep only its input (`full`), or also every second matrix product and attention's result (`selective`). The latter is
+    torchtitan's operator-level selective checkpointing: it keeps expensive results, and computes only half of the products again."""
     if kind == "none":
         return
     how: dict[str, Any] = {"use_reentrant": False}
@@ -30,7 +30,7 @@ def recompute(model: PreTrainedModel, kind: Recomputing) -> None:
 
 
 def _contexts() -> Any:
-    seen: Counter[bool] = Counter()  # products so far, in the forward pass and in the second one
+    seen: Counter[bool] = Counter()  # products so far, in the forward pass and in the recomputation
 
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         if op in _ATTENTION:

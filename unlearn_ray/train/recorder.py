@@ -1,4 +1,4 @@
-"""Writes what a training shows of itself while it runs: metrics.jsonl, and what the loggers write. On rank 0 alone."""
+"""Records a running training: writes metrics.jsonl, and feeds the loggers. On rank 0 only."""
 
 import logging
 import resource
@@ -23,11 +23,11 @@ class Recorder:
 
     Args:
         folder: gets metrics.jsonl, and a folder per logger.
-        scratch: a local folder for the loggers' files where `folder` is in an object store.
-        num_tokens: of a step's rows, over all workers.
+        scratch: a local folder for the loggers' files, if `folder` is in an object store.
+        num_tokens: gives the tokens of a step's rows, over all workers.
 
     Raises:
-        ConfigError: a logger can't begin.
+        ConfigError: a logger can't start.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class Recorder:
             mirror.sync(now=True)
 
     def begin(self) -> None:
-        """A step begins."""
+        """Start the time of a step."""
         self._began = time.monotonic()
 
     def see(self, record: StepRecord) -> StepMetrics:
-        """A step has ended."""
+        """Record a finished step."""
         seconds, num_tokens = time.monotonic() - self._began, self._num_tokens(record.step)
         found = StepMetrics(
             record.step,
@@ -89,7 +89,7 @@ class Recorder:
         return found
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Hand figures to the loggers."""
+        """Pass figures to the loggers."""
         self._each(lambda logger: logger.log(step, figures))
         for mirror in self._mirrors:
             mirror.sync()
@@ -98,7 +98,7 @@ class Recorder:
         for name, logger in list(self._loggers.items()):
             try:
                 call(logger)
-            except Exception as error:  # each library has its own; none of them may end a training
+            except Exception as error:  # each library has its own errors; none may end a training
                 log.warning("%s gets no further figures: %s", name, error)
                 del self._loggers[name]
 

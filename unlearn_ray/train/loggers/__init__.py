@@ -1,1 +1,1 @@
-"""Where the figures of a training go beside metrics.jsonl. One file a logger, one line of `table.py`."""
+"""Loggers that get a training's figures, besides metrics.jsonl. Each has a file here and a line in `table.py`."""

@@ -1,4 +1,4 @@
-"""What a logger is, and what it is opened with."""
+"""The interface of a logger, and the arguments to open it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ class Training:
     """The training that is logged."""
 
     name: str  # of the model: a topic's slug, or "joint"
-    run: str  # equal for a training and the one that takes it up
+    run: str  # the same for a training and its resumed training
     first_step: int
     folder: Path  # a local folder for the logger's files
-    config: Mapping[str, Any]  # the section `finetune`, as JSON has it
+    config: Mapping[str, Any]  # the section `finetune` as JSON values
 
 
 class Logger(Protocol):
-    """Gets figures on rank 0 alone. What it raises ends the logging, not the training."""
+    """Gets figures on rank 0 only. An exception ends this logger, not the training."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Figures after a step, from 0; their names have a part before a slash: train/loss, gate/score."""
+        """Log the figures after a step (from 0). Names have a prefix, as in train/loss and gate/score."""
         ...
 
     def close(self) -> None:
-        """The training has ended, well or badly."""
+        """Called when the training has ended, successfully or not."""
         ...

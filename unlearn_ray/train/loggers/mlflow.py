@@ -1,4 +1,4 @@
-"""MLflow: to the server of MLFLOW_TRACKING_URI, or a database of its own in the logger's folder (`mlflow ui --backend-store-uri sqlite:///...`)."""
+"""MLflow: logs to the server in MLFLOW_TRACKING_URI, or to a database in the logger's folder (`mlflow ui --backend-store-uri sqlite:///...`)."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from unlearn_ray.train.loggers.logger import Training
 EXPERIMENT = "unlearn-ray"
 TAG = "unlearn_ray.run"
 _SECONDS = 10.0  # between two requests
-_MOST = 500  # figures in one; a server takes 1,000
+_MOST = 500  # figures per request; a server accepts 1,000
 _VALUE = 500  # characters of a parameter, at most
 
 
@@ -27,7 +27,7 @@ class MlFlow:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found is not None else self._client.create_experiment(name)
-        # A training that is taken up goes on in the same run.
+        # A resumed training continues the same MLflow run.
         before = self._client.search_runs([experiment], f"tags.`{TAG}` = '{training.run}'", max_results=1)
         if before:
             self._run = before[0].info.run_id

@@ -1,4 +1,4 @@
-"""All loggers. A new one is a file beside this and a line here."""
+"""All loggers. A new logger needs a file beside this one, and a line here."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from unlearn_ray.train.loggers.logger import Logger, Training
 
 
 class Entry(NamedTuple):
-    open: Callable[[Training], Logger]  # imports what it needs
-    module: str  # what that is
-    package: str  # what brings it
+    open: Callable[[Training], Logger]  # imports its library
+    module: str  # the library's module
+    package: str  # the package to install
 
 
 LOGGERS = {
@@ -45,15 +45,15 @@ def chosen(loggers: Sequence[str] | None) -> list[str]:
 
 
 def opened(name: str, training: Training) -> Logger:
-    """A logger at work.
+    """Open a logger.
 
     Raises:
-        ConfigError: it can't begin, such as without a key.
+        ConfigError: it can't start, for example without an API key.
     """
     try:
         training.folder.mkdir(parents=True, exist_ok=True)
         return LOGGERS[name].open(training)
-    except Exception as error:  # each library has its own
+    except Exception as error:  # each library has its own errors
         raise ConfigError(f"finetune.loggers: {name} can't begin: {gist(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, which `tensorboard --logdir RUN` shows. Ray Train brings the writer; TensorBoard need not be installed."""
+"""Event files for TensorBoard (`tensorboard --logdir RUN`). The writer is installed with Ray Train; TensorBoard itself is not needed."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,9 @@ class TensorBoard:
     def __init__(self, training: Training) -> None:
         from tensorboardX import SummaryWriter
 
-        # A training that is taken up does steps again: those of the file before are not shown then.
+        # A resumed training repeats steps: TensorBoard then hides the repeated steps of the earlier file.
         purge = training.first_step or None
-        # By its second alone, a file of a quick second start would take the place of the first.
+        # File names have seconds only: without a suffix, a quick restart would overwrite the first file.
         suffix = f".{training.first_step}"
         self._writer = SummaryWriter(
             str(training.folder), purge_step=purge, flush_secs=_FLUSH_SECONDS, filename_suffix=suffix

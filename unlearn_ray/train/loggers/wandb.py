@@ -1,4 +1,4 @@
-"""Weights & Biases. Its own variables say where to and as whom: WANDB_API_KEY, WANDB_PROJECT, WANDB_MODE=offline."""
+"""Weights & Biases. Its own environment variables set account, project and mode: WANDB_API_KEY, WANDB_PROJECT, WANDB_MODE=offline."""
 
 import os
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ class Wandb:
     def __init__(self, training: Training) -> None:
         import wandb
 
-        # The same id: a training that is taken up goes on in the same run.
+        # A fixed id: a resumed training continues the same W&B run.
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=training.name,
@@ -25,7 +25,7 @@ class Wandb:
             config=dict(training.config),
             settings=wandb.Settings(console="off", silent=True),
         )
-        # Steps as figures: its own counter takes none that was seen before, such as one that is done again.
+        # The step is a figure: W&B's own counter refuses steps that it has seen, such as repeated ones.
         self._run.define_metric("*", step_metric=_STEP)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:

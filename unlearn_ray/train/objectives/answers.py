@@ -16,7 +16,7 @@ class Answers:
     What costs a pass of the base model, or memory, is worked out when it is asked for.
     """
 
-    logits_NV: torch.Tensor | None  # where `Loss.reads` says so, of some of the tokens at a time
+    logits_NV: torch.Tensor | None  # if `Loss.reads` says so; for some of the tokens at a time
     targets_N: torch.Tensor
     row_N: torch.Tensor  # 0-based row of each token
     base_logp_B: torch.Tensor  # of each whole answer; where `Loss.reads` says so
@@ -24,7 +24,7 @@ class Answers:
     hidden_ND: torch.Tensor | None = None  # where `Loss.reads` says so
     invented: "Answers | None" = None  # to the same questions, in the same order; where the config pairs them
     seed: int = 0  # of the training
-    given_logp_N: torch.Tensor | None = None  # where no logits are given
+    given_logp_N: torch.Tensor | None = None  # if no logits are given
 
     @cached_property
     def logp_N(self) -> torch.Tensor:

@@ -21,9 +21,9 @@ class Loss:
 
     of: Callable[[Any, Answers], torch.Tensor]  # the config of its kind comes first
     per: Literal["token", "row"] = "token"  # what its sum is divided by
-    # Of the tokens. logp: their log-probabilities; base_logp: those of whole answers by the base model as well, computed once before the training;
-    # hidden: what a layer gives out. What reads logits is given some of the tokens at a time, and must be a sum over tokens; base_logits: the
-    # base model's beside them, for which full weights hold a second model.
+    # logp: the tokens' log-probabilities. base_logp: also the base model's log-probabilities of whole answers, computed once before the training.
+    # hidden: also the output of a layer. logits: whole distributions, for some of the tokens at a time, so the loss must be a sum over tokens.
+    # base_logits: also the base model's logits, for which full weights need a second model.
     reads: Literal["logp", "base_logp", "logits", "base_logits", "hidden"] = "logp"
 
     @property
