@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import ray.train
-from pyarrow.fs import LocalFileSystem
 from ray.train.v2.api.preemption import PreemptionInfo
 
+from unlearn_ray.artifacts import Folder
 from unlearn_ray.engines import checkpoints
 from unlearn_ray.engines.checkpoints import Notice, Uploads
 
@@ -82,10 +82,9 @@ def test_what_a_killed_worker_left_is_removed_and_nothing_else(tmp_path: Path, m
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint_manager_snapshot.json").write_text("{}")
     reported = SimpleNamespace(checkpoint=ray.train.Checkpoint.from_directory(str(tmp_path / "checkpoint_1")))
-    storage = SimpleNamespace(storage_filesystem=LocalFileSystem(), experiment_fs_path=str(tmp_path))
     monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", lambda mode: [reported])
-    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
-    checkpoints.remove_unknown()
+    checkpoints.remove_unknown(Folder(tmp_path / "new"))
+    checkpoints.remove_unknown(Folder(tmp_path))
     assert {each.name for each in tmp_path.iterdir()} == {"checkpoint_1", "checkpoint_manager_snapshot.json", "other"}
 
 

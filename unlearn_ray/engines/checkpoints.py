@@ -11,6 +11,8 @@ import ray.train
 from pyarrow import fs
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
+from unlearn_ray.artifacts import Folder
+
 _SECONDS_BETWEEN_LOOKS = 5.0  # Ray Train itself asks for preempted nodes as often
 _SECONDS_TO_POLL = 0.05
 _NAMED = "checkpoint_"  # Ray Train's folder names begin with this
@@ -46,19 +48,21 @@ class Uploads:
             time.sleep(_SECONDS_TO_POLL)
 
 
-def remove_unknown() -> None:
+def remove_unknown(home: Folder) -> None:
     """Remove the checkpoints that killed workers had not reported yet. Ray Train does not know them, and would keep them until the training ends.
-    Must be called on one rank, before any rank reports a checkpoint."""
+    Must be called on one rank, before any rank reports a checkpoint.
+
+    Args:
+        home: Ray Train's folder of this training; there is none yet where it has just begun.
+    """
     known = {
         Path(each.checkpoint.path).name
         for each in ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
     }
-    storage = ray.train.get_context().get_storage()
-    filesystem, home = storage.storage_filesystem, storage.experiment_fs_path
-    for found in filesystem.get_file_info(fs.FileSelector(home, allow_not_found=True)):
+    for found in home.filesystem.get_file_info(fs.FileSelector(home.path, allow_not_found=True)):
         is_one = found.type == fs.FileType.Directory and found.base_name.startswith(_NAMED)
         if is_one and found.base_name not in known:
-            filesystem.delete_dir(found.path)
+            home.filesystem.delete_dir(found.path)
 
 
 class Ranks(Protocol):

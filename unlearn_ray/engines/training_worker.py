@@ -113,7 +113,7 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
     records = _resume(runtime)
     uploads, notice = Uploads(), Notice(runtime)
     if runtime.rank == 0:
-        remove_unknown()
+        remove_unknown(job.checkpoints / assignment.run)
     resumed_from = len(records)
     if gate is not None:
         gate.resume(resumed_from)
