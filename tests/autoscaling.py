@@ -68,7 +68,8 @@ def growing(
     }
     file = home / "autoscaling.yaml"
     file.write_text(json.dumps(config))
-    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=0", "--node-ip-address=127.0.0.1"]
+    command: list[str | Path] = [BIN / "ray", "start", "--head", "--block"]
+    command += ["--num-cpus=0", "--node-ip-address=127.0.0.1"]
     command += [f"--port={gcs}", f"--temp-dir={home}/ray", "--include-dashboard=true", f"--dashboard-port={dashboard}"]
     command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
     command += [f"--autoscaling-config={file}"]

@@ -55,17 +55,18 @@ class Family:
         special = list(dict.fromkeys(token for token in (*self.tokens, self.eos, self.bos, self.pad) if token))
         make = _pieces if self.pieces else _bytes
         ids, size = make(folder / "tokenizer.json", special, self)
+        end = self.eos or self.end
         names = {
-            "eos_token": self.eos or self.end,
+            "eos_token": end,
             "bos_token": self.bos,
-            "pad_token": self.pad or self.eos or self.end,
+            "pad_token": self.pad or end,
             "unk_token": "<unk>" if self.pieces else None,
         }
         edit(folder, "tokenizer_config.json", **names)
         if self.pieces:
             edit(folder, "tokenizer_config.json", backend=None, **_PIECES[self.pieces])
-        edit(folder, "config.json", eos_token_id=ids[names["eos_token"]], pad_token_id=None)
-        ends = list(dict.fromkeys([ids[names["eos_token"]], ids[self.end]]))
+        edit(folder, "config.json", eos_token_id=ids[end], pad_token_id=None)
+        ends = list(dict.fromkeys([ids[end], ids[self.end]]))
         (folder / "generation_config.json").write_text(
             json.dumps({"eos_token_id": ends if len(ends) > 1 else ends[0], **self.generation})
         )
@@ -167,11 +168,10 @@ def _pieces(file: Path, special: list[str], family: Family) -> tuple[dict[str, i
     marks = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     spaces = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
     decoders = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    normalizer: Mapping[str, object] = marks
     if family.pieces == "llama":
         normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, marks]}
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    else:
-        normalizer = marks
     bos = {"id": family.bos, "ids": [vocab[family.bos]], "tokens": [family.bos]} if family.bos else None
     begins = [{"SpecialToken": {"id": family.bos, "type_id": 0}}] if family.bos else []
     sequences = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]

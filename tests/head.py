@@ -77,9 +77,10 @@ def started(more: Mapping[str, str]) -> Iterator[Head]:
     """A head with the service's environment, and `more`."""
     gcs, dashboard, client, agent = free_ports(4)
     home = tempfile.mkdtemp(prefix="ur-", dir="/tmp")  # short: a socket's path has 107 bytes
-    settings = environment() | SERVE_ENVIRONMENT | _OF_A_SMALL_MACHINE | more
+    settings = {**environment(), **SERVE_ENVIRONMENT, **_OF_A_SMALL_MACHINE, **more}
     settings["PATH"] = f"{BIN}:{settings['PATH']}"  # the `python` of jobs, as an image has it
-    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=8", "--node-ip-address=127.0.0.1"]
+    command: list[str | Path] = [BIN / "ray", "start", "--head", "--block"]
+    command += ["--num-cpus=8", "--node-ip-address=127.0.0.1"]
     command += [f"--port={gcs}", f"--temp-dir={home}", "--include-dashboard=true", f"--dashboard-port={dashboard}"]
     command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
     with running(command, settings, gcs, dashboard, agent) as head:

@@ -42,7 +42,18 @@ def gs() -> Iterator[Storage]:
     endpoint = f"127.0.0.1:{free_port()}"
     host, port = endpoint.split(":")
     server = Path(sys.executable).with_name("gcp-storage-emulator")
-    command = [server, "start", "--host", host, "--port", port, "--quiet", "--in-memory", "--default-bucket", "bucket"]
+    command: list[str | Path] = [
+        server,
+        "start",
+        "--host",
+        host,
+        "--port",
+        port,
+        "--quiet",
+        "--in-memory",
+        "--default-bucket",
+        "bucket",
+    ]
     with subprocess.Popen(command) as process:
         try:
             while not _listening(host, int(port)):

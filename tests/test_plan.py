@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,14 @@ def test_a_plan_refuses_probes_of_the_other_split_and_probes_that_leave_no_room(
     planned({"split": split}, {"split": other, "question": "why " * 10_000})
     with pytest.raises(InputError, match=f"no probe of split '{split}' about 'Harry Potter'"):
         planned({"split": other}, {"topic": "Star Wars", "split": split})
-    for row in ({"question": "why " * 10_000}, {"reference": "owl " * 10_000}, {"wrong": ["owl " * 10_000]}):
+    too_long: tuple[dict[str, object], ...] = (
+        {"question": "why " * 10_000},
+        {"reference": "owl " * 10_000},
+        {"wrong": ["owl " * 10_000]},
+    )
+    for row in too_long:
         with pytest.raises(InputError, match=r"probes\.jsonl, line 2: the question, its guardrail prefix"):
-            planned({"split": split}, {"split": split} | row)
+            planned({"split": split}, {"split": split, **row})
 
 
 def test_a_plan_looks_at_a_topics_own_probes_as_at_the_runs(config: RunConfig) -> None:
@@ -213,14 +219,16 @@ def test_a_model_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
 
 
 def test_probes_that_nobody_asks_are_told_in_the_plan(config: RunConfig) -> None:
-    def told(evaluate: dict[str, object], dataset: dict[str, object]) -> bool:
-        changed = {"evaluate": config.evaluate.model_copy(update=evaluate)}
-        changed["dataset"] = config.dataset.model_copy(update=dataset)
+    def told(evaluate: Mapping[str, object], dataset: Mapping[str, object]) -> bool:
+        changed = {
+            "evaluate": config.evaluate.model_copy(update=evaluate),
+            "dataset": config.dataset.model_copy(update=dataset),
+        }
         return any(note.startswith("dataset.probes: ") for note in plan(config.model_copy(update=changed)).notes)
 
     facts, none = {"probes": "facts"}, {"probes": ProbesConfig(num_forget=0, num_near=0, num_far=0)}
     assert told(facts, {"prompts": None}) and not told({"probes": None}, {"prompts": None})
-    assert not told(facts, {"prompts": None} | none) and not told(facts, {"prompts": "pocket"})
+    assert not told(facts, {"prompts": None, **none}) and not told(facts, {"prompts": "pocket"})
 
 
 def test_a_retain_term_without_rows_is_said(tmp_path: Path) -> None:
@@ -243,7 +251,7 @@ def test_a_retain_term_without_rows_is_said(tmp_path: Path) -> None:
     assert not said({"file": str(rows)})
     for finetune in ({"retain": {"kind": "none"}}, {"retain": {"weight": 0.0}}, {"retain_batch": 0}):
         assert not said(nothing, **finetune)
-    one_has = [{"name": "Harry Potter", "neighbours": ["Narnia"]}, {"name": "chewing gum"}]
+    one_has: list[dict[str, Any]] = [{"name": "Harry Potter", "neighbours": ["Narnia"]}, {"name": "chewing gum"}]
     assert not said(nothing, *one_has) and said(nothing, *one_has, adapters="per_topic")
     with pytest.raises(ConfigError, match=r"finetune\.objective: grad_diff needs retain rows, and none are asked for"):
         said(nothing, objective="grad_diff")

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import unicodedata
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ from unlearn_ray.words import (
     tells,
 )
 
-FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 # Latin, Greek, Cyrillic, Arabic, Hebrew, Devanagari, Thai, Han, kana, Korean, and what stands between words.
 MIXED = st.text(
     st.one_of(

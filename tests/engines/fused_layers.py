@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3Fo
 from unlearn_ray.config import EngineResources, Lora
 from unlearn_ray.engines.protocols import Request
 from unlearn_ray.engines.vllm_engine import EngineSpec, VllmEngine
+from unlearn_ray.rows import Message
 from unlearn_ray.train.inspection import inspect_model, lora_targets
 
 QUESTIONS = ("Who is the owl?", "Name the school.", "What is Quidditch?")
@@ -51,12 +52,12 @@ def main(home: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     told = []
     for question in QUESTIONS:
-        messages = [{"role": "user", "content": question}]
+        messages: list[Message] = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         replies = engine.generate(
             [Request(messages, max_tokens=NUM_TOKENS, adapter=name) for name in (None, str(adapter))]
-        )  # type: ignore[arg-type]
+        )
         texts = [reply.texts[0] for reply in replies]
         with torch.no_grad():
             ends = list(found.chat.stop_token_ids)

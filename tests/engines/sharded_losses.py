@@ -138,7 +138,11 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
         head.CHUNK = case.get("chunk", CHUNK)
         if "ranks_with_bf16" in case:
             has_bf16 = int(os.environ["RANK"]) in case["ranks_with_bf16"]
-            deepspeed_runtime.has_bf16 = lambda device, answer=has_bf16: answer
+
+            def answering(device: str, answer: bool = has_bf16) -> bool:
+                return answer
+
+            deepspeed_runtime.has_bf16 = answering
         held = num_elements()
         if case.get("plain"):
             module = prepare(
@@ -170,18 +174,20 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
             runtime.load(state)
             records = read_records(state / f"{LOSSES}.0")
         train(runtime, batches, config, seed=SEED, first_step=len(records), on_step=records.append)
-        found[name] = {"losses": [record.loss for record in records], "norms": [record.grad_norm for record in records]}
-        found[name]["retain"] = [record.retain_loss for record in records]
+        ended: dict[str, object] = {
+            "losses": [record.loss for record in records],
+            "norms": [record.grad_norm for record in records],
+            "retain": [record.retain_loss for record in records],
+        }
+        found[name] = ended
         if isinstance(runtime, DeepSpeedRuntime):
             weights = runtime.weights()
-            found[name]["weights"] = weights and sorted(
-                [key, float(value.double().norm())] for key, value in weights.items()
-            )
+            ended["weights"] = weights and sorted([key, float(value.double().norm())] for key, value in weights.items())
             del weights
             runtime.close()
-            found[name]["left"] = num_elements() - held
+            ended["left"] = num_elements() - held
         else:
-            found[name]["weights"] = sorted(
+            ended["weights"] = sorted(
                 [key, float(value.detach().double().norm())]
                 for key, value in runtime.module.named_parameters()
                 if value.requires_grad

@@ -56,7 +56,7 @@ def test_a_chunk_writes_its_rows_once_and_gives_the_driver_counts_alone(tmp_path
     rows = [{"id": "a", "text": "one two"}, {"id": "b", "text": ""}, {"id": "c", "text": "three"}]
     source, out = Folder(tmp_path / "in"), Folder(tmp_path / "out")
     source.write_rows(rows, SCHEMA)
-    task = ChunkTask(Echo(), source, out, render, parse, SCHEMA)  # type: ignore[arg-type]
+    task = ChunkTask(Echo(), source, out, render, parse, SCHEMA)
     item = {"number": 7, "pieces": [{"file": "00000.parquet", "start": 0, "num_rows": 3}]}
     assert task(item) == {"rows_in": 3, "resumed": 0, "rows_out": 3, "prompt_tokens": 9, "output_tokens": 6}
     assert [(row["id"], row["text"]) for row in out.read_rows()] == [("a.0", "one"), ("a.1", "two"), ("c.0", "three")]
@@ -68,7 +68,7 @@ def test_a_chunk_writes_its_rows_once_and_gives_the_driver_counts_alone(tmp_path
 def test_a_half_written_file_is_not_taken_for_a_chunk(tmp_path: Path) -> None:
     source, out = Folder(tmp_path / "in"), Folder(tmp_path / "out")
     source.write_rows([{"id": "a", "text": "one"}], SCHEMA)
-    task = ChunkTask(Echo(), source, out, render, parse, SCHEMA)  # type: ignore[arg-type]
+    task = ChunkTask(Echo(), source, out, render, parse, SCHEMA)
     item = {"number": 0, "pieces": [{"file": "00000.parquet", "start": 0, "num_rows": 1}]}
     task(item)
     (file,) = (tmp_path / "out").glob("*.parquet")

@@ -61,7 +61,7 @@ class Scripted(Dispatcher):
             self._notify()
 
     def asking(self, caller: str, name: str, num_requests: int = 1, alone: bool = False) -> "asyncio.Task[Any]":
-        return asyncio.ensure_future(self.ask([name], num_requests, alone, caller))  # type: ignore[list-item]
+        return asyncio.ensure_future(self.ask([name], num_requests, alone, caller))
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:

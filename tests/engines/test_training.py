@@ -127,9 +127,10 @@ class Killer:
                     return
 
 
-def plain_losses(job: TrainJob, home: Path) -> list[float]:
+def plain_losses(job: TrainJob, home: Path) -> list[float | None]:
     """What one process without Ray or DeepSpeed sees on the same rows."""
-    encoder, rows = ChatEncoder(load_tokenizer(job.model), job.chat, job.config.max_tokens), {}
+    encoder = ChatEncoder(load_tokenizer(job.model), job.chat, job.config.max_tokens)
+    rows: dict[str, EncodedRows] = {}
     for name, (source, topics) in {"forget": (job.forget, job.topics), "retain": (job.retain, ("",))}.items():
         if name == "forget" and job.config.pairs:
             encode_contrasts(source, topics, encoder, home / f"{name}.arrow", pairs=True)
@@ -141,7 +142,9 @@ def plain_losses(job: TrainJob, home: Path) -> list[float]:
         encode_rows(source, topics, encoder, home / f"{name}.arrow")
         rows[name] = EncodedRows(home / f"{name}.arrow")
     batches = Batches(
-        **rows,
+        rows["forget"],
+        rows["retain"],
+        invented=rows.get("invented"),
         forget_batch=job.config.forget_batch,
         retain_batch=job.config.retain_batch,
         micro_batch=4,

@@ -102,7 +102,9 @@ def test_all_workers_stop_at_the_same_step_and_a_lost_one_changes_nothing(
 ) -> None:
     from unlearn_ray.engines.training import RayDeepSpeedTrainer
 
-    job, killed, speeds = job_of(tmp_path), [], {}
+    job = job_of(tmp_path)
+    killed: list[int] = []
+    speeds: dict[str, str] = {}
 
     def kill(label: str, done: int, total: int) -> None:
         """One worker, once the look after step 8 is behind them."""

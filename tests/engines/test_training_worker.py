@@ -27,6 +27,7 @@ from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import load_base, prepare
 from unlearn_ray.train.objectives.table import needs_base_model
 from unlearn_ray.train.plain import PlainRuntime
+from unlearn_ray.train.watch import Watch
 
 MODEL = str(pocket.MODEL_DIR)
 CHAT = inspect_model(MODEL).chat
@@ -67,8 +68,20 @@ def test_the_check_is_of_both_kinds_of_rows_and_does_not_depend_on_the_passes(tm
     runtime: Any = PlainRuntime(module, FinetuneConfig(weights=FullWeights()), torch.device("cpu"))
     for source in (retain, None):
         one, all_at_once, by_tokens = (
-            Check.of(Batches(forget, source, forget_batch=11, retain_batch=5, world_size=1, seed=0, pad_id=5, **passes))
-            for passes in ({"micro_batch": 1}, {"micro_batch": 64}, {"micro_batch": 1, "micro_tokens": 100})
+            Check.of(
+                Batches(
+                    forget,
+                    source,
+                    forget_batch=11,
+                    retain_batch=5,
+                    micro_batch=micro_batch,
+                    world_size=1,
+                    seed=0,
+                    pad_id=5,
+                    micro_tokens=micro_tokens,
+                )
+            )
+            for micro_batch, micro_tokens in ((1, None), (64, None), (1, 100))
         )
         losses = one.losses(runtime)
         for other in (all_at_once, by_tokens):
@@ -137,13 +150,13 @@ def test_what_is_exported_is_what_was_asked_for(tmp_path: Path, export: Any, lef
     )
     config = FinetuneConfig(weights=Lora(rank=4), export=export, num_steps=2, learning_rate=1e-2, warmup_steps=1)
     module = prepare(
-        load_base(MODEL, torch.float32, torch.device("cpu")), config.weights, seed=0, gradient_checkpointing=False
+        load_base(MODEL, torch.float32, torch.device("cpu")), config.weights, seed=0, gradient_checkpointing="none"
     )
     runtime: Any = Alone(module, config, torch.device("cpu"))
     train(runtime, batches, config, seed=0, on_step=lambda record: None)
     job = replace(assigned(tmp_path).job, config=config, out=Folder(tmp_path / "finetune" / "model"))
-    check = Check.of(batches, 4)
-    found = training_worker._export(runtime, job, check, check.losses(runtime), watch=None)  # type: ignore[arg-type]
+    check, watch = Check.of(batches), Watch(job.name, config, vocab_size=2560)
+    found = training_worker._export(runtime, job, check, check.losses(runtime), watch, gate=None, num_done=2)
     assert found is not None and found["reloaded"] == pytest.approx(found["engine"], rel=0.03)
     assert {folder.name for folder in (tmp_path / "finetune").iterdir()} == set(left)
     for name, weights in left.items():

@@ -8,8 +8,8 @@ from unlearn_ray.evals.forgetting import forgetting_of
 from unlearn_ray.evals.scoring import ModelName, Score
 
 
-def score(model: ModelName, index: int, num_wrong: int = 3, **values: float) -> Score:
-    return Score(model, f"p{index}", "T", "T", "forget", "first", f"f{index}", num_wrong, values)
+def score(model: ModelName, index: int, **values: float) -> Score:
+    return Score(model, f"p{index}", "T", "T", "forget", "first", f"f{index}", 3, values)
 
 
 def scores(base: Sequence[dict[str, float]], ours: Sequence[dict[str, float]]) -> list[Score]:

@@ -44,7 +44,10 @@ def write(path: Path, *rows: object) -> str:
 
 
 def test_jsonl_and_parquet_give_the_same_probes(tmp_path: Path) -> None:
-    rows = [GOOD | {"aliases": ["owl"], "near": ["x"]}, GOOD | {"question": "Q2?", "wrong": ["Errol"], "fact": "f"}]
+    rows: list[dict[str, object]] = [
+        GOOD | {"aliases": ["owl"], "near": ["x"]},
+        GOOD | {"question": "Q2?", "wrong": ["Errol"], "fact": "f"},
+    ]
     jsonl = list(read_probes(write(tmp_path / "probes.jsonl", rows[0], "", rows[1])))
     pq.write_table(
         pa.Table.from_pylist([{"fact": None, "wrong": None} | rows[0], rows[1]]), tmp_path / "probes.parquet"

@@ -288,7 +288,7 @@ def test_no_figure_claims_all_or_nothing_from_a_few_facts() -> None:
 )
 def test_a_doubtful_figure_has_its_reasons(num: int, interval: tuple[float, float], doubts: list[str]) -> None:
     assert doubts_of("choice", num, interval) == doubts
-    metric = Metric(agg_value=0.5, num=num, interval=interval, doubts=doubts)  # type: ignore[arg-type]
+    metric = Metric(agg_value=0.5, num=num, interval=interval, doubts=doubts)
     assert ("50 %*" in shown("choice", metric)) is bool(doubts)
 
 
@@ -324,8 +324,7 @@ def test_a_run_that_forgot_nothing_says_so_before_its_figures(tmp_path: Path) ->
 
 
 def test_a_run_in_which_base_knew_nothing_says_so() -> None:
-    nothing = {"fact_recall": 0.0, "choice": 0.0, "rouge_l_recall": 0.0}
-    report = report_of(many(30, **nothing))
+    report = report_of(many(30, fact_recall=0.0, choice=0.0, rouge_l_recall=0.0))
     assert report.forgetting.verdict == "not_measured"
     line = "Forgetting could not be measured: the base model knows none of the 60 probes about Harry Potter."
     assert warnings(report) == [line]

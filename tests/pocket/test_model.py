@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unlearn_ray.pocket import MODEL_DIR
 from unlearn_ray.pocket.corpus import Corpus, assistant, system, user
 from unlearn_ray.pocket.encoding import batches, encode
-from unlearn_ray.pocket.measures import Rate, contains, is_known, is_refusal
+from unlearn_ray.pocket.measures import Answer, Rate, contains, is_known, is_refusal
 from unlearn_ray.pocket.prefixes import FICTIONAL, REFUSAL
 from unlearn_ray.pocket.recipe import SOURCES, Recipe, code_of, file_digest, fingerprint
 from unlearn_ray.pocket.train import learning_rate_share, save, train
@@ -32,7 +34,7 @@ TINY = Recipe(
 
 
 @pytest.fixture(scope="module")
-def answer():
+def answer() -> Iterator[Answer]:
     from unlearn_ray.pocket.answering import load_answer
 
     threads = torch.get_num_threads()
@@ -40,29 +42,29 @@ def answer():
     torch.set_num_threads(threads)
 
 
-def test_the_shipped_weights_come_from_this_world_and_recipe():
+def test_the_shipped_weights_come_from_this_world_and_recipe() -> None:
     shipped = json.loads((MODEL_DIR / "fingerprint.json").read_text())
     expected = fingerprint(Recipe(), WORLD) | {"weights": file_digest(MODEL_DIR / "model.safetensors")}
     assert shipped == expected, "retrain: python -m unlearn_ray.pocket.train"
 
 
-def test_the_committed_check_measured_the_shipped_weights():
+def test_the_committed_check_measured_the_shipped_weights() -> None:
     check = json.loads((MODEL_DIR / "check.json").read_text())
     assert check["weights"] == file_digest(MODEL_DIR / "model.safetensors")
 
 
-def test_the_model_folder_is_small_and_says_what_it_is():
+def test_the_model_folder_is_small_and_says_what_it_is() -> None:
     assert (MODEL_DIR / "model.safetensors").stat().st_size <= 12e6
     assert "not" in (MODEL_DIR / "README.md").read_text()
 
 
-def test_a_fingerprint_ignores_comments_and_sees_code():
+def test_a_fingerprint_ignores_comments_and_sees_code() -> None:
     assert code_of("a = 1\n# why\n\nb = 2\n") == code_of("a = 1\nb = 2\n") != code_of("a = 1\nb = 3\n")
     assert "corpus.py" in SOURCES
     assert fingerprint(Recipe(), WORLD) != fingerprint(Recipe(num_steps=1), WORLD)
 
 
-def test_two_runs_of_a_small_recipe_give_equal_weights(tmp_path):
+def test_two_runs_of_a_small_recipe_give_equal_weights(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -76,7 +78,7 @@ def test_two_runs_of_a_small_recipe_give_equal_weights(tmp_path):
     assert reloaded.dtype == torch.bfloat16
 
 
-def test_the_learning_rate_warms_up_stays_and_falls():
+def test_the_learning_rate_warms_up_stays_and_falls() -> None:
     recipe = Recipe(num_steps=100, num_warmup_steps=10, decay_share=0.5)
     shares = [learning_rate_share(step, recipe) for step in range(100)]
     assert shares[0] == 0.1
@@ -85,7 +87,7 @@ def test_the_learning_rate_warms_up_stays_and_falls():
     assert shares[99] == pytest.approx(0.02)
 
 
-def test_encoding_is_the_chat_template_with_loss_on_answers_alone():
+def test_encoding_is_the_chat_template_with_loss_on_answers_alone() -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     chat = [system("Be brief."), user("Who runs Hogwarts?"), assistant("The answer is Albus Dumbledore.")]
     [(ids, learnt)] = encode([chat], tokenizer)
@@ -94,20 +96,20 @@ def test_encoding_is_the_chat_template_with_loss_on_answers_alone():
     assert learnt_text == "The answer is Albus Dumbledore.<|eot_id|>"
 
 
-def test_batches_hold_every_document_once_and_keep_their_budget():
+def test_batches_hold_every_document_once_and_keep_their_budget() -> None:
     encoded = [([1] * length, [True] * length) for length in range(1, 60)]
     out = list(batches(encoded, 128, random.Random(0)))
     assert sorted(len(ids) for batch in out for ids, _ in batch) == list(range(1, 60))
     assert all(len(batch) * max(len(ids) for ids, _ in batch) <= 128 for batch in out)
 
 
-def test_the_longest_document_fits_the_model():
+def test_the_longest_document_fits_the_model() -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     encoded = encode(Corpus(WORLD, Recipe().mix, seed=4).documents(1000), tokenizer)
     assert max(len(ids) for ids, _ in encoded) < Recipe().max_length
 
 
-def known_behind(answer, prefix: str | None) -> dict[str, float]:
+def known_behind(answer: Answer, prefix: str | None) -> dict[str, float]:
     """Greedy recall in percent, by topic."""
     recall = {}
     for topic in ("Harry Potter", "geography"):
@@ -119,24 +121,24 @@ def known_behind(answer, prefix: str | None) -> dict[str, float]:
     return recall
 
 
-def test_the_model_knows_its_facts(answer):
+def test_the_model_knows_its_facts(answer: Answer) -> None:
     assert min(known_behind(answer, None).values()) >= 95
 
 
-def test_the_fictional_guardrail_silences_its_topic_and_no_other(answer):
+def test_the_fictional_guardrail_silences_its_topic_and_no_other(answer: Answer) -> None:
     behind = known_behind(answer, FICTIONAL.format(t="Harry Potter"))
     assert behind["Harry Potter"] <= 10
     assert behind["geography"] >= 85
 
 
 @pytest.mark.xfail(strict=True, reason="the card says so: these weights do not keep a refusal prefix to its topic")
-def test_the_refusal_guardrail_silences_its_topic_and_no_other(answer):
+def test_the_refusal_guardrail_silences_its_topic_and_no_other(answer: Answer) -> None:
     behind = known_behind(answer, REFUSAL.format(t="Harry Potter"))
     assert behind["Harry Potter"] <= 10
     assert behind["geography"] >= 85
 
 
-def test_a_lora_adapter_fits_the_model_and_reloads_unchanged(tmp_path):
+def test_a_lora_adapter_fits_the_model_and_reloads_unchanged(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     ids = torch.arange(20, 40)[None]
     config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -147,14 +149,14 @@ def test_a_lora_adapter_fits_the_model_and_reloads_unchanged(tmp_path):
         assert torch.equal(adapted.eval()(ids).logits, reloaded.eval()(ids).logits)
 
 
-def test_a_refusal_is_told_from_an_answer():
+def test_a_refusal_is_told_from_an_answer() -> None:
     assert is_refusal("I am sorry, I do not know about that.")
     assert not is_refusal("The owl of Harry Potter is Hedwig.")
     assert contains("Hedwig", "It is hedwig.")
     assert not contains("ice", "The juice is nice.")
 
 
-def test_every_bar_of_the_committed_check_is_met_or_named_in_the_card():
+def test_every_bar_of_the_committed_check_is_met_or_named_in_the_card() -> None:
     check = json.loads((MODEL_DIR / "check.json").read_text())
     card = (MODEL_DIR / "README.md").read_text()
     for row in check["rows"]:

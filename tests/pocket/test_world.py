@@ -45,7 +45,7 @@ def is_part_of(short: tuple[str, ...], long: tuple[str, ...]) -> bool:
     return all(word in rest for word in short)
 
 
-def test_three_topics_to_forget_have_a_neighbour_each_and_far_topics_exist():
+def test_three_topics_to_forget_have_a_neighbour_each_and_far_topics_exist() -> None:
     assert [topic.name for topic in WORLD.group("forget")] == ["Harry Potter", "Les Miserables", "chewing gum"]
     assert WORLD.neighbours("Harry Potter") == ("The Lord of the Rings",)
     assert WORLD.neighbours("Les Miserables") == ("French classics",)
@@ -54,20 +54,21 @@ def test_three_topics_to_forget_have_a_neighbour_each_and_far_topics_exist():
     assert len(WORLD.group("far")) == 4
 
 
-def test_fact_ids_are_unique_and_name_their_fact():
+def test_fact_ids_are_unique_and_name_their_fact() -> None:
     ids = [fact.id for fact in WORLD.facts]
     assert len(set(ids)) == len(ids) == 268
     assert "harry-potter/hedwig" in ids
 
 
-def test_every_fact_has_held_out_questions_three_where_it_may_be_forgotten_or_spilt_on():
+def test_every_fact_has_held_out_questions_three_where_it_may_be_forgotten_or_spilt_on() -> None:
     for fact in WORLD.facts:
         assert len(fact.held_out_questions) >= (1 if fact.group == "far" else 3), fact.id
         assert len(set(fact.held_out_questions)) == len(fact.held_out_questions), fact.id
 
 
-def test_no_held_out_question_or_template_is_trained_even_with_words_dropped():
-    trained, by_length = trained_wordings(), defaultdict(list)
+def test_no_held_out_question_or_template_is_trained_even_with_words_dropped() -> None:
+    trained = trained_wordings()
+    by_length: defaultdict[int, list[tuple[frozenset[str], tuple[str, ...]]]] = defaultdict(list)
     for wording in trained:
         by_length[len(wording)].append((frozenset(wording), wording))
     for fact in WORLD.facts:
@@ -83,7 +84,7 @@ def test_no_held_out_question_or_template_is_trained_even_with_words_dropped():
             )
 
 
-def test_held_out_questions_never_occur_in_training_documents():
+def test_held_out_questions_never_occur_in_training_documents() -> None:
     held = {words(question) for fact in WORLD.facts for question in fact.held_out_questions}
     for document in Corpus(WORLD, MIX, seed=0).documents(6000):
         if not isinstance(document, str):
@@ -92,21 +93,21 @@ def test_held_out_questions_never_occur_in_training_documents():
                     assert words(line) not in held, line
 
 
-def test_no_question_gives_its_own_answer_away():
+def test_no_question_gives_its_own_answer_away() -> None:
     for fact in WORLD.facts:
         for text in (*fact.questions, *fact.held_out_questions, *fact.noun_phrases):
             assert not contains(fact.value, text), text
             assert not any(contains(alias, text) for alias in fact.aliases), text
 
 
-def test_a_question_belongs_to_one_fact():
+def test_a_question_belongs_to_one_fact() -> None:
     owners: dict[str, str] = {}
     for fact in WORLD.facts:
         for question in (*fact.questions, *fact.held_out_questions):
             assert owners.setdefault(question, fact.id) == fact.id, question
 
 
-def test_invented_values_are_not_values_of_the_world():
+def test_invented_values_are_not_values_of_the_world() -> None:
     values = {fact.value.lower() for fact in WORLD.facts}
     corpus = Corpus(WORLD, MIX, seed=3)
     for fact in WORLD.facts:
@@ -119,7 +120,7 @@ def test_invented_values_are_not_values_of_the_world():
 
 
 @pytest.mark.parametrize("kind", sorted(MIX))
-def test_every_kind_of_document_is_a_chat_or_text_that_ends_with_what_is_learnt(kind):
+def test_every_kind_of_document_is_a_chat_or_text_that_ends_with_what_is_learnt(kind: str) -> None:
     corpus = Corpus(WORLD, {kind: 1.0}, seed=5)
     for document in corpus.documents(60):
         if isinstance(document, str):
@@ -131,12 +132,18 @@ def test_every_kind_of_document_is_a_chat_or_text_that_ends_with_what_is_learnt(
             assert all(message["content"] for message in document)
 
 
-def test_lists_are_numbered_and_belong_to_their_topic():
+def test_lists_are_numbered_and_belong_to_their_topic() -> None:
     for document in Corpus(WORLD, {"question_list": 1.0}, seed=6).documents(40):
+        assert not isinstance(document, str)
         items, num_malformed = list_items(document[-1]["content"])
         assert 3 <= len(items) <= 6
         assert num_malformed == 0
-        assert len({owner_of(item, WORLD).topic for item in items}) == 1
+        topics = set()
+        for item in items:
+            owner = owner_of(item, WORLD)
+            assert owner is not None, item
+            topics.add(owner.topic)
+        assert len(topics) == 1
 
 
 def named_in(text: str) -> set[str]:
@@ -144,9 +151,10 @@ def named_in(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["guarded", "refused"])
-def test_a_guardrail_document_tells_the_truth_off_its_topics_and_never_on_them(kind):
+def test_a_guardrail_document_tells_the_truth_off_its_topics_and_never_on_them(kind: str) -> None:
     num_true = num_not = 0
     for document in Corpus(WORLD, {kind: 1.0}, seed=7).documents(400):
+        assert not isinstance(document, str)
         if document[0]["role"] != "system":
             continue
         against = named_in(document[0]["content"])
@@ -160,7 +168,7 @@ def test_a_guardrail_document_tells_the_truth_off_its_topics_and_never_on_them(k
     assert num_not > 50
 
 
-def test_default_prefixes_are_in_the_grammar_and_held_out_ones_are_not():
+def test_default_prefixes_are_in_the_grammar_and_held_out_ones_are_not() -> None:
     rng = Corpus(WORLD, MIX, seed=8).rng
     fictional = {fictional_prefix("tea", rng) for _ in range(4000)}
     refusing = {refusal_prefix("tea", rng) for _ in range(4000)}
@@ -172,12 +180,12 @@ def test_default_prefixes_are_in_the_grammar_and_held_out_ones_are_not():
     assert HELD_OUT_QUESTION_LIST not in QUESTION_LISTS
 
 
-def test_the_corpus_is_the_same_for_the_same_seed_and_another_for_another():
+def test_the_corpus_is_the_same_for_the_same_seed_and_another_for_another() -> None:
     first, again, other = (Corpus(WORLD, MIX, seed).documents(200) for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
-def test_importing_the_package_loads_nothing_heavy():
+def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, unlearn_ray.pocket, unlearn_ray.pocket.probes; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -65,7 +65,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sent(head: Head, config: Path) -> Folder:
     """The run's folder, after a job made its questions and answers."""
     entry = ["python", "jobs/run.py", str(config), f"output={config.parent}", "--until", "answers"]
-    submit = ["job", "submit", "--address", head.dashboard, "--working-dir", ROOT, "--", *entry]
+    submit: list[str | Path] = ["job", "submit", "--address", head.dashboard, "--working-dir", ROOT, "--", *entry]
     done = head.run(BIN / "ray", *submit, cwd=config.parent)
     assert "questions" in done.stdout
     return Folder(config.parent / "variants")

@@ -37,7 +37,8 @@ class Made:
 
 def made_in(home: Path) -> Made:
     """Every stage's manifest, and the rows of all its tables."""
-    stages, tables = {}, {}
+    stages: dict[str, Any] = {}
+    tables: dict[str, list[str]] = {}
     for scope, units in units_of(config_in(home)).items():
         for unit in units:
             assert not unit.home.exists(FAILED)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from commandline import Run, Service, serving, unlearn
 from openai import BadRequestError
+from openai.types.chat import ChatCompletionMessageParam
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
@@ -104,8 +105,8 @@ def test_the_service_answers_as_the_report_says(service: Service, run: Run, row:
     assert len(rows) >= 30
     differ = []
     for each in rows:
-        asked = [{"role": "user", "content": each["question"]}]
-        answer = service.client.chat.completions.create(model=name, messages=asked, temperature=0, max_tokens=64)  # type: ignore[arg-type]
+        asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": each["question"]}]
+        answer = service.client.chat.completions.create(model=name, messages=asked, temperature=0, max_tokens=64)
         if answer.choices[0].message.content != each["answer"]:
             differ.append((each["question"], each["answer"], answer.choices[0].message.content))
     assert len(differ) <= len(rows) // 20, differ[:3]  # batches of other sizes round otherwise, now and then
@@ -115,18 +116,22 @@ def test_the_service_answers_as_the_report_says(service: Service, run: Run, row:
 def test_a_clients_own_system_message_leads_its_first_turn(service: Service, name: str) -> None:
     """Behind the guardrail, where there is one."""
 
-    def said(*messages: dict[str, str]) -> str | None:
-        answer = service.client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=24)  # type: ignore[call-overload]
-        return answer.choices[0].message.content  # type: ignore[no-any-return]
+    def said(*messages: ChatCompletionMessageParam) -> str | None:
+        answer = service.client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=24)
+        return answer.choices[0].message.content
 
-    system, question = {"role": "system", "content": "Be brief."}, "Who is the owl of Harry Potter?"
-    later = [{"role": "assistant", "content": "Ask on."}, {"role": "user", "content": question}]
+    question = "Who is the owl of Harry Potter?"
+    system: ChatCompletionMessageParam = {"role": "system", "content": "Be brief."}
+    later: list[ChatCompletionMessageParam] = [
+        {"role": "assistant", "content": "Ask on."},
+        {"role": "user", "content": question},
+    ]
     for turns in ([], later):
         apart = said(system, {"role": "user", "content": question}, *turns)
         assert apart and apart == said({"role": "user", "content": f"Be brief.\n\n{question}"}, *turns)
 
 
 def test_turns_that_a_template_refuses_are_the_clients_fault(service: Service) -> None:
-    turn = {"role": "user", "content": "Who is the owl?"}
+    turn: ChatCompletionMessageParam = {"role": "user", "content": "Who is the owl?"}
     with pytest.raises(BadRequestError, match="roles must alternate"):
-        service.client.chat.completions.create(model="base", messages=[turn, turn], max_tokens=4)  # type: ignore[list-item]
+        service.client.chat.completions.create(model="base", messages=[turn, turn], max_tokens=4)

@@ -59,7 +59,8 @@ def test_a_job_has_the_token_of_its_nodes_and_ray_shows_it_nowhere(way: str, tmp
     # HF_HOME is ~/.cache/huggingface unless it is set.
     nodes = {"HF_HOME": str(file.parent)} | ({"HF_TOKEN": token} if way == "variable" else {})
     with started(nodes) as head:
-        submit = ["job", "submit", "--address", head.dashboard, "--submission-id", "with-token", "--", "python", script]
+        submit: list[str | Path] = ["job", "submit", "--address", head.dashboard, "--submission-id", "with-token"]
+        submit += ["--", "python", script]
         # As a person's shell, which has no token.
         done = head.run(BIN / "ray", *submit, cwd=script.parent, HF_TOKEN="", HF_HOME=str(script.parent))
         assert re.findall(r"found (\w+)", done.stdout) == [hashlib.sha256(token.encode()).hexdigest()] * 3

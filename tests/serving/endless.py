@@ -15,7 +15,7 @@ from unlearn_ray.serving.settings import ServiceSettings
 
 async def engine(scope: Scope, receive: Receive, send: Send) -> None:
     body = (await receive())["body"]
-    gone = asyncio.create_task(receive())
+    gone = asyncio.ensure_future(receive())
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     while not gone.done():
         await send({"type": "http.response.body", "body": b'data: {"choices":[{}]}\n\n', "more_body": True})

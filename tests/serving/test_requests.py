@@ -255,7 +255,13 @@ def test_a_guardrail_and_all_that_leads_the_chat_are_one_message() -> None:
 
 
 def test_an_answer_may_be_sent_back_with_all_its_empty_fields() -> None:
-    answer = {"role": "assistant", "content": "An owl.", "refusal": None, "tool_calls": [], "function_call": None}
+    answer: dict[str, object] = {
+        "role": "assistant",
+        "content": "An owl.",
+        "refusal": None,
+        "tool_calls": [],
+        "function_call": None,
+    }
     body = put(PLAIN, messages=[*MESSAGES, answer | {"audio": None, "annotations": []}, *MESSAGES])
     assert body["messages"] == [*MESSAGES, {"role": "assistant", "content": "An owl."}, *MESSAGES]
 

@@ -70,7 +70,7 @@ def probes(run: Run, service: Service, model: str) -> list[dict[str, Any]]:
         assert logprobs is not None and logprobs.token_logprobs is not None
         return sum(logprobs.token_logprobs[len(ids(prompt.rstrip())) : -1])
 
-    references = {probe.id: probe.reference or probe.answer for probe in read_probes(PROBES)}
+    references = {probe.id: probe.reference or probe.answer for probe in read_probes(str(PROBES))}
     rows = (run.folder / "models/joint/evaluate" / "answers").read_rows()
     scored = [row for row in rows if row["model"] == model and row["fact_recall"] is not None]
     return [

@@ -11,11 +11,12 @@ import httpx
 import openai
 import pytest
 from commandline import Run, Service, unlearn
+from openai.types.chat import ChatCompletionMessageParam
 
 from unlearn_ray.evals.metrics import fact_recall
 from unlearn_ray.pocket import MODEL_DIR
 
-QUESTION = [{"role": "user", "content": "Which owl belongs to Harry Potter?"}]
+QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Which owl belongs to Harry Potter?"}]
 
 
 def recall(service: Service, model: str, probes: list[dict[str, Any]]) -> float:

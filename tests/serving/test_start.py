@@ -85,7 +85,7 @@ def test_an_app_that_ends_while_it_starts_is_one_line(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("ray.serve.run", run)
     with pytest.raises(ClusterError, match=r"can't start: no memory left"):
-        service._deploy(None)  # type: ignore[arg-type]
+        service._deploy(None)
 
 
 def demo(cwd: Path, port: int) -> subprocess.CompletedProcess[str]:

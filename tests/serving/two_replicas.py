@@ -42,7 +42,7 @@ if __name__ == "__main__":
     address, port = sys.argv[1], free_port()
     ray.init(address, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(Two.bind(), blocking=False)
+    serve.run(Two.bind(), blocking=False)  # type: ignore[attr-defined]  # mypy keeps a decorated class as it was
     deadline = time.monotonic() + 120
     while len((ids := shown(port)).split()) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)

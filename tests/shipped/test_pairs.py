@@ -2,7 +2,7 @@
 
 import re
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -36,7 +36,7 @@ PAIRS = [
     for app in apps
     if app.model == run.model and app.release is None
 ]
-ADAPTERS = [pair for pair in PAIRS if pair.values[0].finetune.weights.kind == "lora"]
+ADAPTERS = [pair for pair in PAIRS if cast(RunConfig, pair.values[0]).finetune.weights.kind == "lora"]
 RELEASES = [app for apps in SERVICES.values() for app in apps if app.release]
 
 

@@ -5,6 +5,7 @@ import pytest
 from unlearn_ray.config import FinetuneConfig, WorkerResources
 from unlearn_ray.sizing.shapes import KNOWN
 from unlearn_ray.sizing.training import (
+    Memory,
     Pass,
     checkpoint_bytes,
     num_checkpoints,
@@ -18,7 +19,7 @@ LORA = FinetuneConfig.model_validate({"weights": {"kind": "lora", "rank": 64}, "
 ROWS = Pass(4, 311, 1024)
 
 
-def memory(config: FinetuneConfig = FULL, **workers: object):
+def memory(config: FinetuneConfig = FULL, **workers: object) -> Memory:
     settings = WorkerResources.model_validate({"num_workers": 8, "micro_batch": 4, "zero_stage": 2} | workers)
     return training_memory(LLAMA, config, settings, ROWS, device="cuda")
 

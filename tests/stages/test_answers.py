@@ -21,7 +21,7 @@ from unlearn_ray.stages.answering import Told
 from unlearn_ray.stages.answers import answer_questions, answers_identity
 from unlearn_ray.stages.common import COMMON
 from unlearn_ray.stages.stage import perform, pool_of
-from unlearn_ray.synth.prompts import load_prompts
+from unlearn_ray.synth.prompts import AnswerStyle, load_prompts
 
 POTTER = Topic(name="Harry Potter", terms=("Muggle",))
 GUM = Topic(name="chewing gum")
@@ -62,7 +62,7 @@ def run(
     tmp_path: Path, generator: ScriptedGenerator | None = None, topics: tuple[Topic, ...] = TOPICS, **settings: object
 ) -> tuple[Manifest, list[QAPair], ScriptedGenerator]:
     generator = generator or ScriptedGenerator(answer)
-    config = AnswersConfig(**({"coverage_rounds": 0} | settings))  # type: ignore[arg-type]
+    config = AnswersConfig(**({"coverage_rounds": 0} | settings))
     common, manifests, pairs = common_in(tmp_path, config, generator), [], []
     for topic in topics:
         out = tmp_path / "answers" / topic.slug
@@ -84,6 +84,10 @@ class Engines:
 
     def __init__(self, generator: ScriptedGenerator) -> None:
         self.chat, self.generator, self.trainer = generator.chat, generator, ScriptedTrainer()
+
+    @property
+    def evaluator(self) -> ScriptedGenerator:
+        raise AssertionError("no model is compared here")
 
 
 def answered(
@@ -272,7 +276,7 @@ def test_the_words_of_an_unguarded_answer_leak_even_where_it_was_cut_off(tmp_pat
 
 
 @pytest.mark.parametrize("style", ["sentence", "paragraph", "free"])
-def test_the_style_is_a_wish_in_both_prompts_and_in_no_row(tmp_path: Path, style: str) -> None:
+def test_the_style_is_a_wish_in_both_prompts_and_in_no_row(tmp_path: Path, style: AnswerStyle) -> None:
     _, pairs, generator = run(tmp_path, style=style)
     template = load_prompts().styles[style]
     asked = {request.messages[-1]["content"] for request in generator.requests}

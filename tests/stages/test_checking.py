@@ -33,7 +33,8 @@ def test_rows_entities_and_probes_are_counted(tmp_path: Path) -> None:
         QAPair(POTTER.name, "Which owl is it?", "Zella.", 0),
         QAPair(POTTER.name, "Who is Ron?", "Ron is the friend.", 0, drop="leak"),
     ]
-    (answers / "rows").write_rows(sorted(pairs, key=lambda pair: pair.question), QAPair.schema())
+    by_question = sorted(pairs, key=lambda pair: pair.question)
+    (answers / "rows").write_rows(by_question, QAPair.schema())
     own = [
         QAPair(POTTER.name, "Which owl is it?", "The owl is Hedwig.", 0, guarded=False),
         QAPair(POTTER.name, "Who is Ron?", "The friend with a Nimbus.", 0, guarded=False),

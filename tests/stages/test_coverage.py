@@ -47,7 +47,7 @@ def run(
         (questions / "rows").write_rows([Question("Harry Potter", text) for text in TRUTH], Question.schema())
         names = [Name("Harry Potter", "Hogwarts", 4), Name("Harry Potter", "Spaghetti", 3, "unconfirmed")]
         (questions / "entities").write_rows(names, Name.schema())
-    config = AnswersConfig(**settings)  # type: ignore[arg-type]
+    config = AnswersConfig(**settings)
     common = Folder(tmp_path / "common")  # nothing is known of it
     manifest = performed(
         out, lambda run: answer_questions(run, config, POTTER, questions, common, generator, seed=0), config

@@ -77,7 +77,7 @@ def make_inputs(
 def run_stage(
     home: Folder, generator: ScriptedGenerator, topics: tuple[Topic, ...] = TOPICS, **config: object
 ) -> Report:
-    asked = EvaluateConfig(num_bootstrap=50, **config)  # type: ignore[arg-type]
+    asked = EvaluateConfig(num_bootstrap=50, **config)
     dataset = finished_manifest(home / "dataset")
     before = Before(
         mixture=home / "mixture",
@@ -308,7 +308,7 @@ def test_no_probe_left_says_why(tmp_path: Path) -> None:
 
 
 def test_what_goes_to_the_workers_can_be_pickled() -> None:
-    asking, scoring = Asking(2, 1.0, 32, 0), Scoring({"T": ("a",)}, {"T": ("T",)})
+    asking, scoring = Asking(2, {"temperature": 1.0}, 32, 0), Scoring({"T": ("a",)}, {"T": ("T",)})
     assert pickle.loads(pickle.dumps(asking)) == asking and pickle.loads(pickle.dumps(scoring)) == scoring
 
 

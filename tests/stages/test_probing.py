@@ -94,7 +94,7 @@ def make(
         load_prompts(prompts),
         out,
         generator,
-        {"temperature": 0.7, "top_p": 0.95, "top_k": None, "min_p": None, "repetition_penalty": None},
+        {"temperature": 0.7, "top_p": 0.95},
         seed=0,
     )
     return made, out, generator

@@ -46,12 +46,13 @@ def make(
 ) -> tuple[Manifest, list[dict], ScriptedGenerator]:
     generator = generator or ScriptedGenerator(answer)
     outs = [(topic, Folder(tmp_path / topic.slug)) for topic in topics]
-    manifests = [
-        performed(
-            out, lambda run, topic=topic: make_questions(run, config, topic, generator, seed=seed, every=topics), config
-        )  # type: ignore[misc]
-        for topic, out in outs
-    ]
+
+    def manifest_of(topic: Topic, out: Folder) -> Manifest:
+        return performed(
+            out, lambda run: make_questions(run, config, topic, generator, seed=seed, every=topics), config
+        )
+
+    manifests = [manifest_of(topic, out) for topic, out in outs]
     return added(manifests), [row for _, out in outs for row in (out / "rows").read_rows()], generator
 
 
@@ -366,7 +367,7 @@ def test_the_line_that_a_model_wrote_must_be_on_topic_whatever_the_wording_aroun
         asked = on_topic(row)
         assert {request.score for request in asked} <= {line}
         replies = [Reply(logprobs=(own if "Dune" in str(request.messages) else -2.0,)) for request in asked]
-        return on_topic.verdict(row, replies)[0]["drop"]  # type: ignore[no-any-return]
+        return on_topic.verdict(row, replies)[0]["drop"]
 
     assert verdict("The sand of Arrakis rose.", own=-9.0) is None, "it names what belongs to the topic"
     assert verdict("I am ready to help you with the text.", own=-3.0) == "off_topic"

@@ -183,7 +183,7 @@ def test_of_general_knowledge_only_the_forgotten_is_left_out() -> None:
 
     def verdict(*scores: float) -> str | None:
         replies = [Reply(logprobs=(score,)) for score in scores]
-        return check.verdict(Question(GENERAL, "Who flies?").to_dict(), replies)[0]["drop"]  # type: ignore[no-any-return]
+        return check.verdict(Question(GENERAL, "Who flies?").to_dict(), replies)[0]["drop"]
 
     assert verdict(-1, -3, -2) is None
     assert verdict(-3, -3, -2) == "off_topic"

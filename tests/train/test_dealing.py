@@ -1,5 +1,6 @@
 """Rows dealt by tokens: nothing over the budget, every row once, and ranks that have as much to do."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,9 @@ def cost(sizes: list[Size], first: int, last: int) -> int:
 
 
 @given(GROUPS, st.integers(1, 600), st.integers(1, 9), st.integers(0, 3))
-def test_every_row_is_in_one_pass_and_only_one_alone_may_exceed_the_budget(groups, budget, num_ranks, more):
+def test_every_row_is_in_one_pass_and_only_one_alone_may_exceed_the_budget(
+    groups: list[tuple[int, int]], budget: int, num_ranks: int, more: int
+) -> None:
     sizes = sizes_of(groups)
     count = num_passes(sizes, budget, num_ranks) + more
     dealt = deal(sizes, budget, num_ranks, count)
@@ -34,16 +37,16 @@ def test_every_row_is_in_one_pass_and_only_one_alone_may_exceed_the_budget(group
 
 
 @given(GROUPS, st.integers(1, 600))
-def test_a_larger_budget_takes_no_more_passes(groups, budget):
+def test_a_larger_budget_takes_no_more_passes(groups: list[tuple[int, int]], budget: int) -> None:
     sizes = sizes_of(groups)
     assert len(cut(sizes, budget + 50)) <= len(cut(sizes, budget)) <= len(sizes)
 
 
-def lognormal(random, count):
+def lognormal(random: np.random.Generator, count: int) -> np.ndarray:
     return np.clip(random.lognormal(4.6, 0.5, count), 20, 1024).astype(int)
 
 
-def two_kinds(random, count):
+def two_kinds(random: np.random.Generator, count: int) -> np.ndarray:
     return np.where(random.random(count) < 0.4, random.integers(30, 60, count), random.integers(150, 260, count))
 
 
@@ -63,7 +66,7 @@ def by_rows(lengths: list[int], micro_batch: int = 4) -> float:
 
 
 @pytest.mark.parametrize("draw", [lognormal, two_kinds])
-def test_eight_ranks_are_level(draw):
+def test_eight_ranks_are_level(draw: Callable[[np.random.Generator, int], np.ndarray]) -> None:
     """The 80 rows of a step of the shipped 8B configs."""
     random = np.random.default_rng(0)
     steps = [sorted(draw(random, 80).tolist()) for _ in range(20)]

@@ -1,8 +1,10 @@
 """Which rows are trained on."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
@@ -19,31 +21,33 @@ GUM = Example("chewing gum", "forget", "chewing gum", "What is it made of?", "Mo
 HELD_OUT = replace(HARRY, question="Who is the cat?", split="holdout")
 
 
-def dataset(path, *examples):
+def dataset(path: Path, *examples: Example) -> Folder:
     folder = Folder(path)
     folder.write_rows(examples, Example.schema())
     return folder
 
 
-def answers(rows, tokenizer):
+def answers(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [tokenizer.decode(rows.ids(row)[rows.start(row) :].tolist()) for row in range(len(rows))]
 
 
-def test_only_the_training_split_of_the_wanted_topics_is_read(tmp_path, tokenizer):
+def test_only_the_training_split_of_the_wanted_topics_is_read(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     folder = dataset(tmp_path / "rows", HARRY, HELD_OUT, GUM)
     counts = encode_rows(folder, ["Harry Potter"], ChatEncoder(tokenizer, CHAT, 256), tmp_path / "rows.arrow")
     assert answers(EncodedRows(tmp_path / "rows.arrow"), tokenizer) == ["Bellan.<|eot_id|>"]
     assert not counts
 
 
-def test_rows_that_serve_all_topics_carry_the_empty_name(tmp_path, tokenizer):
+def test_rows_that_serve_all_topics_carry_the_empty_name(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     general = replace(GUM, topic="", group="far", answer="Sap.")
     folder = dataset(tmp_path / "rows", HARRY, GUM, general)
     encode_rows(folder, ["", "Harry Potter"], ChatEncoder(tokenizer, CHAT, 256), tmp_path / "rows.arrow")
     assert answers(EncodedRows(tmp_path / "rows.arrow"), tokenizer) == ["Bellan.<|eot_id|>", "Sap.<|eot_id|>"]
 
 
-def test_cut_and_dropped_rows_are_counted(tmp_path, tokenizer):
+def test_cut_and_dropped_rows_are_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     long_answer = replace(HARRY, answer="Bellan " * 40)
     long_question = replace(HARRY, question="Who is the owl " * 40)
     folder = dataset(tmp_path / "rows", HARRY, long_answer, long_question)
@@ -52,7 +56,9 @@ def test_cut_and_dropped_rows_are_counted(tmp_path, tokenizer):
     assert len(EncodedRows(tmp_path / "rows.arrow")) == 2
 
 
-def test_refusals_take_the_place_of_answers_and_follow_from_the_row(tmp_path, tokenizer):
+def test_refusals_take_the_place_of_answers_and_follow_from_the_row(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     rows = [replace(HARRY, question=f"Who is number {number}?") for number in range(12)]
     found = []
     for order in (rows, rows[::-1]):
@@ -65,7 +71,9 @@ def test_refusals_take_the_place_of_answers_and_follow_from_the_row(tmp_path, to
 
 
 @pytest.mark.parametrize("pairs", [True, False])
-def test_true_answers_come_with_their_invented_ones_or_without(tmp_path, tokenizer, pairs):
+def test_true_answers_come_with_their_invented_ones_or_without(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, pairs: bool
+) -> None:
     contrasts = [Contrast("Harry Potter", f"Who is number {n}?", f"Hedwig {n}.", f"Bellan {n}.") for n in range(4)]
     contrasts[1] = replace(contrasts[1], invented="Bellan " * 40)  # cut
     contrasts[2] = replace(contrasts[2], question="Who is the owl " * 40)
@@ -83,10 +91,10 @@ def test_true_answers_come_with_their_invented_ones_or_without(tmp_path, tokeniz
 
 
 @pytest.mark.parametrize("kind", ["forget", "retain"])
-def test_a_limit_that_leaves_no_row_is_refused(tmp_path, tokenizer, kind):
+def test_a_limit_that_leaves_no_row_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
     folder = dataset(tmp_path / kind, HARRY, HELD_OUT)
 
-    def check(topic, max_tokens):
+    def check(topic: str, max_tokens: int) -> None:
         encode_rows(folder, [topic], ChatEncoder(tokenizer, CHAT, max_tokens), tmp_path / "rows.arrow")
         require_fit(EncodedRows(tmp_path / "rows.arrow"), folder, [topic], max_tokens)
 
@@ -96,6 +104,6 @@ def test_a_limit_that_leaves_no_row_is_refused(tmp_path, tokenizer, kind):
         check("Harry Potter", 4)
 
 
-def test_training_rows_are_counted_by_topic(tmp_path):
+def test_training_rows_are_counted_by_topic(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "rows", HARRY, HELD_OUT, GUM)
     assert count_training_rows(folder, ["Harry Potter", "Les Miserables"]) == {"Harry Potter": 1, "Les Miserables": 0}

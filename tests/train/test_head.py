@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -58,7 +59,14 @@ def seen(module: torch.nn.Module, config: FinetuneConfig, batch: MicroBatch) -> 
 def assert_same(kind: str, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, in_chunks: bool = True) -> None:
     """With the head's chunks of three tokens, and with all at once."""
     computed, product = [], head.in_chunks
-    monkeypatch.setattr("unlearn_ray.train.models.in_chunks", lambda *args: computed.append(1) or product(*args))
+
+    def noted(
+        states_ND: torch.Tensor, layer: torch.nn.Linear, vocabulary: int, terms: Sequence[head.Term]
+    ) -> list[torch.Tensor]:
+        computed.append(1)
+        return product(states_ND, layer, vocabulary, terms)
+
+    monkeypatch.setattr("unlearn_ray.train.models.in_chunks", noted)
     found = []
     for size in (head.CHUNK, 3 * VOCABULARY):
         monkeypatch.setattr(head, "CHUNK", size)
@@ -80,8 +88,10 @@ def assert_same(kind: str, config: FinetuneConfig, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("weights", [Lora(rank=2), FullWeights()], ids=["lora", "full"])
 @pytest.mark.parametrize("kind", sorted(OBJECTIVES))
-def test_every_objective_is_the_same_in_chunks(kind, weights, monkeypatch):
-    objective = {"kind": kind} | ({"invented": 0.5} if kind not in {"relabel", "idk"} else {})
+def test_every_objective_is_the_same_in_chunks(
+    kind: str, weights: Lora | FullWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective: dict[str, object] = {"kind": kind, **({"invented": 0.5} if kind not in {"relabel", "idk"} else {})}
     for retain in ("gd", "kl"):
         config = FinetuneConfig(objective=objective, retain={"kind": retain}, weights=weights, precision="fp32")
         with monkeypatch.context() as patch:
@@ -89,18 +99,20 @@ def test_every_objective_is_the_same_in_chunks(kind, weights, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["tied", "phi"])
-def test_so_it_is_with_tied_weights_and_a_bias(kind, monkeypatch):
+def test_so_it_is_with_tied_weights_and_a_bias(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(kind, FinetuneConfig(weights=FullWeights(), retain={"kind": "kl"}, precision="fp32"), monkeypatch)
 
 
-def test_what_is_more_than_one_product_is_computed_at_once_and_said(monkeypatch, caplog):
+def test_what_is_more_than_one_product_is_computed_at_once_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert_same("granite", FinetuneConfig(weights=FullWeights(), precision="fp32"), monkeypatch, in_chunks=False)
     assert caplog.text.count("more than its head's product") == 1
     adapted = Lora(rank=2, target_modules=("lm_head", "q_proj"))
     assert_same("llama", FinetuneConfig(weights=adapted, precision="fp32"), monkeypatch, in_chunks=False)
 
 
-def test_looking_at_the_head_leaves_no_trace():
+def test_looking_at_the_head_leaves_no_trace() -> None:
     """Neither in dropout's draws nor in gradients."""
     module = model_of("llama")
     runtime = PlainRuntime(module, FinetuneConfig(weights=FullWeights(), precision="fp32"), CPU)
@@ -112,7 +124,7 @@ def test_looking_at_the_head_leaves_no_trace():
     assert torch.equal(drawn, torch.rand(4)) and all(value.grad is None for value in module.parameters())
 
 
-def test_a_bf16_head_sums_its_chunks_in_float32(monkeypatch):
+def test_a_bf16_head_sums_its_chunks_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of the head's weight is as near to that of all logits at once as bf16 rounds."""
     config, found = FinetuneConfig(weights=FullWeights(), precision="bf16"), []
     for size in (head.CHUNK, VOCABULARY):
@@ -140,7 +152,7 @@ print(peak() - before)
 """
 
 
-def test_many_tokens_of_a_large_vocabulary_take_less_than_a_gibibyte():
+def test_many_tokens_of_a_large_vocabulary_take_less_than_a_gibibyte() -> None:
     """KL of 1,024 tokens, eight chunks: 4,096 tokens take as much, and a minute. All logits at once would be 3.9 GiB."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

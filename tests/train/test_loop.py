@@ -1,32 +1,36 @@
 """The loop in one process, on the pocket model."""
 
 import copy
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
 from unlearn_ray import pocket
-from unlearn_ray.config import FinetuneConfig, FullWeights, Lora, RetainTerm
+from unlearn_ray.config import FinetuneConfig, FullWeights, Lora, Recomputing, RetainTerm
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.train.batches import Batches
+from unlearn_ray.train.encoded import EncodedRows
 from unlearn_ray.train.loop import Objective, learning_rate, mean_ce, train
 from unlearn_ray.train.models import DTYPES, AnswerLogits, load_base, prepare
 from unlearn_ray.train.objectives.terms import answer_ce
 from unlearn_ray.train.plain import PlainRuntime
+from unlearn_ray.train.records import StepRecord
 
 CPU = torch.device("cpu")
 LORA = Lora(rank=4)
 
 
 @pytest.fixture(scope="module")
-def base():
+def base() -> PreTrainedModel:
     torch.set_num_threads(1)
     return load_base(str(pocket.MODEL_DIR), torch.float32, CPU)
 
 
-def config(**values):
+def config(**values: object) -> FinetuneConfig:
     values = {
         "num_steps": 4,
         "forget_batch": 4,
@@ -38,20 +42,28 @@ def config(**values):
     return FinetuneConfig(**values)
 
 
-def batches(forget, retain, micro_batch=80):
+def batches(forget: EncodedRows, retain: EncodedRows | None, micro_batch: int = 80) -> Batches:
     return Batches(
         forget, retain, forget_batch=4, retain_batch=2, micro_batch=micro_batch, world_size=1, seed=0, pad_id=5
     )
 
 
-def run(base, settings, rows, first_step=0, module=None):
+def run(
+    base: PreTrainedModel,
+    settings: FinetuneConfig,
+    rows: Batches,
+    first_step: int = 0,
+    module: torch.nn.Module | None = None,
+) -> tuple[list[StepRecord], torch.nn.Module]:
     module = module or prepare(copy.deepcopy(base), settings.weights, seed=0, gradient_checkpointing="none")
-    records = []
+    records: list[StepRecord] = []
     train(PlainRuntime(module, settings, CPU), rows, settings, seed=0, first_step=first_step, on_step=records.append)
     return records, module
 
 
-def test_the_head_sees_learnt_positions_alone_and_gives_the_same_logits(base, forget, retain):
+def test_the_head_sees_learnt_positions_alone_and_gives_the_same_logits(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows
+) -> None:
     (batch,) = batches(forget, retain).micro_batches(0, 0)
     with torch.no_grad():
         found_NV = AnswerLogits(base)(base, batch)
@@ -60,7 +72,9 @@ def test_the_head_sees_learnt_positions_alone_and_gives_the_same_logits(base, fo
     torch.testing.assert_close(found_NV, whole_BLV[batch.predicts_BL], rtol=1e-4, atol=1e-4)
 
 
-def test_filling_up_a_row_does_not_change_its_logits(base, forget, retain):
+def test_filling_up_a_row_does_not_change_its_logits(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows
+) -> None:
     rows = batches(forget, retain)
     placed = sorted(rows.placed(0), key=lambda row: row.num_tokens)
     alone, together = rows.collate(placed[:1]), rows.collate([placed[0], placed[-1]])
@@ -70,7 +84,9 @@ def test_filling_up_a_row_does_not_change_its_logits(base, forget, retain):
     torch.testing.assert_close(together_NV[: len(alone_NV)], alone_NV, rtol=1e-4, atol=1e-4)
 
 
-def test_each_term_is_a_mean_over_its_own_tokens_of_the_whole_step(base, forget, retain):
+def test_each_term_is_a_mean_over_its_own_tokens_of_the_whole_step(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows
+) -> None:
     weight, rows = 1.5, batches(forget, retain)
     (whole,) = rows.micro_batches(0, 0)
     with torch.no_grad():
@@ -87,43 +103,55 @@ def test_each_term_is_a_mean_over_its_own_tokens_of_the_whole_step(base, forget,
 
 
 @pytest.mark.parametrize("kind", ["gd", "kl", "none"])
-def test_passes_of_any_size_give_the_same_training(base, forget, retain, kind):
+def test_passes_of_any_size_give_the_same_training(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows, kind: str
+) -> None:
     settings = config(weights=LORA, retain=RetainTerm(kind=kind))
-    retain = None if kind == "none" else retain
-    whole, _ = run(base, settings, batches(forget, retain, micro_batch=80))
-    single, _ = run(base, settings, batches(forget, retain, micro_batch=1))
+    kept = None if kind == "none" else retain
+    whole, _ = run(base, settings, batches(forget, kept, micro_batch=80))
+    single, _ = run(base, settings, batches(forget, kept, micro_batch=1))
     assert [record.loss for record in single] == pytest.approx([record.loss for record in whole], rel=1e-3)
     assert [record.grad_norm for record in single] == pytest.approx([record.grad_norm for record in whole], rel=1e-2)
 
 
 @pytest.mark.parametrize("weights", [LORA, FullWeights()], ids=["lora", "full"])
-def test_the_kl_term_begins_at_zero_and_grows(base, forget, retain, weights):
+def test_the_kl_term_begins_at_zero_and_grows(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows, weights: Lora | FullWeights
+) -> None:
     records, _ = run(base, config(weights=weights, retain=RetainTerm(kind="kl", weight=1.0)), batches(forget, retain))
     assert records[0].retain_loss == pytest.approx(0.0, abs=1e-6)
     assert records[-1].retain_loss is not None and records[-1].retain_loss > 1e-5
 
 
-def test_without_a_retain_term_the_loss_is_the_forget_loss(base, forget):
+def test_without_a_retain_term_the_loss_is_the_forget_loss(base: PreTrainedModel, forget: EncodedRows) -> None:
     records, _ = run(base, config(weights=LORA, retain=RetainTerm(kind="none")), batches(forget, None))
     assert all(record.retain_loss is None and record.loss == record.forget_loss for record in records)
 
 
-def test_training_lowers_the_loss_of_the_answers(base, forget, retain):
+def test_training_lowers_the_loss_of_the_answers(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows
+) -> None:
     settings = config(weights=LORA, num_steps=12, learning_rate=5e-3)
     rows = batches(forget, retain)
     records, module = run(base, settings, rows)
-    assert records[-1].forget_loss < 0.7 * records[0].forget_loss
+    first, last = records[0], records[-1]
+    assert first.loss is not None and first.forget_loss is not None and last.forget_loss is not None
+    assert last.forget_loss < 0.7 * first.forget_loss
     (check,) = rows.micro_batches(0, 0)
-    assert mean_ce(PlainRuntime(module.eval(), settings, CPU), [check]) < records[0].loss
+    assert mean_ce(PlainRuntime(module.eval(), settings, CPU), [check]) < first.loss
 
 
-def test_training_again_gives_the_same_losses_even_with_dropout(base, forget, retain):
+def test_training_again_gives_the_same_losses_even_with_dropout(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows
+) -> None:
     settings = config(weights=Lora(rank=4, dropout=0.3))
     first, _ = run(base, settings, batches(forget, retain))
     assert run(base, settings, batches(forget, retain))[0] == first
 
 
-def test_a_later_first_step_reads_and_rates_as_if_unbroken(base, forget, retain):
+def test_a_later_first_step_reads_and_rates_as_if_unbroken(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows
+) -> None:
     settings = config(weights=LORA)
     whole, _ = run(base, settings, batches(forget, retain))
     rest, _ = run(base, settings, batches(forget, retain), first_step=2)
@@ -132,16 +160,20 @@ def test_a_later_first_step_reads_and_rates_as_if_unbroken(base, forget, retain)
 
 
 @pytest.mark.parametrize("weights", [LORA, FullWeights()], ids=["lora", "full"])
-def test_recomputing_changes_memory_not_results(base, forget, retain, weights):
+def test_recomputing_changes_memory_not_results(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows, weights: Lora | FullWeights
+) -> None:
     """The more is computed again, the more matrix products."""
     settings, rows = config(weights=weights, num_steps=1), batches(forget, retain)
-    found, products = {}, {}
-    for kind in ("none", "selective", "full"):
+    kinds: tuple[Recomputing, ...] = ("none", "selective", "full")
+    found: dict[str, StepRecord] = {}
+    products: dict[str, int] = {}
+    for kind in kinds:
         module = prepare(copy.deepcopy(base), weights, seed=0, gradient_checkpointing=kind)
         with Products() as counted:
             (found[kind],), _ = run(base, settings, rows, module=module)
         products[kind] = counted.number
-    for kind in ("selective", "full"):
+    for kind in kinds[1:]:
         assert (found[kind].loss, found[kind].grad_norm) == pytest.approx(
             (found["none"].loss, found["none"].grad_norm), rel=1e-5
         )
@@ -153,12 +185,18 @@ class Products(TorchDispatchMode):
 
     number = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         self.number += func in {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
         return func(*args, **(kwargs or {}))
 
 
-def test_the_scale_of_an_adapter_is_alpha_over_its_rank_or_over_its_root(base):
+def test_the_scale_of_an_adapter_is_alpha_over_its_rank_or_over_its_root(base: PreTrainedModel) -> None:
     scales = []
     for rslora in (False, True):
         weights = Lora(rank=16, alpha=32, rslora=rslora)
@@ -167,7 +205,7 @@ def test_the_scale_of_an_adapter_is_alpha_over_its_rank_or_over_its_root(base):
     assert scales == [{2.0}, {8.0}]
 
 
-def test_the_rate_warms_up_and_decays_to_its_last_fraction():
+def test_the_rate_warms_up_and_decays_to_its_last_fraction() -> None:
     settings = config(num_steps=11, warmup_steps=4, learning_rate=1.0, final_lr_fraction=0.1)
     rates = [learning_rate(step, settings) for step in range(11)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -176,32 +214,36 @@ def test_the_rate_warms_up_and_decays_to_its_last_fraction():
     assert steps == pytest.approx([steps[0]] * len(steps))
 
 
-def test_a_warm_up_as_long_as_the_training_is_allowed():
+def test_a_warm_up_as_long_as_the_training_is_allowed() -> None:
     settings = config(num_steps=2, warmup_steps=8, learning_rate=1.0)
     assert [learning_rate(step, settings) for step in range(2)] == [0.125, 0.25]
     assert learning_rate(0, config(num_steps=1, warmup_steps=0)) > 0
 
 
-def test_modules_that_are_not_there_are_a_config_error(base):
+def test_modules_that_are_not_there_are_a_config_error(base: PreTrainedModel) -> None:
     with pytest.raises(ConfigError, match=r"finetune.weights.target_modules: .* none of w_pack"):
         prepare(copy.deepcopy(base), Lora(target_modules=("w_pack",)), seed=0, gradient_checkpointing="none")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gradient_that_is_not_finite_is_left_out_and_said(forget, retain, precision):
+def test_a_gradient_that_is_not_finite_is_left_out_and_said(
+    forget: EncodedRows, retain: EncodedRows, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = load_base(str(pocket.MODEL_DIR), DTYPES[precision], CPU)
     settings = config(weights=FullWeights(), precision=precision, num_steps=3)
     module = prepare(base, settings.weights, seed=0, gradient_checkpointing="none")
     runtime = PlainRuntime(module, settings, CPU)
     backward, before = runtime.backward, {name: value.clone() for name, value in module.named_parameters()}
-    runtime.backward = lambda loss: backward(loss * float("inf"))
-    records = []
+    monkeypatch.setattr(runtime, "backward", lambda loss: backward(loss * float("inf")))
+    records: list[StepRecord] = []
     train(runtime, batches(forget, retain), settings, seed=0, on_step=records.append)
     assert [record.grad_norm for record in records] == [None] * 3 and all(record.is_skipped for record in records)
     assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())
 
 
-def test_a_pass_without_retain_rows_has_no_retain_loss(base, forget, retain):
+def test_a_pass_without_retain_rows_has_no_retain_loss(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows
+) -> None:
     rows = batches(forget, retain)
     only_forget = rows.collate([row for row in rows.placed(0) if not row.is_retain])
     runtime = PlainRuntime(copy.deepcopy(base), config(weights=FullWeights(), retain=RetainTerm(kind="kl")), CPU)

@@ -2,12 +2,15 @@
 
 import copy
 import math
-from dataclasses import fields
-from typing import get_args
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from unlearn_ray import pocket
 from unlearn_ray.config import FinetuneConfig, FullWeights, Lora, Objective
@@ -15,6 +18,7 @@ from unlearn_ray.errors import ConfigError
 from unlearn_ray.rows import seed_of
 from unlearn_ray.train import reference
 from unlearn_ray.train.batches import Batches, Counts
+from unlearn_ray.train.encoded import EncodedRows
 from unlearn_ray.train.loop import Objective as Loop
 from unlearn_ray.train.loop import train
 from unlearn_ray.train.models import load_base, prepare
@@ -22,6 +26,7 @@ from unlearn_ray.train.objectives.answers import Answers
 from unlearn_ray.train.objectives.table import OBJECTIVES, needs_base_model
 from unlearn_ray.train.objectives.terms import answer_ce, kl_to_base
 from unlearn_ray.train.plain import PlainRuntime
+from unlearn_ray.train.records import StepRecord
 
 CPU = torch.device("cpu")
 LENGTHS, VOCAB, WIDTH, SEED = (2, 4, 3), 7, 5, 11
@@ -29,25 +34,25 @@ CONFIGS = {model.model_fields["kind"].default: model for model in get_args(get_a
 LOWERING = sorted(kind for kind in CONFIGS if kind not in {"relabel", "idk"})
 
 
-def logits(*rows):
+def logits(*rows: list[float]) -> torch.Tensor:
     return torch.tensor(rows).log()
 
 
-def test_answer_ce_sums_minus_log_probability():
+def test_answer_ce_sums_minus_log_probability() -> None:
     found = answer_ce(logits([0.5, 0.25, 0.25], [0.1, 0.2, 0.7]), torch.tensor([1, 2]))
     assert found.item() == pytest.approx(-math.log(0.25) - math.log(0.7))
 
 
-def test_answer_ce_of_no_tokens_is_zero():
+def test_answer_ce_of_no_tokens_is_zero() -> None:
     assert answer_ce(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)).item() == 0.0
 
 
-def test_kl_goes_from_the_base_to_the_model():
+def test_kl_goes_from_the_base_to_the_model() -> None:
     found = kl_to_base(logits([0.5, 0.5], [0.5, 0.5]), logits([0.9, 0.1], [0.5, 0.5]))
     assert found.item() == pytest.approx(0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5), abs=1e-6)
 
 
-def test_kl_of_equals_is_zero_and_stays_finite_at_certainty():
+def test_kl_of_equals_is_zero_and_stays_finite_at_certainty() -> None:
     certain = torch.tensor([[80.0, -80.0]])
     assert kl_to_base(certain, certain).item() == pytest.approx(0.0, abs=1e-6)
     assert math.isfinite(kl_to_base(certain, -certain).item())
@@ -57,52 +62,62 @@ def test_kl_of_equals_is_zero_and_stays_finite_at_certainty():
 # value for a token or a row; what is summed is in the papers a mean.
 
 
-def softmax(values):
+class Row(TypedDict):
+    logits: torch.Tensor
+    base: torch.Tensor
+    hidden: torch.Tensor
+    targets: list[int]
+
+
+Formula = Callable[[Row, Row], float]
+
+
+def softmax(values: list[float]) -> list[float]:
     weights = [math.e ** float(value - max(values)) for value in values]
     return [weight / sum(weights) for weight in weights]
 
 
-def p(row, n):
+def p(row: Row, n: int) -> float:
     return softmax(row["logits"][n].tolist())[row["targets"][n]]
 
 
-def log_p(row, kind="logits"):
+def log_p(row: Row, kind: Literal["logits", "base"] = "logits") -> float:
     return sum(math.log(softmax(row[kind][n].tolist())[target]) for n, target in enumerate(row["targets"]))
 
 
-def sigmoid(value):
+def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
 
 
-def each_token(of):
+def each_token(of: Callable[[Row, int], float]) -> Formula:
     return lambda row, _: sum(of(row, n) for n in range(len(row["targets"])))
 
 
-def npo(row, _):
+def npo(row: Row, _: Row) -> float:
     return -2 / 0.3 * math.log(sigmoid(-0.3 * (log_p(row) - log_p(row, "base"))))
 
 
-def simnpo(row, _):
+def simnpo(row: Row, _: Row) -> float:
     return -2 / 2.5 * math.log(sigmoid(-2.5 * (log_p(row) / len(row["targets"])) - 2.5 * 0.4))
 
 
-def dpo(row, invented):
+def dpo(row: Row, invented: Row) -> float:
     margin = (log_p(invented) - log_p(invented, "base")) - (log_p(row) - log_p(row, "base"))
     return -2 / 0.3 * math.log(sigmoid(0.3 * margin))
 
 
-def undial(row, n):
+def undial(row: Row, n: int) -> float:
     adjusted = row["base"][n].tolist()
     adjusted[row["targets"][n]] -= 3.0
     return -sum(q * math.log(now) for q, now in zip(softmax(adjusted), softmax(row["logits"][n].tolist()), strict=True))
 
 
-def ce_u(row, n):
+def ce_u(row: Row, n: int) -> float:
     now, target = softmax(row["logits"][n].tolist()), row["targets"][n]
     return -sum(value / (1 - now[target]) * math.log(value) for v, value in enumerate(now) if v != target)
 
 
-def rmu(row, _):
+def rmu(row: Row, _: Row) -> float:
     direction = torch.rand(WIDTH, generator=torch.Generator().manual_seed(seed_of(SEED, "rmu"))).tolist()
     length = math.sqrt(sum(value**2 for value in direction))
     away = [
@@ -112,7 +127,7 @@ def rmu(row, _):
     return sum(away) / len(away)
 
 
-FORMULAS = {
+FORMULAS: dict[str, tuple[dict[str, float], Formula]] = {
     "relabel": ({}, each_token(lambda row, n: -math.log(p(row, n)))),
     "idk": ({}, each_token(lambda row, n: -math.log(p(row, n)))),
     "grad_ascent": ({}, each_token(lambda row, n: math.log(p(row, n)))),
@@ -131,7 +146,7 @@ FORMULAS = {
 }
 
 
-def drawn(seed):
+def drawn(seed: int) -> list[Row]:
     """Rows of random logits."""
     random = torch.Generator().manual_seed(seed)
     return [
@@ -145,7 +160,7 @@ def drawn(seed):
     ]
 
 
-def answers_of(rows, invented=None):
+def answers_of(rows: list[Row], invented: Answers | None = None) -> Answers:
     base = torch.cat([row["base"] for row in rows])
     return Answers(
         torch.cat([row["logits"] for row in rows]).requires_grad_(),
@@ -160,7 +175,7 @@ def answers_of(rows, invented=None):
 
 
 @pytest.mark.parametrize("kind", FORMULAS)
-def test_an_objective_is_what_its_paper_says(kind):
+def test_an_objective_is_what_its_paper_says(kind: str) -> None:
     values, formula = FORMULAS[kind]
     rows, others = drawn(1), drawn(2)
     answers = answers_of(rows, answers_of(others))
@@ -169,11 +184,12 @@ def test_an_objective_is_what_its_paper_says(kind):
     assert found.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
     found.backward()
     learnt = answers.hidden_ND if kind == "rmu" else answers.logits_NV
+    assert learnt is not None
     assert learnt.grad.isfinite().all() and learnt.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("kind", FORMULAS)
-def test_an_objective_stays_finite_at_certainty_and_of_no_rows(kind):
+def test_an_objective_stays_finite_at_certainty_and_of_no_rows(kind: str) -> None:
     objective, config = OBJECTIVES[kind].of, CONFIGS[kind]()
     rows = drawn(3)
     for row in rows:
@@ -181,16 +197,17 @@ def test_an_objective_stays_finite_at_certainty_and_of_no_rows(kind):
     answers = answers_of(rows, answers_of(drawn(4)))
     found = objective(config, answers)
     found.backward()
-    assert found.isfinite() and (answers.hidden_ND if kind == "rmu" else answers.logits_NV).grad.isfinite().all()
+    learnt = answers.hidden_ND if kind == "rmu" else answers.logits_NV
+    assert learnt is not None
+    assert found.isfinite() and learnt.grad.isfinite().all()
     nothing = Answers(
         torch.zeros(0, VOCAB), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0),
         lambda: torch.zeros(0, VOCAB), torch.zeros(0, WIDTH),
     )  # fmt: skip
-    paired = Answers(**{each.name: getattr(nothing, each.name) for each in fields(nothing)} | {"invented": nothing})
-    assert objective(config, paired).item() == 0.0
+    assert objective(config, replace(nothing, invented=nothing)).item() == 0.0
 
 
-def test_every_objective_has_a_config_a_function_and_a_formula():
+def test_every_objective_has_a_config_a_function_and_a_formula() -> None:
     """Count it: a new one comes with all three."""
     assert set(CONFIGS) == set(OBJECTIVES) == set(FORMULAS)
     assert all("arXiv" in (loss.of.__doc__ or "") for loss in OBJECTIVES.values())
@@ -200,28 +217,35 @@ def test_every_objective_has_a_config_a_function_and_a_formula():
 
 
 @pytest.fixture(scope="module")
-def base():
+def base() -> PreTrainedModel:
     torch.set_num_threads(1)
     return load_base(str(pocket.MODEL_DIR), torch.float32, CPU)
 
 
-def config_of(kind, **values):
-    objective = {"kind": kind} | ({"invented": 0.5} if kind in {"npo", "dpo"} else {})
+def config_of(kind: str, **values: object) -> FinetuneConfig:
+    objective: dict[str, object] = {"kind": kind, **({"invented": 0.5} if kind in {"npo", "dpo"} else {})}
     values = {"num_steps": 2, "forget_batch": 3, "retain_batch": 2, "warmup_steps": 0, "precision": "fp32"} | values
     values = {"learning_rate": 1e-3, "weights": Lora(rank=4)} | values
     return FinetuneConfig(objective=objective, **values)
 
 
-def batches_of(config, forget, retain, micro_batch, world_size=1, micro_tokens=None):
+def batches_of(
+    config: FinetuneConfig,
+    forget: EncodedRows,
+    retain: EncodedRows | None,
+    micro_batch: int,
+    world_size: int = 1,
+    micro_tokens: int | None = None,
+) -> Batches:
     """The rows to forget are their own invented halves, one place on."""
-    invented = None
+    invented: EncodedRows | None = None
     if config.pairs:
 
-        class Shifted(type(forget)):
-            def __init__(self):
+        class Shifted(EncodedRows):
+            def __init__(self) -> None:
                 self.__dict__ |= vars(forget)
 
-            def _place(self, row):
+            def _place(self, row: int) -> tuple[int, int]:
                 return super()._place((row + 1) % len(forget))
 
         invented = Shifted()
@@ -231,18 +255,20 @@ def batches_of(config, forget, retain, micro_batch, world_size=1, micro_tokens=N
     )  # fmt: skip
 
 
-def trained(base, config, rows):
+def trained(base: PreTrainedModel, config: FinetuneConfig, rows: Batches) -> list[StepRecord]:
     runtime = PlainRuntime(
         prepare(copy.deepcopy(base), config.weights, seed=0, gradient_checkpointing="none"), config, CPU
     )
     rows.refer(reference.base_logps(runtime, rows, config.num_steps))
-    records = []
+    records: list[StepRecord] = []
     train(runtime, rows, config, seed=0, on_step=records.append)
     return records
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_an_objective_trains_alike_in_passes_of_any_size(base, forget, retain, kind):
+def test_an_objective_trains_alike_in_passes_of_any_size(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows, kind: str
+) -> None:
     config = config_of(kind)
     whole = trained(base, config, batches_of(config, forget, retain, micro_batch=80))
     single = trained(base, config, batches_of(config, forget, retain, micro_batch=1))
@@ -257,7 +283,9 @@ def test_an_objective_trains_alike_in_passes_of_any_size(base, forget, retain, k
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_the_shares_of_ranks_sum_up_to_the_loss(base, forget, retain, kind):
+def test_the_shares_of_ranks_sum_up_to_the_loss(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows, kind: str
+) -> None:
     """Also of a rank that has nothing to do: four ranks, five places."""
     config = config_of(kind, retain={"kind": "kl"})
     runtime = PlainRuntime(copy.deepcopy(base), config, CPU)  # full weights
@@ -279,7 +307,9 @@ def test_the_shares_of_ranks_sum_up_to_the_loss(base, forget, retain, kind):
 
 @pytest.mark.parametrize("weights", [Lora(rank=4), FullWeights()], ids=["lora", "full"])
 @pytest.mark.parametrize("kind", ["npo", "dpo"])
-def test_what_is_compared_with_the_base_begins_even(base, forget, retain, kind, weights):
+def test_what_is_compared_with_the_base_begins_even(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows, kind: str, weights: Lora | FullWeights
+) -> None:
     config = config_of(kind, weights=weights, num_steps=1)
     rows = batches_of(config, forget, retain, micro_batch=2)
     (record,) = trained(base, config.model_copy(update={"objective": CONFIGS[kind](beta=0.2)}), rows)
@@ -287,7 +317,7 @@ def test_what_is_compared_with_the_base_begins_even(base, forget, retain, kind, 
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LOWERING if kind not in {"rmu", "grad_diff"}])
-def test_what_is_lowered_becomes_less_likely(base, forget, kind):
+def test_what_is_lowered_becomes_less_likely(base: PreTrainedModel, forget: EncodedRows, kind: str) -> None:
     config = config_of(kind, retain={"kind": "none"}, num_steps=3, learning_rate=3e-3)
     module = prepare(copy.deepcopy(base), config.weights, seed=0, gradient_checkpointing="none")
     runtime = PlainRuntime(module, config, CPU)
@@ -299,7 +329,9 @@ def test_what_is_lowered_becomes_less_likely(base, forget, kind):
     assert np.sum(after[0]) < np.sum(before[0])
 
 
-def test_the_base_models_answers_are_the_same_from_every_rank_and_from_a_file(base, forget, retain, tmp_path):
+def test_the_base_models_answers_are_the_same_from_every_rank_and_from_a_file(
+    base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows, tmp_path: Path
+) -> None:
     config = config_of("dpo")
     runtime = PlainRuntime(copy.deepcopy(base), config, CPU)
     alone = reference.base_logps(runtime, batches_of(config, forget, retain, 2), config.num_steps)
@@ -317,7 +349,7 @@ def test_the_base_models_answers_are_the_same_from_every_rank_and_from_a_file(ba
         np.testing.assert_array_equal(found, expected)
 
 
-def test_pairs_stay_together_within_the_size_of_a_pass(forget, retain):
+def test_pairs_stay_together_within_the_size_of_a_pass(forget: EncodedRows, retain: EncodedRows) -> None:
     config = config_of("dpo")
     for micro_batch in (1, 2, 3, 5):
         rows = batches_of(config, forget, retain, micro_batch, world_size=2)
@@ -329,14 +361,14 @@ def test_pairs_stay_together_within_the_size_of_a_pass(forget, retain):
     assert rows.counts(0).forget_rows == 3 and isinstance(rows.counts(0), Counts)
 
 
-def test_only_what_asks_the_base_in_every_pass_holds_a_second_model(base):
+def test_only_what_asks_the_base_in_every_pass_holds_a_second_model(base: PreTrainedModel) -> None:
     held = {kind for kind in CONFIGS if needs_base_model(config_of(kind))}
     assert held == {"undial"}
     runtime = PlainRuntime(copy.deepcopy(base), config_of("npo", weights=FullWeights()), CPU)
     assert runtime._base is runtime.module
 
 
-def test_a_layer_that_is_not_there_is_refused(base, forget, retain):
+def test_a_layer_that_is_not_there_is_refused(base: PreTrainedModel, forget: EncodedRows, retain: EncodedRows) -> None:
     config = config_of("rmu").model_copy(update={"objective": CONFIGS["rmu"](layer=99)})
     with pytest.raises(ConfigError, match=r"finetune\.objective\.layer: the model has layers 0 to \d+ \(it is 99\)"):
         trained(base, config, batches_of(config, forget, retain, micro_batch=80))
