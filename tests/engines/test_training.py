@@ -110,14 +110,15 @@ def losses_of(job: TrainJob) -> list[float]:
 
 
 class Killer:
-    """Kills one training worker, once so many steps are done."""
+    """Kills one training worker, once so many steps are done and, of a job that is given, a checkpoint is known to Ray Train, which asks every two
+    seconds."""
 
-    def __init__(self, after: int) -> None:
-        self.after = after
+    def __init__(self, after: int, job: TrainJob | None = None) -> None:
+        self.after, self.job = after, job
         self.num_killed = 0
 
     def __call__(self, label: str, done: int, total: int) -> None:
-        if done < self.after or self.num_killed:
+        if done < self.after or self.num_killed or not self._is_known():
             return
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # others of this session come and go
@@ -125,6 +126,10 @@ class Killer:
                     process.kill()
                     self.num_killed += 1
                     return
+
+    def _is_known(self) -> bool:
+        found = [] if self.job is None else self.job.checkpoints.local.glob("*/checkpoint_manager_snapshot.json")
+        return self.job is None or any("checkpoint_2" in file.read_text() for file in found)
 
 
 def plain_losses(job: TrainJob, home: Path) -> list[float | None]:
@@ -220,13 +225,13 @@ def test_a_training_that_lowers_the_truth_is_taken_up_with_what_the_base_gave(
 ) -> None:
     """Full weights: the base is gone by then, and lies in the checkpoint as log-probabilities alone. By as many workers as there is room for."""
     values = {"weights": {"kind": "full"}, "objective": {"kind": "npo", "invented": 1.0}, "learning_rate": 1e-4}
-    values |= {"num_steps": 12, "checkpoint_every": 2}
+    values |= {"num_steps": 30, "checkpoint_every": 2}
     config = FinetuneConfig.model_validate(CONFIG.model_dump() | values)
     job = replace(job_of(dataset, tmp_path, config=config), forget=dataset / "contrasts")
-    killer = Killer(after=5)
+    killer = Killer(after=5, job=job)
     workers = WorkerResources(num_workers=(1, 2), num_cpus=0.5, micro_batch=2)
     (result,) = train(ray_session, workers, job, on_progress=killer)
-    assert killer.num_killed and result.resumed_from_step >= 2  # the later checkpoint may not have been whole yet
+    assert killer.num_killed and result.resumed_from_step >= 2
     assert (result.num_forget_rows, result.num_cut, result.num_too_long) == (5, 1, 0)
     assert losses_of(job) == pytest.approx(plain_losses(job, tmp_path), abs=1e-4)
 

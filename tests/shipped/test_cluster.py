@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ray.autoscaler._private.aws.config import _check_ami
 from ray.autoscaler._private.command_runner import DockerCommandRunner
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from unlearn_ray import config
+from unlearn_ray import __version__, config
 
 HOME = first(r"^ENV HOME=(\S+)", DOCKERFILE)
 USER = first(r"^USER (\S+)", DOCKERFILE)
@@ -225,8 +224,7 @@ def test_the_image_is_one_and_the_same_wherever_it_is_built() -> None:
 
 
 def test_the_image_is_called_by_the_packages_version(aws: dict[str, Any]) -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert aws["docker"]["image"].rpartition(":")[2] == version
+    assert aws["docker"]["image"].rpartition(":")[2] == __version__
     assert aws["docker"]["image"] == first(r"docker build .*--tag (\S+)", DOCKERFILE)
 
 
