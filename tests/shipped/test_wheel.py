@@ -1,5 +1,6 @@
 """The wheel, in an environment that has what it needs and no checkout."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def done(*command: str | Path, cwd: Path) -> str:
-    found = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run(command, cwd=cwd, env=bare, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
     return found.stdout
 
