@@ -1,4 +1,4 @@
-"""Loggers, each read by its library's own reader. W&B and MLflow are no dependencies: where they are not installed, theirs are skipped."""
+"""Each logger's files are read with its own library. W&B and MLflow are not dependencies: their tests are skipped if they are not installed."""
 
 import logging
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def log_two_steps(name: str, about: Training) -> None:
 
 
 def test_tensorboard_reads_what_is_written_and_a_step_that_is_done_again_once(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="TensorBoard's reader is no dependency: its writer is one of Ray Train's")
+    pytest.importorskip("tensorboard", reason="tensorboard is not a dependency; Ray Train brings only its writer")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log_two_steps("tensorboard", training(tmp_path))
@@ -49,7 +49,7 @@ def test_the_default_logger_needs_nothing_that_ray_train_does_not_bring(tmp_path
 
 
 def test_wandb_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip("wandb", reason="W&B is no dependency")
+    wandb = pytest.importorskip("wandb", reason="wandb is not a dependency")
     monkeypatch.setenv("WANDB_MODE", "offline")
     log_two_steps("wandb", training(tmp_path))
     log_two_steps("wandb", training(tmp_path, first_step=1))
@@ -61,7 +61,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", None])
 def test_mlflow_goes_on_in_the_same_run(variable: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="MLflow is no dependency")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not a dependency")
     if variable is None:
         pytest.importorskip("sqlalchemy", reason="mlflow-skinny writes no database")
         uri = f"sqlite:///{tmp_path / 'files'}/mlflow.db"

@@ -65,7 +65,7 @@ def save_shard(folder: Path, blocks: Sequence[Block], optimizer: torch.optim.Opt
             else:
                 assert key == "step", f"an optimizer with {key} can't be saved in parts"
                 steps.append(float(value))
-    # There are no moments before the first step that is not skipped. After it, all blocks have the same step.
+    # Adam has no moments until the first step that is not skipped. From then on all blocks count the same steps.
     assert len(set(steps)) <= 1
     parts = [[asdict(part) for part in block.parts] for block in blocks]
     metadata = {"parts": json.dumps(parts), "step": json.dumps(steps[0] if steps else None)}
