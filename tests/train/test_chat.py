@@ -119,7 +119,7 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"is no model folder"):
+    with pytest.raises(ModelError, match=r"is not a model folder"):
         load_tokenizer(str(tmp_path))
 
 

@@ -168,7 +168,7 @@ def shape_of(model: str) -> Shape:
             raise ValueError("it holds no JSON object")
         return replace(_of_config(values, path.parent), name=model, source="files")
     except FileNotFoundError as error:
-        raise ModelError(f"model {model} is not a model folder: config.json is missing") from error
+        raise ModelError(f"model {model} is not a model folder: it has no config.json") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model {model} can't be planned: its config.json can't be used ({gist(error)})") from error
 

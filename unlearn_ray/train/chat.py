@@ -99,7 +99,7 @@ def check_architecture(model: str) -> None:
     if is_path and not Path(model).is_dir():
         raise ModelError(f"model {model} is not there: give a model folder, or a name on the Hugging Face hub")
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
-        raise ModelError(f"model {model} is no model folder: it has no config.json")
+        raise ModelError(f"model {model} is not a model folder: it has no config.json")
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=is_offline(model))
     except Exception as error:  # transformers and the hub's library have classes of their own

@@ -69,7 +69,7 @@ def open_model(model: str) -> ModelFiles:
     try:
         config = _json(path_of_file(model, "config.json"))
     except FileNotFoundError as error:
-        what = "is no model folder" if is_folder else "is no model of transformers'"
+        what = "is not a model folder" if is_folder else "is not a model of transformers"
         raise ModelError(f"model {model} {what}: it has no config.json") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"model {model} can't be used: its config.json can't be read ({gist(error)})") from error
