@@ -1,6 +1,7 @@
 """What tests share, once a test run: a Ray, a vLLM engine on the pocket model, a cluster, a whole run, a service on that run."""
 
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -95,6 +96,21 @@ def one_long_test_at_a_time(request: pytest.FixtureRequest, tmp_path_factory: py
         return
     with alone(tmp_path_factory, "long"):
         yield
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """pytest's own, which also hears this package where an import takes the root logger's handlers away, as that of ray.serve.llm does."""
+    handler, ours = caplog.handler, logging.getLogger("unlearn_ray")
+
+    def is_new(record: logging.LogRecord) -> bool:
+        return record not in handler.records[-1:]
+
+    handler.addFilter(is_new)
+    ours.addHandler(handler)
+    yield caplog
+    ours.removeHandler(handler)
+    handler.removeFilter(is_new)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The guard of `make test-fast`, tried on tests of its own: a process that is called as Ray's is stands for a Ray."""
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -47,3 +48,14 @@ def test_a_test_that_starts_a_ray_without_saying_so_fails(tmp_path: Path) -> Non
     failed = {line.split("::")[1].split(" ")[0] for line in done.stdout.splitlines() if line.startswith("ERROR ")}
     assert failed == {"test_starts_one_and_ends_it", "test_takes_one_without_saying_so"}, done.stdout
     assert "mark the test `real`" in done.stdout and "5 passed" in done.stdout
+
+
+def test_messages_are_heard_where_an_import_takes_the_root_loggers_handlers(caplog: pytest.LogCaptureFixture) -> None:
+    root, log = logging.getLogger(), logging.getLogger("unlearn_ray.any")
+    log.warning("once")
+    kept, root.handlers = root.handlers, []
+    try:
+        log.warning("then")
+    finally:
+        root.handlers = kept
+    assert caplog.messages == ["once", "then"]

@@ -327,18 +327,20 @@ def test_engines_come_with_work_and_go_without(ray_session: ClusterConfig, caplo
         client = fleet.client
         client.generate(requests("one batch"))
         assert len(fleet.process_ids()) == 1, "one engine does a few batches"
+        num_batches, deadline = 1, time.monotonic() + 60
         with ThreadPoolExecutor(12) as callers:
-            batches = [requests(f"{i}") for i in range(200)]
-            found = list(callers.map(client.generate, batches))
-            assert [reply.texts[0] for (reply,) in found] == [f"{i}" for i in range(200)]
-            assert len(set(fleet.process_ids())) == 3
+            while not all(f"engine {number} is ready" in caplog.text for number in range(3)):
+                assert time.monotonic() < deadline
+                found = list(callers.map(client.generate, [requests(f"{i}") for i in range(100)]))
+                assert [reply.texts[0] for (reply,) in found] == [f"{i}" for i in range(100)]
+                num_batches += 100
         deadline = time.monotonic() + 60
         while len(fleet.process_ids()) > 1:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         (reply,) = fleet.client.generate(requests("still there"))
         assert reply.texts == ("still there",)
-        assert fleet.prefix_counts(client) == (4 * 201, 3 * 201), "another client's are its own"
+        assert fleet.prefix_counts(client) == (4 * num_batches, 3 * num_batches), "another client's are its own"
     finally:
         fleet.close()
     assert caplog.text.count("had nothing to do and is given back") == 2

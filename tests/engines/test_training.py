@@ -1,6 +1,5 @@
 """Ray Train and DeepSpeed for real, on the pocket model: exports, lost workers and lost drivers. (Jobs side by side: run/test_joining.py.)"""
 
-import contextlib
 import json
 import logging
 import shutil
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import psutil
 import pytest
 import ray
 import torch
+from killing import Killer
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
@@ -107,29 +106,6 @@ def tried_all(
 
 def losses_of(job: TrainJob) -> list[float]:
     return [json.loads(line)["loss"] for line in job.checkpoints.read_text(LOSSES).splitlines()]
-
-
-class Killer:
-    """Kills one training worker, once so many steps are done and, of a job that is given, a checkpoint is known to Ray Train, which asks every two
-    seconds."""
-
-    def __init__(self, after: int, job: TrainJob | None = None) -> None:
-        self.after, self.job = after, job
-        self.num_killed = 0
-
-    def __call__(self, label: str, done: int, total: int) -> None:
-        if done < self.after or self.num_killed or not self._is_known():
-            return
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # others of this session come and go
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    process.kill()
-                    self.num_killed += 1
-                    return
-
-    def _is_known(self) -> bool:
-        found = [] if self.job is None else self.job.checkpoints.local.glob("*/checkpoint_manager_snapshot.json")
-        return self.job is None or any("checkpoint_2" in file.read_text() for file in found)
 
 
 def plain_losses(job: TrainJob, home: Path) -> list[float | None]:

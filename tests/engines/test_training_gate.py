@@ -1,16 +1,15 @@
 """A training with a gate: the best state is kept, whatever happens to the driver, and all workers stop at the same step."""
 
-import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from killing import Killer
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
@@ -103,23 +102,14 @@ def test_all_workers_stop_at_the_same_step_and_a_lost_one_changes_nothing(
     from unlearn_ray.engines.training import RayDeepSpeedTrainer
 
     job = job_of(tmp_path)
-    killed: list[int] = []
+    killer = Killer(9, job)  # the look after step 8 is behind them
     speeds: dict[str, str] = {}
-
-    def kill(label: str, done: int, total: int) -> None:
-        """One worker, once the look after step 8 is behind them."""
-        if done < 9 or killed:
-            return
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(done)
-                    return
 
     workers = WorkerResources(num_workers=2, num_cpus=0.5, micro_batch=2, zero_stage=2)
     cluster = ray_session.model_copy(update={"workers": workers})
-    trainer = RayDeepSpeedTrainer(cluster, on_progress=kill, on_speed=lambda label, text: speeds.update({label: text}))
+    trainer = RayDeepSpeedTrainer(
+        cluster, on_progress=killer, on_speed=lambda label, text: speeds.update({label: text})
+    )
     result: Any = trainer.outcomes([job])["potter"]
     assert not isinstance(result, Exception), result
     assert (result.num_steps, result.exported_step) == (12, 12)
@@ -130,7 +120,7 @@ def test_all_workers_stop_at_the_same_step_and_a_lost_one_changes_nothing(
     steps = [json.loads(line) for line in (tmp_path / "record" / METRICS).read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(12))
     assert all(step["tokens"] > 0 and step["seconds"] > 0 and step["memory_gib"] > 0 for step in steps)
-    if killed:  # it was quicker than the look at its progress otherwise
+    if killer.num_killed:  # it was quicker than the look at its progress otherwise
         assert result.resumed_from_step >= 5
     assert "tokens/s" in speeds["finetune potter"]
     assert "step 12/40, loss" in (tmp_path / "record" / LOG).read_text()

@@ -4,6 +4,7 @@ An engine takes seconds to minutes to start, so rounds and stages share it. A ba
 engine that waits for a node (autoscaling) joins when it is ready; one that dies is started again and its batches are asked again.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -164,8 +165,12 @@ class Fleet:
         return found
 
     def process_ids(self) -> list[int]:
-        """Of the engines' actors, for whoever wants to look at them, or to end one."""
-        return [ray.get(engine.place.remote())[1] for engine in ray.get(self._dispatcher.engines.remote())]
+        """Of the engines' actors, for whoever wants to look at them, or to end one. One that ends meanwhile is left out."""
+        found = []
+        for engine in ray.get(self._dispatcher.engines.remote()):
+            with contextlib.suppress(RayActorError):
+                found.append(ray.get(engine.place.remote())[1])
+        return found
 
     def wait(self) -> None:
         """Return once one engine is ready.
