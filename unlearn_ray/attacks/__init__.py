@@ -1,0 +1,1 @@
+"""Attacks on a finished run: what brings the forgotten back, and how much of it."""
