@@ -336,6 +336,44 @@ class RetainTerm(Strict):
     weight: NonNegativeFloat = 1.0
 
 
+def _as_span(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # strict: JSON has no tuples
+
+
+def _rising(span: tuple[int, int]) -> tuple[int, int]:
+    if span[0] > span[1]:
+        raise ValueError("give the smaller number first, such as [1, 16]")
+    return span
+
+
+class Meta(Strict):
+    """Also takes the forget loss where an attacker would bring the weights."""
+
+    kind: Literal["meta"] = "meta"
+    weight: PositiveFloat = 2.0
+    steps: Annotated[
+        tuple[Annotated[PositiveInt, Field(le=64)], Annotated[PositiveInt, Field(le=64)]],
+        BeforeValidator(_as_span),
+        AfterValidator(_rising),
+    ] = (2, 8)  # of the attacker: at least, at most
+    rates: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_as_span), Field(min_length=1)] = (
+        0.3,
+        1.0,
+        3.0,
+    )  # times learning_rate
+
+
+class Sam(Strict):
+    """Also takes the forget loss at the worst weights near by."""
+
+    kind: Literal["sam"] = "sam"
+    weight: PositiveFloat = 1.0
+    rho: PositiveFloat = 0.2  # how far, over all learnt weights (L2)
+
+
+Lasting = Annotated[Meta | Sam, Field(discriminator="kind")]
+
+
 def _as_names(value: Any) -> Any:
     value = [value] if isinstance(value, str) else value  # wandb is short for [wandb]
     return tuple(value) if isinstance(value, list) else value  # strict: JSON has no tuples
@@ -355,6 +393,7 @@ class FinetuneConfig(Strict):
     adapters: Literal["per_topic", "joint"] = "joint"
     objective: Annotated[Objective, BeforeValidator(_kind_alone)] = Relabel()  # npo is short for {kind: npo}
     retain: RetainTerm = RetainTerm()
+    lasting: Annotated[Lasting | None, BeforeValidator(_kind_alone)] = None  # meta is short for {kind: meta}
     num_steps: PositiveInt = 200
     forget_batch: PositiveInt = 32  # rows a step, over all workers
     retain_batch: NonNegativeInt = 48
@@ -385,6 +424,8 @@ class FinetuneConfig(Strict):
             found["export"] = True
         if not self.evaluate_every:
             found |= {"evaluate_every": True, "stop_when": True}
+        if self.lasting is None:
+            found["lasting"] = True
         if isinstance(self.weights, Lora) and not self.weights.rslora:
             found["weights"] = {"rslora": True}
         return found
@@ -403,6 +444,11 @@ class FinetuneConfig(Strict):
     def lowers_truth(self) -> bool:
         """Whether it is trained on true answers, to lower them."""
         return isinstance(self.objective, Lowering)
+
+    @property
+    def has_attacker(self) -> bool:
+        """Whether true answers are trained on as an attacker would, to defend against it."""
+        return isinstance(self.lasting, Meta)
 
     @property
     def pairs(self) -> bool:
@@ -451,16 +497,6 @@ class EvaluateConfig(Sampling):
     def counts_known_only(self) -> bool:
         """Whether what the base model does not know is in no figure: the shipped facts are true, but not known to every model."""
         return self.probes == "facts"
-
-
-def _as_span(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # strict: JSON has no tuples
-
-
-def _rising(span: tuple[int, int]) -> tuple[int, int]:
-    if span[0] > span[1]:
-        raise ValueError("give the smaller number first, such as [1, 16]")
-    return span
 
 
 Span = Annotated[
@@ -617,6 +653,17 @@ class RunConfig(Strict):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", name):
             raise ValueError("must be letters, digits, dots, dashes and underscores: it names the run's folder")
         return name
+
+    @model_validator(mode="after")
+    def _displaced_weights_are_whole(self) -> "RunConfig":
+        stage = self.cluster.workers.zero_stage
+        if stage == 3 and (
+            self.finetune.lasting or any(topic.own.get("finetune", {}).get("lasting") for topic in self.topics)
+        ):
+            raise ValueError(
+                f"finetune.lasting moves weights that are whole on each worker: set cluster.workers.zero_stage to 2 or less (it is {stage})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _topics_differ(self) -> "RunConfig":

@@ -3,8 +3,8 @@
 import gc
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from unlearn_ray.engines.sharded_load import load_in_shares
 from unlearn_ray.engines.shards import load_shards, save_shard
 from unlearn_ray.train.batches import MicroBatch
 from unlearn_ray.train.head import Logits, Term
+from unlearn_ray.train.lasting.displacement import Displacement
 from unlearn_ray.train.models import DTYPES, AnswerLogits, load_base, prepare
 from unlearn_ray.train.objectives.table import needs_base_model
 
@@ -200,6 +201,20 @@ class DeepSpeedRuntime:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
+
+    @contextmanager
+    def displaced(self) -> Iterator[Displacement]:
+        """The learnt weights, to be moved. ZeRO-3 has only a share of them: the config refuses it."""
+
+        def add_up(tensors: Sequence[torch.Tensor]) -> None:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+        moved = Displacement(self._weights, add_up)
+        try:
+            yield moved
+        finally:
+            moved.back()
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint. Any number of ranks can load the checkpoint, under any ZeRO stage."""

@@ -154,6 +154,9 @@ class TrainJob:
     checkpoints: Folder  # survives a lost driver; a rerun resumes from it. Left there: train.records.LOSSES
     record: Folder | None = None  # for metrics, the loggers' files and the log; none: `checkpoints`
     gate: Folder | None = None  # rows of rows.GateRow to score during the training; none: no gate
+    truths: Folder | None = (
+        None  # rows of rows.Contrast that an attacker of `finetune.lasting` trains on; none: no attacker
+    )
 
     @property
     def watched(self) -> Folder:

@@ -26,7 +26,7 @@ from unlearn_ray.engines.training_failures import is_loss, mark
 from unlearn_ray.engines.training_gate import Gatekeeper
 from unlearn_ray.engines.training_job import RESULT, Assignment
 from unlearn_ray.engines.training_show import Show
-from unlearn_ray.errors import ArtifactError, DivergenceError, gist
+from unlearn_ray.errors import ArtifactError, ConfigError, DivergenceError, gist
 from unlearn_ray.rows import Drop
 from unlearn_ray.train.batches import Batches, MicroBatch
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
@@ -42,6 +42,7 @@ from unlearn_ray.train.export import (
     weight_bytes,
 )
 from unlearn_ray.train.gate_records import write_gate
+from unlearn_ray.train.lasting.displaced import Displaced
 from unlearn_ray.train.log import logged
 from unlearn_ray.train.loop import mean_ce, train
 from unlearn_ray.train.models import DTYPES
@@ -81,32 +82,36 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
         _rehearse(job)
     device = _device(assignment)
     tokenizer = load_tokenizer(job.model)
-    forget, retain, invented, counts = _encode(job, scratch, tokenizer)
+    forget, retain, invented, truths, counts = _encode(job, scratch, tokenizer)
     config = _of_what_is_there(config, retain)
+    layout = {
+        "micro_batch": assignment.workers.micro_batch,
+        "world_size": dist.get_world_size(),
+        "pad_id": job.chat.pad_token_id,
+        "micro_tokens": assignment.workers.micro_tokens,
+    }
     batches = Batches(
         forget,
         retain,
         forget_batch=config.forget_batch,
         retain_batch=config.retain_batch,
-        micro_batch=assignment.workers.micro_batch,
-        world_size=dist.get_world_size(),
         seed=job.seed,
-        pad_id=job.chat.pad_token_id,
         invented=invented,
-        micro_tokens=assignment.workers.micro_tokens,
         num_steps=config.num_steps,
+        **layout,
     )
+    lasting = _lasting(job, config, forget, invented, truths, layout)
     runtime = DeepSpeedRuntime(
         job.model,
         config,
         assignment.workers,
         device,
         seed=job.seed,
-        num_micro_batches=batches.num_micro_batches,
+        num_micro_batches=batches.num_micro_batches + (lasting.num_micro_batches if lasting else 0),
     )
     check = Check.of(batches, config.lowers_truth)
     base = check.losses(runtime)
-    reference = _reference(runtime, batches, config)
+    reference = _reference(runtime, batches, config, lasting)
     if runtime.is_adapter:
         _rehearse_adapter(runtime)
     gate = _gate(assignment, runtime, tokenizer, scratch)
@@ -146,7 +151,15 @@ def _work(assignment: Assignment, scratch: Path, started: float) -> None:
 
     try:
         with _marked(records), show:
-            train(runtime, batches, config, seed=job.seed, first_step=resumed_from, on_step=on_step)
+            train(
+                runtime,
+                batches,
+                config,
+                seed=job.seed,
+                first_step=resumed_from,
+                lasting=lasting,
+                on_step=on_step,
+            )
             exported_step, learnt = len(records), check.losses(runtime)
             if gate is not None and gate.best is not None:
                 exported_step, learnt = gate.best.record.step, CheckLosses(*gate.best.losses, config.lowers_truth)
@@ -243,11 +256,11 @@ def _device(assignment: Assignment) -> torch.device:
 
 def _encode(
     job: TrainJob, scratch: Path, tokenizer: Any
-) -> tuple[EncodedRows, EncodedRows | None, EncodedRows | None, Counter[str]]:
+) -> tuple[EncodedRows, EncodedRows | None, EncodedRows | None, EncodedRows | None, Counter[str]]:
     """Encode the rows once a node, each of its workers a part. All share them through memory-mapped files.
 
     Returns:
-        Rows to forget and to retain, the invented halves of pairs, and what was cut or dropped.
+        Rows to forget and to retain, the invented halves of pairs, the true answers for an attacker, and what was cut or dropped.
     """
     config, context = job.config, ray.train.get_context()
     part, num_parts = context.get_local_rank(), context.get_local_world_size()
@@ -255,10 +268,14 @@ def _encode(
     sources = {"forget": (job.forget, job.topics)}
     if config.retains:
         sources["retain"] = (job.retain, (*job.topics, ""))  # rows of topic "" serve every topic
+    if job.truths is not None:
+        sources["truths"] = (job.truths, job.topics)
     counts: Counter[str] = Counter()
     for name, (source, topics) in sources.items():
         about = source, topics, encoder, scratch / f"{name}-{part}.arrow", part, num_parts
-        if name == "forget" and config.lowers_truth:
+        if name == "truths":
+            encode_contrasts(*about, pairs=False)
+        elif name == "forget" and config.lowers_truth:
             counts += encode_contrasts(*about, pairs=config.pairs)
         else:
             counts += encode_rows(*about, refusals=refusals_of(config.objective) if name == "forget" else ())
@@ -272,7 +289,29 @@ def _encode(
     forget, retain, invented = rows["forget"], rows.get("retain"), None
     if config.pairs:
         forget, invented = (EncodedRows(*paths["forget"], first=half, every=2) for half in (0, 1))
-    return forget, retain if retain is not None and len(retain) else None, invented, sum(of_this_node, Counter())
+    if retain is not None and not len(retain):
+        retain = None
+    return forget, retain, invented, rows.get("truths"), sum(of_this_node, Counter())
+
+
+def _lasting(
+    job: TrainJob,
+    config: FinetuneConfig,
+    forget: EncodedRows,
+    invented: EncodedRows | None,
+    truths: EncodedRows | None,
+    layout: dict[str, Any],
+) -> Displaced | None:
+    """The passes at displaced weights, if the config has them."""
+    if config.lasting is None:
+        return None
+    try:
+        return Displaced(config, forget, invented, truths, job.seed, **layout)
+    except ValueError as error:
+        raise ConfigError(
+            f"finetune.lasting: {config.lasting.kind} attacks with one half of the questions and defends the other, and {job.name} has "
+            f"{len(forget)} rows: {error}"
+        ) from error
 
 
 def _of_what_is_there(config: FinetuneConfig, retain: EncodedRows | None) -> FinetuneConfig:
@@ -311,7 +350,9 @@ def _look(
     gate.keep((losses.forget, losses.retain), None if is_last else runtime.weights())
 
 
-def _reference(runtime: DeepSpeedRuntime, batches: Batches, config: FinetuneConfig) -> BaseLogps | None:
+def _reference(
+    runtime: DeepSpeedRuntime, batches: Batches, config: FinetuneConfig, lasting: Displaced | None
+) -> BaseLogps | None:
     """Have the batches carry what the base model gives to the answers, where the objective asks for it: from the last checkpoint, or computed.
     The model is the base still."""
     if OBJECTIVES[config.objective.kind].reads != "base_logp":
@@ -321,9 +362,12 @@ def _reference(runtime: DeepSpeedRuntime, batches: Batches, config: FinetuneConf
             found = read_base_logps(folder)
         else:
             runtime.module.eval()
-            found = base_logps(runtime, batches, config.num_steps)
+            every = -(-batches.num_rows[0] // config.forget_batch)  # steps that ask each row once
+            found = base_logps(runtime, batches, max(config.num_steps, every) if lasting else config.num_steps)
             runtime.module.train()
     batches.refer(found)
+    if lasting is not None:
+        lasting.refer(found)
     return found
 
 

@@ -10,7 +10,7 @@ bytes per parameter). Activations are counted tensor by tensor for transformers'
 from dataclasses import dataclass
 from typing import Literal
 
-from unlearn_ray.config import FinetuneConfig, Lora, Recomputing, RunConfig, WorkerResources
+from unlearn_ray.config import FinetuneConfig, Lora, Meta, Recomputing, RunConfig, WorkerResources
 from unlearn_ray.sizing.gpus import Device
 from unlearn_ray.sizing.shapes import Shape
 
@@ -54,11 +54,12 @@ class Memory:
     activations: float
     logits: float
     reference: float = 0.0  # the base model beside full weights
+    displaced: float = 0.0  # what `finetune.lasting` moves, and where it was
     update: float = 0.0  # temporaries of the optimizer's step, when no activations are held
 
     @property
     def total(self) -> float:
-        held = self.base + self.weights + self.optimizer + self.reference
+        held = self.base + self.weights + self.optimizer + self.reference + self.displaced
         forward = (1 + _SPARE) * (self.activations + self.logits)
         return held + max(forward + self.gradients + self.buffers, self.gradients + self.buffers + self.update)
 
@@ -118,8 +119,16 @@ def training_memory(
         activations=activation_bytes(shape, config, batch, width, device, workers.gradient_checkpointing),
         logits=logit_bytes(shape, config, batch.learnt, width),
         reference=reference,
+        displaced=displaced_bytes(config, learnt, width),
         update=update,
     )
+
+
+def displaced_bytes(config: FinetuneConfig, learnt: int, width: int) -> float:
+    """What `finetune.lasting` holds, whole on each worker: the weights as they were, float32 masters and gradients, and an attacker's two moments."""
+    if config.lasting is None:
+        return 0.0
+    return float(learnt * (width + 8 + (8 if config.has_attacker else 0)))
 
 
 def activation_bytes(
@@ -216,8 +225,14 @@ def pass_of(config: RunConfig, workers: WorkerResources, *, at_most: bool) -> Pa
 
 
 def rows_per_step(config: FinetuneConfig) -> int:
-    """Rows per step over all workers; a pair counts as two rows."""
-    return config.forget_batch * (2 if config.pairs else 1) + (config.retain_batch if config.retains else 0)
+    """Rows per step over all workers; a pair counts as two rows. With `finetune.lasting` also those at displaced weights, and those that displace them."""
+    forget = config.forget_batch * (2 if config.pairs else 1)
+    displaced: float = 0
+    if isinstance(config.lasting, Meta):
+        displaced = forget + config.forget_batch * sum(config.lasting.steps) / 2
+    elif config.lasting is not None:
+        displaced = 2 * forget
+    return round(forget + displaced) + (config.retain_batch if config.retains else 0)
 
 
 def training_flops(shape: Shape, config: FinetuneConfig, num_tokens: float, length: float, again: Recomputing) -> float:

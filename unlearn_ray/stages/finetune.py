@@ -72,6 +72,8 @@ def job_of(
     clear_logs(run.folder)
     forget = mixture / (CONTRASTS if config.lowers_truth else "forget")
     _require_rows(forget, topics)
+    if config.has_attacker:
+        _require_rows(mixture / CONTRASTS, topics)
     if config.retains:
         _look_at_retained(config, mixture / "retain", name, topics)
     gated = None
@@ -91,6 +93,7 @@ def job_of(
         checkpoints=run.folder / "checkpoints",
         record=run.folder,
         gate=gated,
+        truths=mixture / CONTRASTS if config.has_attacker else None,
     )
 
 

@@ -1,6 +1,7 @@
 """The training loop. What runs it (one process, or DeepSpeed on many) comes in as an argument."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 import torch
@@ -9,6 +10,7 @@ from unlearn_ray.config import FinetuneConfig, Lowering, Rmu
 from unlearn_ray.rows import seed_of
 from unlearn_ray.train.batches import Batches, Counts, MicroBatch
 from unlearn_ray.train.head import Logits, Term
+from unlearn_ray.train.lasting.displacement import Displacement
 from unlearn_ray.train.objectives.answers import Answers
 from unlearn_ray.train.objectives.table import OBJECTIVES
 from unlearn_ray.train.objectives.terms import kl_to_base, token_logp
@@ -58,6 +60,16 @@ class Runtime(Protocol):
     def sum(self, values: list[float]) -> list[float]:
         """Each value summed over the ranks."""
         ...
+
+    def displaced(self) -> AbstractContextManager[Displacement]:
+        """The learnt weights, to be moved; they are back when the context ends."""
+        ...
+
+
+class Displacing(Protocol):
+    """Adds gradients that are taken at displaced weights to those of a step (`finetune.lasting`)."""
+
+    def backward(self, runtime: Runtime, step: int) -> None: ...
 
 
 class Objective:
@@ -203,6 +215,7 @@ def train(
     *,
     seed: int,
     first_step: int = 0,
+    lasting: Displacing | None = None,
     on_step: Callable[[StepRecord], bool | None],
 ) -> None:
     """Train from `first_step` to the end. `on_step` is called after each step, on every rank. The training ends if it returns True; it must return the
@@ -219,6 +232,8 @@ def train(
             part = objective.forget_part(counts, forget, invented)
             runtime.backward(part + config.retain.weight * retain / max(1, counts.retain_tokens))
             totals = [total + float(each.detach()) for total, each in zip(totals, sums, strict=True)]
+        if lasting is not None:
+            lasting.backward(runtime, step)
         rate = learning_rate(step, config)
         grad_norm = runtime.step(rate)
         forget_sum, retain_sum, invented_sum = runtime.sum(totals)

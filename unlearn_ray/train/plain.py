@@ -1,8 +1,8 @@
 """The runtime of one process without Ray or DeepSpeed: what the sharded one is held to."""
 
 import copy
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from peft import PeftModel
 from unlearn_ray.config import FinetuneConfig
 from unlearn_ray.train.batches import MicroBatch
 from unlearn_ray.train.head import Logits, Term
+from unlearn_ray.train.lasting.displacement import Displacement
 from unlearn_ray.train.models import AnswerLogits
 from unlearn_ray.train.objectives.table import needs_base_model
 
@@ -77,3 +78,11 @@ class PlainRuntime:
 
     def sum(self, values: list[float]) -> list[float]:
         return values
+
+    @contextmanager
+    def displaced(self) -> Iterator[Displacement]:
+        moved = Displacement(self._parameters, lambda tensors: None)
+        try:
+            yield moved
+        finally:
+            moved.back()
