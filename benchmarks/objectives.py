@@ -31,6 +31,7 @@ from unlearn_ray.train.chat import ChatEncoder, Encoded, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows
 from unlearn_ray.train.encoding import encode_contrasts, encode_rows
 from unlearn_ray.train.inspection import inspect_model
+from unlearn_ray.train.lasting.displaced import Displaced
 from unlearn_ray.train.loop import train
 from unlearn_ray.train.models import DTYPES, load_base, prepare
 from unlearn_ray.train.objectives.table import OBJECTIVES
@@ -83,12 +84,16 @@ class Bench:
         module, started = self.fresh(config, seed), time.monotonic()
         runtime = PlainRuntime(module, config, self.device)
         with tempfile.TemporaryDirectory() as folder:
-            batches = self._batches(config, Path(folder), seed)
-            batches.refer(reference.base_logps(runtime, batches, config.num_steps))
-            train(runtime, batches, config, seed=seed, on_step=lambda record: None)
+            batches, displaced = self._batches(config, Path(folder), seed)
+            every = -(-batches.num_rows[0] // config.forget_batch)
+            found = reference.base_logps(runtime, batches, max(config.num_steps, every))
+            batches.refer(found)
+            if displaced is not None:
+                displaced.refer(found)
+            train(runtime, batches, config, seed=seed, lasting=displaced, on_step=lambda record: None)
         return module.eval(), time.monotonic() - started
 
-    def _batches(self, config: FinetuneConfig, folder: Path, seed: int) -> Batches:
+    def _batches(self, config: FinetuneConfig, folder: Path, seed: int) -> tuple[Batches, Displaced | None]:
         encoder, topics = ChatEncoder(self.tokenizer, self.chat, config.max_tokens), self.config.topic_names
         forget, retain, invented = folder / "forget.arrow", None, None
         if config.lowers_truth:
@@ -101,17 +106,24 @@ class Bench:
         rows = EncodedRows(forget)
         if config.pairs:
             rows, invented = (EncodedRows(forget, first=half, every=2) for half in (0, 1))
-        return Batches(
+        micro_batch, pad_id = self.config.cluster.workers.micro_batch, self.chat.pad_token_id
+        layout: dict[str, Any] = {"micro_batch": micro_batch, "world_size": 1, "pad_id": pad_id}
+        batches = Batches(
             rows,
             retain,
             forget_batch=config.forget_batch,
             retain_batch=config.retain_batch,
-            micro_batch=self.config.cluster.workers.micro_batch,
-            world_size=1,
             seed=seed,
-            pad_id=self.chat.pad_token_id,
             invented=invented,
+            **layout,
         )
+        if config.lasting is None:
+            return batches, None
+        truths = None
+        if config.has_attacker:
+            encode_contrasts(self.mixture / "contrasts", topics, encoder, folder / "truths.arrow", pairs=False)
+            truths = EncodedRows(folder / "truths.arrow")
+        return batches, Displaced(config, rows, invented, truths, seed, **layout)
 
     def choices(self, module: Any) -> dict[str, float]:
         """Of each probe, by its id."""

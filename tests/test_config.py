@@ -493,3 +493,17 @@ def test_full_weights_are_exported_as_a_model_alone() -> None:
     assert loaded.finetune.is_model
     assert config.load(shipped, ["finetune.export=merged"]).finetune.is_model
     assert not config.load(shipped, ["finetune.export=both"]).finetune.is_model
+
+
+def test_displaced_weights_are_refused_where_a_worker_has_a_share_of_them() -> None:
+    shipped = Path(__file__).parents[1] / "jobs" / "configs" / "pocket.yaml"
+    sharded = ["cluster.workers.zero_stage=3"]
+    assert config.load(shipped, ["finetune.lasting=meta"]).finetune.has_attacker
+    config.load(shipped, sharded)
+    for lasting in ("finetune.lasting=sam", "topics.0.finetune={lasting: meta}"):
+        more = ["finetune.adapters=per_topic"] if lasting.startswith("topics") else []
+        with pytest.raises(ConfigError, match="set cluster.workers.zero_stage to 2 or less"):
+            config.load(shipped, [*sharded, lasting, *more])
+    for fault in ("{kind: meta, steps: [8, 2]}", "{kind: meta, steps: [1, 100]}", "{kind: meta, rates: []}", "metta"):
+        with pytest.raises(ConfigError, match="finetune.lasting"):
+            config.load(shipped, [f"finetune.lasting={fault}"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.encoded import EncodedRows, write_encoded
 from unlearn_ray.train.head import CHUNK
 from unlearn_ray.train.inspection import inspect_model
+from unlearn_ray.train.lasting.displaced import Displaced
 from unlearn_ray.train.loop import train
 from unlearn_ray.train.models import DTYPES, load_base, prepare
 from unlearn_ray.train.objectives.table import OBJECTIVES
@@ -56,8 +58,11 @@ def rows_of(folder: Path, name: str, count: int) -> EncodedRows:
     return EncodedRows(path)
 
 
-def sharded(config: FinetuneConfig, workers: WorkerResources, batches: Batches) -> DeepSpeedRuntime:
-    return DeepSpeedRuntime(MODEL, config, workers, CPU, seed=SEED, num_micro_batches=batches.num_micro_batches)
+def sharded(
+    config: FinetuneConfig, workers: WorkerResources, batches: Batches, lasting: Displaced | None = None
+) -> DeepSpeedRuntime:
+    number = batches.num_micro_batches + (lasting.num_micro_batches if lasting else 0)
+    return DeepSpeedRuntime(MODEL, config, workers, CPU, seed=SEED, num_micro_batches=number)
 
 
 def stopping_after(number: int, records: list[StepRecord]) -> Callable[[StepRecord], None]:
@@ -121,20 +126,25 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
             {"num_steps": 3, "warmup_steps": 1, "forget_batch": 5, "retain_batch": 4} | case["config"]
         )
         workers = WorkerResources.model_validate(case.get("workers", {}))
-        world_size = 1 if case.get("plain") else int(os.environ["WORLD_SIZE"])
+        layout: dict[str, Any] = {
+            "world_size": 1 if case.get("plain") else int(os.environ["WORLD_SIZE"]),
+            "micro_batch": workers.micro_batch,
+            "micro_tokens": workers.micro_tokens,
+            "pad_id": inspect_model(MODEL).chat.pad_token_id,
+        }
         batches = Batches(
             forget,
             retain,
             forget_batch=config.forget_batch,
             retain_batch=config.retain_batch,
-            micro_batch=workers.micro_batch,
-            world_size=world_size,
             seed=SEED,
-            pad_id=inspect_model(MODEL).chat.pad_token_id,
             invented=invented if config.pairs else None,
-            micro_tokens=workers.micro_tokens,
             num_steps=config.num_steps,
+            **layout,
         )
+        lasting = None
+        if config.lasting is not None:
+            lasting = Displaced(config, forget, None, invented if config.has_attacker else None, SEED, **layout)
         head.CHUNK = case.get("chunk", CHUNK)
         if "ranks_with_bf16" in case:
             has_bf16 = int(os.environ["RANK"]) in case["ranks_with_bf16"]
@@ -153,7 +163,7 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
             )
             runtime: PlainRuntime | DeepSpeedRuntime = PlainRuntime(module, config, CPU)
         else:
-            runtime = sharded(config, workers, batches)
+            runtime = sharded(config, workers, batches, lasting)
         if OBJECTIVES[config.objective.kind].reads == "base_logp":
             batches.refer(base_logps(runtime, batches, config.num_steps))
         records: list[StepRecord] = []
@@ -173,7 +183,16 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
                 time.sleep(0.05)
             runtime.load(state)
             records = read_records(state / f"{LOSSES}.0")
-        train(runtime, batches, config, seed=SEED, first_step=len(records), on_step=records.append)
+        first_step = len(records)
+        train(
+            runtime,
+            batches,
+            config,
+            seed=SEED,
+            first_step=first_step,
+            lasting=lasting,
+            on_step=records.append,
+        )
         ended: dict[str, object] = {
             "losses": [record.loss for record in records],
             "norms": [record.grad_norm for record in records],

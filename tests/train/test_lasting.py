@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from unlearn_ray.train.records import StepRecord
 CPU, VOCABULARY, SEED = torch.device("cpu"), 37, 11
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 SHAPE |= {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}
-LAYOUT = {"micro_batch": 4, "world_size": 1, "pad_id": 0, "micro_tokens": None}
+LAYOUT: dict[str, Any] = {"micro_batch": 4, "world_size": 1, "pad_id": 0, "micro_tokens": None}
 
 
 def model_of(dtype: torch.dtype = torch.float32) -> Any:
@@ -160,8 +161,8 @@ def test_a_training_with_any_objective_differs_from_one_without(
 ) -> None:
     forget, retain, truths = rows
     found = []
-    for lasting in ({"kind": kind}, None):
-        config = config_of(lasting, weights=weights, objective=objective)  # type: ignore[arg-type]
+    for lasting in (Meta() if kind == "meta" else Sam(), None):
+        config = config_of(lasting, weights=weights, objective=objective)
         source = truths if config.lowers_truth else forget
         batches = Batches(source, retain, forget_batch=4, retain_batch=2, seed=SEED, **LAYOUT)
         displaced = None
@@ -187,7 +188,11 @@ def test_one_question_has_no_two_halves(tmp_path: Path) -> None:
 
 
 def test_gradients_are_added_up_over_ranks() -> None:
+    def as_if_two_ranks(tensors: Sequence[torch.Tensor]) -> None:
+        for each in tensors:
+            each.mul_(2)
+
     weight = torch.nn.Parameter(torch.ones(2))
-    moved = Displacement([weight], lambda tensors: [each.mul_(2) for each in tensors] and None)
+    moved = Displacement([weight], as_if_two_ranks)
     (found,) = moved.gradients([(weight * torch.tensor([1.0, 3.0])).sum(), (weight[:1] * 2).sum()])
     assert found.tolist() == [6.0, 6.0] and weight.grad is None

@@ -121,6 +121,7 @@ class DeepSpeedRuntime:
             config=settings,
             dist_init_required=False,
         )
+        self._forward: Any = self._engine
         if workers.zero_stage == 0 and config.precision == "bf16":
             _undo_first_step(self._engine.optimizer)
         # An adapter is switched off to see the base model; full weights have left it behind.
@@ -150,13 +151,13 @@ class DeepSpeedRuntime:
         return int(dist.get_rank())
 
     def values(self, batch: MicroBatch, terms: Sequence[Term]) -> list[torch.Tensor]:
-        found: list[torch.Tensor] = self._answers.values(self._engine, batch, terms)
+        found: list[torch.Tensor] = self._answers.values(self._forward, batch, terms)
         return found
 
     def states(
         self, batch: MicroBatch, terms: Sequence[Term], layer: int | None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        found: tuple[list[torch.Tensor], torch.Tensor] = self._answers.states(self._engine, batch, terms, layer)
+        found: tuple[list[torch.Tensor], torch.Tensor] = self._answers.states(self._forward, batch, terms, layer)
         return found
 
     def base(self, batch: MicroBatch) -> Logits:
@@ -210,7 +211,16 @@ class DeepSpeedRuntime:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-        moved = Displacement(self._weights, add_up)
+        @contextmanager
+        def aside() -> Iterator[None]:
+            # The engine counts each backward pass of what it computed as one of the training.
+            self._forward = self.module
+            try:
+                yield
+            finally:
+                self._forward = self._engine
+
+        moved = Displacement(self._weights, add_up, aside)
         try:
             yield moved
         finally:
@@ -252,7 +262,7 @@ class DeepSpeedRuntime:
         for engine in (self._engine, self._base if self._zero_stage == 3 else None):
             if engine is not None:
                 _destroy(engine, is_sharded=self._zero_stage == 3)
-        self._engine = self.module = self._answers = self._base = self._base_answers = None
+        self._engine = self._forward = self.module = self._answers = self._base = self._base_answers = None
         self._weights = []
         gc.collect()  # hooks and what they belong to hold each other
         if self.device.type == "cuda":

@@ -1,6 +1,7 @@
 """Learnt weights that are moved away for a few passes, and brought back exactly."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,10 +12,16 @@ class Displacement:
 
     Args:
         add_up: sums tensors over the ranks, in place.
+        aside: the context in which a training engine does not count a pass as its own.
     """
 
-    def __init__(self, weights: Sequence[torch.Tensor], add_up: Callable[[Sequence[torch.Tensor]], None]) -> None:
-        self._weights, self._add_up = weights, add_up
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        add_up: Callable[[Sequence[torch.Tensor]], None],
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._weights, self._add_up, self._aside = weights, add_up, aside
         self._home = [weight.detach().clone() for weight in weights]
         # In float32: a step is often smaller than the last digit of a bf16 weight.
         self.masters = [weight.detach().to(torch.float32, copy=True) for weight in weights]
@@ -25,11 +32,12 @@ class Displacement:
         They bypass what collects the gradients of the training: `autograd.grad` runs no hook of a weight.
         """
         found = [torch.zeros_like(master) for master in self.masters]
-        for loss in losses:
-            parts = torch.autograd.grad(loss, list(self._weights), allow_unused=True)
-            for total, part in zip(found, parts, strict=True):
-                if part is not None:
-                    total += part
+        with self._aside():
+            for loss in losses:
+                parts = torch.autograd.grad(loss, list(self._weights), allow_unused=True)
+                for total, part in zip(found, parts, strict=True):
+                    if part is not None:
+                        total += part
         self._add_up(found)
         return found
 
