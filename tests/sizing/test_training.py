@@ -2,13 +2,14 @@
 
 import pytest
 
-from unlearn_ray.config import FinetuneConfig, WorkerResources
+from unlearn_ray.config import FinetuneConfig, Meta, Sam, WorkerResources
 from unlearn_ray.sizing.shapes import KNOWN
 from unlearn_ray.sizing.training import (
     Memory,
     Pass,
     checkpoint_bytes,
     num_checkpoints,
+    rows_per_step,
     training_flops,
     training_memory,
 )
@@ -55,6 +56,14 @@ def test_recomputation_keeps_a_fraction_of_the_activations() -> None:
 def test_offloading_leaves_the_optimizer_to_the_cpu() -> None:
     assert memory(offload="optimizer").optimizer == 0
     assert memory(zero_stage=3, offload="all").weights == 0
+
+
+def test_displaced_weights_are_whole_on_each_worker_and_take_their_passes() -> None:
+    learnt, meta = 167_772_160, LORA.model_copy(update={"lasting": Meta(steps=(2, 8))})
+    assert memory(meta).displaced == learnt * (2 + 4 + 4 + 8)  # as they were, masters, gradients, moments
+    assert memory(LORA.model_copy(update={"lasting": Sam()})).displaced == learnt * (2 + 4 + 4)
+    assert memory(meta).total - memory(LORA).total == memory(meta).displaced
+    assert rows_per_step(meta) == rows_per_step(LORA) + LORA.forget_batch * (1 + 5)
 
 
 def test_training_takes_six_operations_a_parameter_and_token_and_an_adapter_four() -> None:
