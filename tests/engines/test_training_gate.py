@@ -17,6 +17,7 @@ from unlearn_ray.config import ClusterConfig, FinetuneConfig, StopWhen, WorkerRe
 from unlearn_ray.engines.protocols import TrainJob
 from unlearn_ray.engines.training_gate import Gatekeeper
 from unlearn_ray.engines.training_job import Assignment
+from unlearn_ray.engines.training_show import logged_name
 from unlearn_ray.rows import Example, GateRow
 from unlearn_ray.train.chat import ChatEncoder, load_tokenizer
 from unlearn_ray.train.gate_records import GATE
@@ -126,3 +127,9 @@ def test_all_workers_stop_at_the_same_step_and_a_lost_one_changes_nothing(
     assert "step 12/40, loss" in (tmp_path / "record" / LOG).read_text()
     assert list((tmp_path / "record" / "tensorboard").glob("events.out.tfevents.*"))
     assert replace(job, record=None).watched == job.checkpoints
+
+
+def test_equal_trainings_of_two_folders_are_two_to_a_loggers_server(tmp_path: Path) -> None:
+    here, there = (logged_name(job_of(tmp_path / name), "potter-12") for name in ("a", "b"))
+    assert here != there and here.startswith("potter-12-")
+    assert logged_name(job_of(tmp_path / "a"), "potter-12") == here, "a resumed one"

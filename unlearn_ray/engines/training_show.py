@@ -5,7 +5,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from unlearn_ray.engines.protocols import TrainJob
 from unlearn_ray.engines.training_job import Assignment
+from unlearn_ray.rows import digest
 from unlearn_ray.train.batches import Batches
 from unlearn_ray.train.loggers.logger import Training
 from unlearn_ray.train.loggers.table import chosen
@@ -13,6 +15,11 @@ from unlearn_ray.train.recorder import Recorder
 from unlearn_ray.train.records import StepRecord
 
 log = logging.getLogger(__name__)
+
+
+def logged_name(job: TrainJob, run: str) -> str:
+    """The id of a training in the loggers' own servers. Equal trainings of two runs, in two folders, have two; a resumed one has the same again."""
+    return f"{run}-{digest(job.out)[:8]}"
 
 
 class Show(ExitStack):
@@ -29,7 +36,11 @@ class Show(ExitStack):
         if runtime.rank == 0:
             job = assignment.job
             training = Training(
-                job.name, assignment.run, first_step, scratch, job.config.model_dump(mode="json", exclude={"loggers"})
+                job.name,
+                logged_name(job, assignment.run),
+                first_step,
+                scratch,
+                job.config.model_dump(mode="json", exclude={"loggers"}),
             )
             recorder = Recorder(
                 job.watched,
