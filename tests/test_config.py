@@ -502,8 +502,8 @@ def test_displaced_weights_are_refused_where_a_worker_has_a_share_of_them() -> N
     config.load(shipped, sharded)
     for lasting in ("finetune.lasting=sam", "topics.0.finetune={lasting: meta}"):
         more = ["finetune.adapters=per_topic"] if lasting.startswith("topics") else []
-        with pytest.raises(ConfigError, match="set cluster.workers.zero_stage to 2 or less"):
+        with pytest.raises(ConfigError, match=r"set cluster\.workers.zero_stage to 2 or less"):
             config.load(shipped, [*sharded, lasting, *more])
     for fault in ("{kind: meta, steps: [8, 2]}", "{kind: meta, steps: [1, 100]}", "{kind: meta, rates: []}", "metta"):
-        with pytest.raises(ConfigError, match="finetune.lasting"):
+        with pytest.raises(ConfigError, match=r"finetune\.lasting"):
             config.load(shipped, [f"finetune.lasting={fault}"])
