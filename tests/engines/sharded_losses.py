@@ -17,6 +17,7 @@ import torch
 from unlearn_ray import pocket
 from unlearn_ray.config import FinetuneConfig, WorkerResources
 from unlearn_ray.engines import deepspeed_runtime
+from unlearn_ray.engines.deepspeed_patches import import_deepspeed
 from unlearn_ray.engines.deepspeed_runtime import DeepSpeedRuntime
 from unlearn_ray.engines.sharded_load import load_in_shares
 from unlearn_ray.rows import Example
@@ -119,7 +120,7 @@ def main(folder: Path, cases: dict[str, dict]) -> dict[str, object]:
             os.environ["RANK"], name, round(time.monotonic(), 1), flush=True
         )  # to the log, where a rank failed or hung
         if "loads" in case:
-            deepspeed_runtime._import_deepspeed().init_distributed(dist_backend="gloo", verbose=False)
+            import_deepspeed().init_distributed(dist_backend="gloo", verbose=False)
             found[name] = peak_of(case["loads"])
             continue
         config = FinetuneConfig.model_validate(

@@ -1,7 +1,6 @@
 """A model under DeepSpeed: ZeRO 0 to 3 on any number of ranks, as the training loop's runtime."""
 
 import gc
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from unlearn_ray.config import FinetuneConfig, Lora, WorkerResources
+from unlearn_ray.engines.deepspeed_patches import destroy, import_deepspeed, undo_first_step
 from unlearn_ray.engines.deepspeed_state import blocks_of, learner_of, refresh
 from unlearn_ray.engines.precision import has_bf16
 from unlearn_ray.engines.sharded_load import load_in_shares
@@ -86,7 +86,7 @@ class DeepSpeedRuntime:
         seed: int,
         num_micro_batches: int,
     ) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         self.device = device
         self._zero_stage, self._num_micro_batches = workers.zero_stage, num_micro_batches
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
@@ -123,7 +123,7 @@ class DeepSpeedRuntime:
         )
         self._forward: Any = self._engine
         if workers.zero_stage == 0 and config.precision == "bf16":
-            _undo_first_step(self._engine.optimizer)
+            undo_first_step(self._engine.optimizer)
         # An adapter is switched off to see the base model; full weights have left it behind.
         self._base: Any = None
         self._base_answers: Any = None
@@ -261,7 +261,7 @@ class DeepSpeedRuntime:
         """Give the memory back: what is exported is loaded next. Nothing can be asked of this runtime afterwards."""
         for engine in (self._engine, self._base if self._zero_stage == 3 else None):
             if engine is not None:
-                _destroy(engine, is_sharded=self._zero_stage == 3)
+                destroy(engine, is_sharded=self._zero_stage == 3)
         self._engine = self._forward = self.module = self._answers = self._base = self._base_answers = None
         self._weights = []
         gc.collect()  # hooks and what they belong to hold each other
@@ -269,55 +269,11 @@ class DeepSpeedRuntime:
             torch.cuda.empty_cache()
 
 
-def _destroy(engine: Any, is_sharded: bool) -> None:
-    """End an engine. ZeRO-3's would keep its weights as long as the process lives: a global list holds its module, and the hooks of
-    its modules hold all else. So they are emptied.
-
-    deepspeedai/DeepSpeed#7204; when a destroyed engine leaves nothing behind, `engine.destroy()` will do.
-    """
-    parameters = list(engine.module.parameters())
-    engine.destroy()
-    if is_sharded:
-        from deepspeed.runtime.zero import parameter_offload
-
-        parameter_offload.FWD_MODULE_STACK.clear()
-        if (learner := getattr(engine, "basic_optimizer", None)) is not None:
-            learner.state.clear()
-            learner.param_groups.clear()
-        vars(engine.optimizer).clear()
-        for parameter in parameters:
-            parameter.grad = None
-            vars(parameter).clear()  # this rank's share of it
-            parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-
-
-def _undo_first_step(optimizer: Any) -> None:
-    """Begin as if nothing was learnt yet.
-
-    In bf16 without ZeRO, DeepSpeed has the optimizer take a step of zero gradients to allocate its state. Adam counts it, and corrects its
-    moments as in a second step: the first update was three quarters of what it should be. Weight decay acts in it, too.
-    deepspeedai/DeepSpeed#5104 would end this; then this function can go.
-    """
-    optimizer.optimizer.state.clear()
-    optimizer.refresh_fp32_params()
-
-
 def _common_precision(device: torch.device) -> Literal["fp32", "bf16"]:
     """bf16 where every rank's device has it: all hold the same weights."""
     ranks_have = torch.tensor(int(has_bf16(device.type)), device=device)
     dist.all_reduce(ranks_have, op=dist.ReduceOp.MIN)
     return "bf16" if ranks_have else "fp32"
-
-
-def _import_deepspeed() -> Any:
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__ as compatible
-
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    # Its shared-memory reduction for CPUs would be compiled on first use, for a minute; gloo does the same.
-    compatible["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 def _sharded(deepspeed: Any, frozen: torch.nn.Module, settings: dict[str, Any]) -> Any:
