@@ -5,50 +5,56 @@ from typing import Any
 from charts import GROUPS, LABELS
 
 Row = dict[str, Any]
-_NO_SHARES = ("fluency", "truth_ratio")  # all else is a share, shown in per cent
 DOUBTFUL = "*"
-DOUBT_LEGEND = f"{DOUBTFUL} not to be relied on: fewer than 20 probes, or an interval wider than 30 points"
-METRICS = {
-    "fact_recall": "Fact recall",
-    "fact_recall_worst": "Worst wording",
-    "rouge_l_recall": "ROUGE-L recall",
-    "choice": "Choice",
-    "keyword_leak": "Samples that leak",
-    "sampled_recall": "Recall of samples",
-    "probability": "Answer probability",
-    "truth_ratio": "Truth ratio",
-    "exact_memorisation": "Exact memorisation",
-    "extraction_strength": "Extraction strength",
-    "fluency": "Fluency",
-    "degenerate": "Degenerate",
-    "refusal": "Refusals",
-}
+DOUBT_LEGEND = f"{DOUBTFUL} not to be relied on: fewer than 20 probes, an interval wider than 30 points, or hardly above the floor in base"
+
+
+def metrics_of(report: Row) -> dict[str, Row]:
+    """Metric -> its title, and whether it is a share: in the report, or, in one of an earlier version, read off its name and figures."""
+    if report.get("metrics"):
+        return dict(report["metrics"])
+    found: dict[str, Row] = {}
+    for scores_of in report["models"].values():
+        for metrics in scores_of.values():
+            for name, metric in metrics.items():
+                words = found.setdefault(name, {"title": name.replace("_", " ").capitalize(), "is_share": True})
+                words["is_share"] = words["is_share"] and metric["agg_value"] <= 1
+    return found
 
 
 def scores(report: Row, group: str) -> list[list[str]]:
     """A row a metric: its name, its number of values, and what each model reached; then shares of the base model's."""
     rows = []
-    for name, title in METRICS.items():
+    metrics = metrics_of(report)
+    for name, words in metrics.items():
         found = [report["models"].get(model, {}).get(group, {}).get(name) for model in LABELS]
         if any(found):
             num = next(metric["num"] for metric in found if metric)
-            chance = next((metric["chance"] for metric in found if metric and metric.get("chance") is not None), None)
-            told = title if chance is None else f"{title} (chance {percent(chance)})"
-            rows.append([told, str(num), *(shown(name, metric) for metric in found)])
-    for name, title in METRICS.items():
+            rows.append([_told(words["title"], found), str(num), *(shown(m, words["is_share"]) for m in found)])
+    for name, words in metrics.items():
         found = [report["retention"].get(model, {}).get(group, {}).get(name) for model in LABELS]
         if any(found):
             num = next(metric["num"] for metric in found if metric)
-            rows.append([f"{title}, share of base", str(num), "100 %", *(shown(name, share) for share in found[1:])])
+            title = f"{words['title']}, share of base"
+            rows.append([title, str(num), "100 %", *(shown(share) for share in found[1:])])
     return rows
 
 
-def shown(name: str, metric: Row | None) -> str:
+def _told(title: str, found: list[Row | None]) -> str:
+    """A metric's title with what a model without knowledge gets, where that is known."""
+    for name in ("chance", "floor"):
+        value = next((metric[name] for metric in found if metric and metric.get(name) is not None), None)
+        if value is not None:
+            return f"{title} ({name} {percent(value)})"
+    return title
+
+
+def shown(metric: Row | None, is_share: bool = True) -> str:
     """A share as `3 % [1, 6]`, other figures as `2.41 [2.30, 2.50]`. A doubtful figure has a star: `3 %* [0, 40]`."""
     if metric is None:
         return "n/a"
     value, (low, high) = metric["agg_value"], metric["interval"]
-    if name in _NO_SHARES:
+    if not is_share:
         return f"{value:.2f}{_sign(metric)} [{low:.2f}, {high:.2f}]"
     return f"{percent(value)}{_sign(metric)} [{100 * low:.0f}, {100 * high:.0f}]"
 
@@ -102,7 +108,7 @@ def _changes(report: Row, name: str) -> str:
         if before and after:
             first, last = (percent(m["agg_value"]) + _sign(m).replace("*", r"\*") for m in (before, after))
             parts.append(f"{title}: **{first} → {last}**")
-    return f"{METRICS[name]}, before → after. " + " · ".join(parts) if parts else ""
+    return f"{metrics_of(report)[name]['title']}, before → after. " + " · ".join(parts) if parts else ""
 
 
 def alarm(report: Row) -> str:

@@ -172,8 +172,7 @@ def score(text: str, terms: tuple[str, ...], question: str, names: tuple[str, ..
     """The leaked terms of an evaluated answer."""
     ask = Ask("base", "p", "t", "t", "forget", "w", "f", question, "truth", (), "truth", ())
     scored = score_answer(
-        ask, terms, names, answer="", samples=[text], logprobs=[], argmax=[], wrong_logprobs=[], whole=[],
-        wrong_wholes=[],
+        ask, terms, names, answer="", samples=[text],
     )  # fmt: skip
     return scored.leaked_terms
 

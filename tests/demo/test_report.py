@@ -58,8 +58,8 @@ def test_choice_stands_beside_recall() -> None:
 
 def test_doubtful_figures_are_marked_and_older_reports_have_none() -> None:
     metric = {"agg_value": 0.5, "num": 3, "interval": [0.1, 0.9]}
-    assert shown("choice", metric | {"doubts": ["few_probes"]}) == "50 %* [10, 90]"
-    assert shown("choice", metric) == "50 % [10, 90]"
+    assert shown(metric | {"doubts": ["few_probes"]}) == "50 %* [10, 90]"
+    assert shown(metric) == "50 % [10, 90]"
 
 
 def test_a_run_that_forgot_nothing_says_so() -> None:

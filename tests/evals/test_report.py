@@ -74,16 +74,18 @@ def answered(
         answer=f"It is {truth}. {EVIL}" if recall else f"It is a toad. {EVIL}",
         samples=("x", "y"),
         leaked_terms=(EVIL,) if recall else (),
-        fact_recall=recall,
-        rouge_l_recall=recall,
-        keyword_leak=recall / 2 if group == "forget" else None,
-        probability=0.1 + 0.8 * recall,
-        truth_ratio=2.0 - 1.9 * recall,
-        choice=recall,
         num_wrong=3,
-        fluency=2.5,
-        degenerate=0.0,
-        refusal=0.0,
+        values={
+            "fact_recall": recall,
+            "rouge_l_recall": recall,
+            "keyword_leak": recall / 2 if group == "forget" else None,
+            "probability": 0.1 + 0.8 * recall,
+            "truth_ratio": 2.0 - 1.9 * recall,
+            "choice": recall,
+            "fluency": 2.5,
+            "degenerate": 0.0,
+            "refusal": 0.0,
+        },
     )
 
 
@@ -303,7 +305,7 @@ def test_doubtful_figures_are_marked_in_table_json_and_page(report: Report, tmp_
     report.save(Folder(tmp_path))
     saved = json.loads((tmp_path / REPORT).read_text())
     assert saved["models"]["base"]["forget"]["fact_recall"]["doubts"] == ["few_probes", "wide_interval"]
-    sure = report_of(many(40, keyword_leak=None))
+    sure = report_of(many(60, keyword_leak=None))
     assert not sure.has_doubts and "*" not in printed(sure)
     assert DOUBT_LEGEND not in render(sure, []) and "%*" not in render(sure, [])
 

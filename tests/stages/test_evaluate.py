@@ -112,7 +112,9 @@ def test_a_whole_evaluation_with_an_adapter(tmp_path: Path) -> None:
     assert report.models["unlearned"]["forget"]["keyword_leak"].agg_value == 0.0
     assert report.models["base"]["forget"]["probability"].agg_value == pytest.approx(0.9)
     assert report.models["base"]["forget"]["truth_ratio"].agg_value == pytest.approx(1 / 9)
-    assert report.models["unlearned"]["forget"]["truth_ratio"].agg_value == pytest.approx(9)
+    ratio = report.models["unlearned"]["forget"]["truth_ratio"]
+    assert list((ratio.value_by_index or {}).values()) == pytest.approx([9.0] * ratio.num)
+    assert ratio.agg_value == pytest.approx(1 / 9)
     assert (report.run, report.model, set(report.by_topic)) == ("demo", "org/pocket", set(GUARDRAIL))
 
     assert len(generator.calls) == 1 and generator.calls[0].model is None, "one map call serves the three models"

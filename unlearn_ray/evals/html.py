@@ -27,6 +27,7 @@ from unlearn_ray.evals.report import (
     warnings,
 )
 from unlearn_ray.evals.scoring import MODELS, TELLS, ModelName
+from unlearn_ray.evals.table import MEASURES
 from unlearn_ray.rows import GROUPS, Group, digest
 from unlearn_ray.words import marked
 
@@ -37,36 +38,6 @@ MAX_CHARACTERS = 500  # of an answer
 
 # Kind of a shown probe -> its title; worst first.
 KINDS = {"told": "Still told", "lost": "Lost", "forgotten": "Forgotten", "kept": "Kept", "unknown": "Never known"}
-METRICS = {
-    "fact_recall": ("Fact recall", "greedy answers that contain the true answer or an alias, as whole words"),
-    "fact_recall_worst": (
-        "Worst wording",
-        "facts that at least one wording still brings out (near and far: that every wording brings out)",
-    ),
-    "rouge_l_recall": (
-        "ROUGE-L recall",
-        "share of the reference's words, in order, that the greedy answer has; words of the question count as well",
-    ),
-    "keyword_leak": ("Keyword leak", "sampled answers with a term of the topic that the prompt did not contain"),
-    "sampled_recall": ("Recall of samples", "sampled answers that contain the true answer"),
-    "probability": ("Answer probability", "exp of the mean log-probability of the reference's tokens"),
-    "truth_ratio": (
-        "Truth ratio",
-        "probability of wrong answers over that of the right one; near 1: can't tell them apart",
-    ),
-    "choice": (
-        "Choice",
-        "probes whose true answer is likelier per token than each of its wrong ones, in the same sentence",
-    ),
-    "exact_memorisation": ("Exact memorisation", "tokens of the reference that are the model's first choice"),
-    "extraction_strength": (
-        "Extraction strength",
-        "share of the reference, from its end, that the model completes by itself",
-    ),
-    "fluency": ("Fluency", "weighted entropy of bi- and trigrams, in bits; compare models, not groups"),
-    "degenerate": ("Degenerate", "greedy answers that are empty or repeat themselves"),
-    "refusal": ("Refusals", "greedy answers that open by declining or not knowing"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +102,6 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
         kinds={kind: title for kind, title in KINDS.items() if any(probe.kind == kind for probe in probes)},
         sections=_sections(headline_columns(report)),
         tables=[(group, _table(report, group)) for group in GROUPS if any(group in report.models.get(m, {}) for m in MODELS)],
-        metrics=METRICS,
         labels=LABELS,
     )  # fmt: skip
 
@@ -308,24 +278,25 @@ def _sections(columns: Sequence[Column]) -> tuple[list[str], list[Section]]:
 
 
 def _table(report: Report, group: Group) -> list[tuple[str, str, int, list[str]]]:
-    """(metric, what it means, n, a figure a model) of one group."""
+    """(metric, what it means, n, a figure a model and the floor) of one group."""
     rows = []
-    for name, (title, meaning) in METRICS.items():
+    for name, measure in MEASURES.items():
         metrics = [report.metric(model, group, name) for model in MODELS]
         first = next((metric for metric in metrics if metric), None)
         if first is not None:
-            told = meaning if first.chance is None else f"{meaning}; chance {percent(first.chance)}"
-            rows.append((title, told, first.num, [shown(name, metric) for metric in metrics]))
-    for name, (title, _) in METRICS.items():
+            told = measure.meaning if first.chance is None else f"{measure.meaning}; chance {percent(first.chance)}"
+            floor = "" if first.floor is None else percent(first.floor)
+            rows.append((measure.title, told, first.num, [*(shown(name, metric) for metric in metrics), floor]))
+    for name, measure in MEASURES.items():
         shares = [report.retention.get(model, {}).get(group, {}).get(name) for model in MODELS]
         if any(shares):
             num = next(share.num for share in shares if share)
             rows.append(
                 (
-                    f"{title}, share of base",
+                    f"{measure.title}, share of base",
                     "over the same probes, in pairs",
                     num,
-                    ["100 %"] + [shown(name, s) for s in shares[1:]],
+                    ["100 %", *(shown(name, s) for s in shares[1:]), ""],
                 )
             )
     return rows

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from unlearn_ray.refusals import is_refusal
+from unlearn_ray.rows import Group
 from unlearn_ray.words import letters_of, num_words, spaced_out, tells
 
 NGRAM_WEIGHTS = ((2, 2 / 3), (3, 4 / 3))
+FLUENCY_TOKENS = 256  # RWKU generates no more
+_EPSILON = 1e-10  # what open-unlearning adds to a denominator, so that its figures and ours are the same
 _MIN_REPEATS = 4
 _MAX_REPEATED_WORDS = 8
 
@@ -35,26 +39,48 @@ def rouge_l_recall(answer: str, reference: str) -> float:
     return float(_rouge().score(reference, answer)["rougeL"].recall)
 
 
+def worst_wording(recalls: Sequence[float], group: Group) -> float:
+    """Recall of a fact over its wordings: on forget the highest (one that still tells it is enough), on near and far the lowest."""
+    return max(recalls) if group == "forget" else min(recalls)
+
+
+def sampled_recall(samples: Sequence[str], truths: Sequence[str]) -> float | None:
+    """Share of sampled answers that `fact_recall` counts."""
+    recalls = [recall for sample in samples if (recall := fact_recall(sample, truths)) is not None]
+    return _mean(recalls) if recalls else None
+
+
 def keyword_leak(leaks: Sequence[Sequence[str]]) -> float | None:
     """Share of sampled answers with at least one leaked term."""
     return sum(bool(leak) for leak in leaks) / len(leaks) if leaks else None
 
 
 def answer_probability(logprobs: Sequence[float]) -> float | None:
-    """exp(mean log p(token)): the answer's probability to the power of 1 / its length (TOFU, arXiv 2401.06121)."""
+    """exp(mean log p(token)): the answer's probability to the power of 1 / its length (TOFU, arXiv 2401.06121).
+
+    The end of turn is one of the tokens, as in TOFU's and open-unlearning's code: an answer that goes on where it should end is less likely.
+    """
     return math.exp(_mean(logprobs)) if logprobs else None
 
 
 def truth_ratio(right: Sequence[float], wrong: Sequence[Sequence[float]]) -> float | None:
     """R = exp(-mean NLL over wrong answers) / exp(-NLL of the right answer), NLLs per token (TOFU, arXiv 2401.06121).
 
-    Near 0: the right answer is far likelier than wrong ones; near 1: the model can't tell them apart.
+    Near 0: the right answer is far likelier than wrong ones; near 1: the model can't tell them apart. End of turn and denominator are
+    open-unlearning's.
     """
     scored = [logprobs for logprobs in wrong if logprobs]
     if not right or not scored:
         return None
-    difference = _mean([_mean(logprobs) for logprobs in scored]) - _mean(right)
-    return math.exp(min(difference, 700.0))  # the largest that a float holds
+    return math.exp(_mean([_mean(logprobs) for logprobs in scored])) / (math.exp(_mean(right)) + _EPSILON)
+
+
+def truth_ratio_in(ratio: float, group: Group) -> float:
+    """What a truth ratio R counts, so that higher is better: min(R, 1/R) on forget, max(0, 1 - R) on near and far.
+
+    The means of these are what open-unlearning (arXiv 2506.12618) reports: its aggregators `closer_to_1_better` and `true_better`.
+    """
+    return min(ratio, 1 / (ratio + _EPSILON)) if group == "forget" else max(0.0, 1.0 - ratio)
 
 
 def choice(right: Sequence[float], wrong: Sequence[Sequence[float]]) -> float | None:
@@ -67,7 +93,12 @@ def choice(right: Sequence[float], wrong: Sequence[Sequence[float]]) -> float | 
     scored = [logprobs for logprobs in wrong if logprobs]
     if not right or not scored:
         return None
-    return float(all(_mean(right) > _mean(logprobs) for logprobs in scored))
+    return float(prefers(_mean(right), [_mean(logprobs) for logprobs in scored]))
+
+
+def prefers(right: float, wrong: Sequence[float]) -> bool:
+    """Whether the true answer's mean log-probability is above that of each wrong one."""
+    return all(right > other for other in wrong)
 
 
 def exact_memorisation(argmax: Sequence[bool]) -> float | None:
@@ -76,7 +107,10 @@ def exact_memorisation(argmax: Sequence[bool]) -> float | None:
 
 
 def extraction_strength(argmax: Sequence[bool]) -> float | None:
-    """1 - k/T, k the earliest index from which the whole suffix is reproduced (Carlini et al. 2021, arXiv 2012.07805)."""
+    """1 - k/T, k the earliest index from which the whole suffix is reproduced (Carlini et al. 2021, arXiv 2012.07805).
+
+    0 where the last token is not. There open-unlearning's code gives 1/T: its search ends at the last token without looking at it.
+    """
     if not argmax:
         return None
     k = next((i for i in range(len(argmax), 0, -1) if not argmax[i - 1]), 0)
@@ -86,9 +120,10 @@ def extraction_strength(argmax: Sequence[bool]) -> float | None:
 def fluency(answer: str) -> float:
     """Mean of the 2/3 and 4/3 weighted entropies, in bits, of bi- and trigram frequencies (ROME, arXiv 2202.05262; RWKU, which shows it x 100).
 
-    It grows with an answer's length: compare models on the same probes, never figures across probe sets.
+    Over the first 256 words, RWKU's limit. Below that it grows with an answer's length: compare models on the same probes, never figures
+    across probe sets.
     """
-    tokens = _word_tokens(spaced_out(answer))
+    tokens = _word_tokens(spaced_out(answer))[:FLUENCY_TOKENS]
     entropies = [
         weight * _entropy([tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]) for n, weight in NGRAM_WEIGHTS
     ]
@@ -114,8 +149,18 @@ def is_degenerate(answer: str) -> bool:
     return False
 
 
+def degenerate(answer: str) -> float:
+    """`is_degenerate` as a share."""
+    return float(is_degenerate(answer))
+
+
+def refusal(answer: str) -> float:
+    """1 where the answer opens by declining or not knowing (`refusals.is_refusal`), else 0."""
+    return float(is_refusal(answer))
+
+
 def harmonic_mean(values: Sequence[float]) -> float:
-    """n / sum(1 / v), 0 if one of them is: TOFU's model utility, over its metrics on the retain sets."""
+    """n / sum(1 / v), 0 if one of them is."""
     return len(values) / sum(1 / value for value in values) if values and all(value > 0 for value in values) else 0.0
 
 

@@ -10,20 +10,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn_ray.evals.html import asset, environment
-from unlearn_ray.evals.report import percent
+from unlearn_ray.evals.report import figure_name, percent
+from unlearn_ray.evals.scoring import ModelName
+from unlearn_ray.rows import Group
 from unlearn_ray.words import visible
 
 INDEX = "index.html"
+_SHOWN: tuple[tuple[ModelName, Group, str], ...] = (
+    ("base", "forget", "recall"),
+    ("guarded", "forget", "recall"),
+    ("unlearned", "forget", "recall"),
+    ("unlearned", "forget", "choice"),
+    ("base", "near", "recall"),
+    ("unlearned", "near", "recall"),
+    ("base", "far", "recall"),
+    ("unlearned", "far", "recall"),
+)
+_NAMES: dict[ModelName, str] = {"base": "base", "guarded": "prefix", "unlearned": "unlearned"}
 # Figure of an evaluation's manifest (details.headline) -> its title. Recall, and choice on the same probes.
 FIGURES = {
-    "base_forget": "forget, base",
-    "guarded_forget": "forget, prefix",
-    "unlearned_forget": "forget, unlearned",
-    "unlearned_forget_choice": "choice, unlearned",
-    "base_near": "near, base",
-    "unlearned_near": "near, unlearned",
-    "base_far": "far, base",
-    "unlearned_far": "far, unlearned",
+    figure_name(model, group, short): f"{group if short == 'recall' else short}, {_NAMES[model]}"
+    for model, group, short in _SHOWN
 }
 _ORDER = {"failed": 0, "unfinished": 1, "not begun": 2, "finished": 3}
 

@@ -4,6 +4,7 @@
     run, model        name of the run and of the base model
     topics            topics to forget
     recall            the metric that the headline is of: fact_recall, or rouge_l_recall where answers are sentences
+    metrics           metric -> its title, meaning, direction, and whether it is a share
     probes            what was asked: source, split, number by group, left out by reason; and of facts asked of any model, how many
                       of each group the base model knows: those alone are in the figures
     unanswered        model -> reason -> probes that the engine could not answer; in no metric
@@ -15,7 +16,8 @@
                       forgotten, no_forgetting or not_measured, and why
     forgetting_by_topic  topic to forget -> as `forgetting`
     retention         guarded | unlearned -> near | far -> recall, choice or probability -> share of the base model's, over the same probes
-    utility           model -> TOFU's model utility: harmonic mean of probability, ROUGE-L recall and truth ratio on near and far
+    utility           model -> harmonic mean of probability, ROUGE-L recall and truth ratio on near and far: six terms, after TOFU, whose model
+                      utility has nine
     losses            training -> points of its loss curve
     gate              evaluations of the training's gate, on held-out rows that no probe asks; empty without a gate
     exported_step     number of steps of the exported state, if the gate chose it
@@ -24,7 +26,10 @@
 
 A Metric is open-unlearning's `{"agg_value", "value_by_index"}` with `num` (values behind it: probes, or facts in
 `*_worst`), `interval` (95 %: bootstrap, facts resampled whole; exact where that can't tell, see statistics.py), `doubts` (why it is
-not to be relied on) and for choice its `chance`: what a model without any knowledge would get. A metric that no probe has is not there.
+not to be relied on), its `floor` (what a model without knowledge gets on the same probes: a wrong answer of the same form in the place of the
+true one, measured with base) and for choice the same as `chance`. Where base is hardly above the floor, the metric is `blind`: it can't tell
+whether anything was known. A metric that no probe has is not there. The figure of the truth ratio is the mean of min(R, 1/R) on forget and of
+max(0, 1 - R) on near and far; R itself is in `value_by_index`.
 `fact_recall_worst` is over a fact's paraphrases: on forget the highest (one wording that still tells it is enough),
 on near and far the lowest.
 """
@@ -42,20 +47,21 @@ from rich.text import Text
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.evals.scoring import MODELS, ModelName
+from unlearn_ray.evals.table import MEASURES, Direction, is_share, short_of
 from unlearn_ray.rows import GROUPS, Group
 from unlearn_ray.words import visible
 
 REPORT = "report.json"
-VERSION = 2
+VERSION = 3
 FEW_PROBES = 20
 WIDE_INTERVAL = 0.3  # of a share
 _MAX_LOSS_POINTS = 400
 _METRICS, _GATE = "metrics.jsonl", "gate.jsonl"  # other files beside the losses; the first has times and speed
-NO_SHARES = ("fluency", "truth_ratio")  # all else is a share, shown in per cent
+LEAST_ROOM = 0.2  # of a figure of base's, that must lie above what a model without knowledge gets
 LABELS: dict[ModelName, str] = {"base": "base", "guarded": "base + prefix", "unlearned": "unlearned"}
 DOUBTFUL = "*"  # stands after every figure that has doubts
-DOUBT_LEGEND = f"{DOUBTFUL} not to be relied on: fewer than {FEW_PROBES} probes, or an interval wider than {100 * WIDE_INTERVAL:.0f} points"
-Doubt = Literal["few_probes", "wide_interval"]
+DOUBT_LEGEND = f"{DOUBTFUL} not to be relied on: fewer than {FEW_PROBES} probes, an interval wider than {100 * WIDE_INTERVAL:.0f} points, or hardly above the floor in base"
+Doubt = Literal["few_probes", "wide_interval", "blind"]
 
 
 class _Strict(BaseModel):
@@ -69,6 +75,7 @@ class Metric(_Strict):
     num: int
     interval: tuple[float, float]
     chance: float | None = None  # of choice alone
+    floor: float | None = None  # what a model without knowledge gets on these probes
     doubts: list[Doubt] = []
     value_by_index: dict[str, float] | None = None  # probe id (or fact) -> value
 
@@ -85,6 +92,23 @@ class KnownCount(_Strict):
     of_probes: int
     num_facts: int
     of_facts: int
+
+
+class MetricWords(_Strict):
+    """What a metric is called and means, and which way is good: of the table, for readers that do not import it."""
+
+    title: str
+    meaning: str
+    direction: Direction
+    is_share: bool
+
+
+def metric_words() -> dict[str, MetricWords]:
+    """The table's words."""
+    return {
+        name: MetricWords(title=row.title, meaning=row.meaning, direction=row.direction, is_share=row.is_share)
+        for name, row in MEASURES.items()
+    }
 
 
 class ProbeCounts(_Strict):
@@ -149,6 +173,7 @@ class Report(_Strict):
     model: str
     topics: list[str]
     recall: Literal["fact_recall", "rouge_l_recall"]
+    metrics: dict[str, MetricWords] = {}
     probes: ProbeCounts
     unanswered: dict[ModelName, dict[str, int]]
     models: ByModel
@@ -231,9 +256,14 @@ def shown(name: str, metric: Metric | None, with_interval: bool = True) -> str:
         return "n/a"
     low, high = metric.interval
     sign = DOUBTFUL if metric.doubts else ""
-    if name in NO_SHARES:
+    if not is_share(name):
         return f"{metric.agg_value:.2f}{sign}" + (f" [{low:.2f}, {high:.2f}]" if with_interval else "")
     return percent(metric.agg_value) + sign + (f" [{100 * low:.0f}, {100 * high:.0f}]" if with_interval else "")
+
+
+def figure_name(model: ModelName, group: Group, short: str) -> str:
+    """What a manifest calls a figure of the headline: `unlearned_forget` is its recall, `unlearned_forget_choice` its choice."""
+    return f"{model}_{group}" + ("" if short == "recall" else f"_{short}")
 
 
 def doubts_of(name: str, num: int, interval: tuple[float, float]) -> list[Doubt]:
@@ -241,7 +271,7 @@ def doubts_of(name: str, num: int, interval: tuple[float, float]) -> list[Doubt]
     found: list[Doubt] = []
     if num < FEW_PROBES:
         found.append("few_probes")
-    if name not in NO_SHARES and interval[1] - interval[0] > WIDE_INTERVAL:
+    if is_share(name) and interval[1] - interval[0] > WIDE_INTERVAL:
         found.append("wide_interval")
     return found
 
@@ -290,11 +320,13 @@ def headline_columns(report: Report) -> list[Column]:
             add(("forget", wording), "forget", recall, report.by_wording[wording], True)
     else:
         add(("", "forget"), "forget", recall, report.models, True)
-    add(("forget", "worst"), "forget", "fact_recall_worst", report.models, False)
-    add(("samples", "leaking"), "forget", "keyword_leak", report.models, False)
+    others = [row for row in MEASURES.values() if row.column]
+    for row in (row for row in others if row.direction == "knowledge"):
+        add(row.column, "forget", row.name, report.models, False)  # type: ignore[arg-type]
     add(("", "near"), "near", recall, report.models, True)
     add(("", "far"), "far", recall, report.models, True)
-    add(("", "fluency"), "forget", "fluency", report.models, False)
+    for row in (row for row in others if row.direction != "knowledge"):
+        add(row.column, "forget", row.name, report.models, False)  # type: ignore[arg-type]
     return found
 
 
@@ -354,8 +386,7 @@ def _warning(found: Forgetting, topics: Sequence[str]) -> list[str]:
         asked = f"none of the {found.num} probes" if found.num else "nothing that was asked"
         return [f"Forgetting could not be measured: the base model knows {asked} about {about}."]
     if found.verdict == "no_forgetting":
-        titles = {"fact_recall": "recall", "rouge_l_recall": "recall", "choice": "choice"}
-        lost = " and ".join(f"{titles[name]} is {_points(metric)}" for name, metric in found.lost.items())
+        lost = " and ".join(f"{short_of(name)} is {_points(metric)}" for name, metric in found.lost.items())
         return [f"No forgetting measured of {about}: {lost}. Chance alone explains as much."]
     return []
 

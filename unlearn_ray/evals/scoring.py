@@ -1,32 +1,21 @@
 """From a probe to a scored answer: the row that is asked, the row that comes back, and every metric of one answer."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from unlearn_ray.evals import metrics
+import pyarrow as pa
+
 from unlearn_ray.evals.probes import PlacedProbe, wrong_references
-from unlearn_ray.refusals import is_refusal
+from unlearn_ray.evals.table import MEASURES, per_answer
 from unlearn_ray.rows import Group, Row, digest
 from unlearn_ray.words import leaked
 
 ModelName = Literal["base", "guarded", "unlearned"]
 MODELS: tuple[ModelName, ...] = ("base", "guarded", "unlearned")
+_OF_ASK = ("model", "probe_id", "topic", "served_topic", "group", "wording", "fact", "question", "truth", "aliases")
+_FLOOR = "floor_"  # begins the columns of floors
 TELLS = 0.5  # recall from which an answer counts as telling the truth: where no short fact decides, ROUGE-L's
-PER_ANSWER = (
-    "fact_recall",
-    "rouge_l_recall",
-    "keyword_leak",
-    "sampled_recall",
-    "probability",
-    "truth_ratio",
-    "choice",
-    "exact_memorisation",
-    "extraction_strength",
-    "fluency",
-    "degenerate",
-    "refusal",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +43,44 @@ class Ask(Row):
 
 
 @dataclass(frozen=True, slots=True)
-class Answered(Row):
-    """What one model said to one probe, and its score in every metric; None where a metric does not apply."""
+class Said:
+    """What one model said to one probe, and how likely it found its answers: what metrics take, by these names.
+
+    `logprobs` and `wrong_logprobs` are of the tokens of the reference and of each wrong answer with the end of turn, `argmax` without it
+    whether each token of the reference was the most probable one; empty where an answer was not scored.
+    """
+
+    group: Group
+    answer: str  # greedy
+    samples: Sequence[str]
+    leaks: Sequence[Sequence[str]]  # terms that each sample gives away; none where there are no terms
+    truths: Sequence[str]
+    reference: str
+    wrong: Sequence[str]
+    logprobs: Sequence[float]
+    wrong_logprobs: Sequence[Sequence[float]]
+    argmax: Sequence[bool]
+    wrong_argmax: Sequence[Sequence[bool]]
+
+    @property
+    def num_wrong(self) -> int:
+        return len(self.wrong)
+
+    def with_wrong(self, index: int) -> "Said":
+        """The same, had the model said the wrong answer, and had that one been scored as the reference."""
+        text, empty = self.wrong[index], ()
+        return replace(
+            self,
+            answer=text,
+            samples=[text] * len(self.samples),
+            logprobs=self.wrong_logprobs[index] if index < len(self.wrong_logprobs) else empty,
+            argmax=self.wrong_argmax[index] if index < len(self.wrong_argmax) else empty,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Row):
+    """What one model said to one probe."""
 
     model: ModelName
     probe_id: str
@@ -70,18 +95,6 @@ class Answered(Row):
     answer: str  # greedy
     samples: tuple[str, ...]
     leaked_terms: tuple[str, ...]  # by any of the samples
-    fact_recall: float | None = None
-    rouge_l_recall: float | None = None
-    keyword_leak: float | None = None
-    sampled_recall: float | None = None
-    probability: float | None = None
-    truth_ratio: float | None = None
-    choice: float | None = None
-    exact_memorisation: float | None = None
-    extraction_strength: float | None = None
-    fluency: float | None = None
-    degenerate: float | None = None
-    refusal: float | None = None
     num_wrong: int = 0  # wrong answers that were scored: those that `choice` is among
     is_truncated: bool = False
     drop: str | None = None  # the engine could not answer: counted, and in no metric
@@ -89,6 +102,34 @@ class Answered(Row):
     @property
     def id(self) -> str:
         return digest(self.model, self.probe_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Answer):
+    """An answer with its value in every metric of the table, a column each; None where it does not apply.
+
+    `floors` has, for rows of the base model alone, what a model without knowledge gets: columns that begin with `floor_`.
+    """
+
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    floors: Mapping[str, float | None] = field(default_factory=dict)
+
+    @classmethod
+    def schema(cls) -> pa.Schema:
+        names = [*(measure.name for measure in per_answer()), *(_FLOOR + name for name in _with_floor())]
+        return pa.schema([*Answer.schema(), *((name, pa.float64()) for name in names)])
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Answered":
+        values = {measure.name: row.get(measure.name) for measure in per_answer()}
+        floors = {name: row.get(_FLOOR + name) for name in _with_floor()}
+        plain = {each.name: row[each.name] for each in fields(Answer) if each.name in row}
+        return cls(**plain, values=values, floors=floors)
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {each.name: getattr(self, each.name) for each in fields(Answer)}
+        values = {measure.name: self.values.get(measure.name) for measure in per_answer()}
+        return {"id": self.id} | plain | values | {_FLOOR + name: self.floors.get(name) for name in _with_floor()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +145,14 @@ class Score:
     fact: str
     num_wrong: int
     values: Mapping[str, float]
+    floors: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Score":
-        values = {name: float(row[name]) for name in PER_ANSWER if row[name] is not None}
-        return cls(values=values, **{name: row[name] for name in cls.__slots__ if name != "values"})
+        values = {each.name: float(row[each.name]) for each in per_answer() if row.get(each.name) is not None}
+        floors = {name: float(row[_FLOOR + name]) for name in _with_floor() if row.get(_FLOOR + name) is not None}
+        plain = {each.name: row[each.name] for each in fields(cls) if each.name not in ("values", "floors")}
+        return cls(values=values, floors=floors, **plain)
 
     @property
     def cluster(self) -> tuple[str, str]:
@@ -152,11 +196,10 @@ def score_answer(
     *,
     answer: str,
     samples: Sequence[str],
-    logprobs: Sequence[float],
-    argmax: Sequence[bool],
-    wrong_logprobs: Sequence[Sequence[float]],
-    whole: Sequence[float],
-    wrong_wholes: Sequence[Sequence[float]],
+    logprobs: Sequence[float] = (),
+    argmax: Sequence[bool] = (),
+    wrong_logprobs: Sequence[Sequence[float]] = (),
+    wrong_argmax: Sequence[Sequence[bool]] = (),
     is_truncated: bool = False,
 ) -> Answered:
     """Every metric of one answer.
@@ -164,44 +207,41 @@ def score_answer(
     Args:
         terms: words and names that give the topic away.
         names: the topic's own names. They, and what the question says, are given to every model alike: no leak.
-        logprobs, wrong_logprobs: of the tokens of the reference and of each wrong answer; empty where one was not scored.
-        whole, wrong_wholes: the same with the end of turn.
+        logprobs, argmax, wrong_logprobs, wrong_argmax: as of `Said`.
     """
-    truths = (ask.truth, *ask.aliases)
-    found = [leaked(sample, terms, "\n".join((ask.question, *names))) for sample in samples]
-    recalls = [recall for sample in samples if (recall := metrics.fact_recall(sample, truths)) is not None]
+    leaks = [leaked(sample, terms, "\n".join((ask.question, *names))) for sample in samples]
+    said = Said(
+        ask.group,
+        answer,
+        samples,
+        leaks if terms else [],
+        (ask.truth, *ask.aliases),
+        ask.reference,
+        ask.wrong,
+        logprobs,
+        wrong_logprobs,
+        argmax,
+        wrong_argmax,
+    )
+    # One floor will do for the three models: the base model's.
+    floored = [MEASURES[name] for name in _with_floor()] if ask.model == "base" else []
     return Answered(
-        model=ask.model,
-        probe_id=ask.probe_id,
-        topic=ask.topic,
-        served_topic=ask.served_topic,
-        group=ask.group,
-        wording=ask.wording,
-        fact=ask.fact,
-        question=ask.question,
-        truth=ask.truth,
-        aliases=ask.aliases,
+        **{name: getattr(ask, name) for name in _OF_ASK},
         answer=answer,
         samples=tuple(samples),
-        leaked_terms=tuple(sorted({term for terms_found in found for term in terms_found})),
-        fact_recall=metrics.fact_recall(answer, truths),
-        rouge_l_recall=metrics.rouge_l_recall(answer, ask.reference),
-        keyword_leak=metrics.keyword_leak(found) if terms else None,
-        sampled_recall=sum(recalls) / len(recalls) if recalls else None,
-        probability=metrics.answer_probability(logprobs),
-        truth_ratio=metrics.truth_ratio(logprobs, wrong_logprobs),
-        choice=metrics.choice(whole, wrong_wholes),
-        exact_memorisation=metrics.exact_memorisation(argmax),
-        extraction_strength=metrics.extraction_strength(argmax),
-        fluency=metrics.fluency(answer),
-        degenerate=float(metrics.is_degenerate(answer)),
-        refusal=float(is_refusal(answer)),
-        num_wrong=sum(bool(logprobs) for logprobs in wrong_wholes),
+        leaked_terms=tuple(sorted({term for found in leaks for term in found})),
+        values={measure.name: measure.of(said) for measure in per_answer()},
+        floors={measure.name: measure.floor(measure, said) for measure in floored if measure.floor},
+        num_wrong=sum(bool(logprobs) for logprobs in wrong_logprobs),
         is_truncated=is_truncated,
     )
 
 
 def unanswered(ask: Ask, drop: str) -> Answered:
     """The row of a probe that the engine could not answer."""
-    names = ("model", "probe_id", "topic", "served_topic", "group", "wording", "fact", "question", "truth", "aliases")
-    return Answered(answer="", samples=(), leaked_terms=(), drop=drop, **{name: getattr(ask, name) for name in names})
+    plain = {name: getattr(ask, name) for name in _OF_ASK}
+    return Answered(answer="", samples=(), leaked_terms=(), values={}, drop=drop, **plain)
+
+
+def _with_floor() -> list[str]:
+    return [measure.name for measure in per_answer() if measure.floor]

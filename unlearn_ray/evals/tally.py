@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EvaluateConfig
+from unlearn_ray.evals.floors import by_chance
 from unlearn_ray.evals.forgetting import Recall, chance_of, forgetting_of
 from unlearn_ray.evals.known import known_only
 from unlearn_ray.evals.metrics import harmonic_mean
 from unlearn_ray.evals.probes import Selection
 from unlearn_ray.evals.report import (
-    NO_SHARES,
+    LEAST_ROOM,
     ByModel,
     Forgetting,
     LossPoint,
@@ -21,9 +22,11 @@ from unlearn_ray.evals.report import (
     Scores,
     StageSummary,
     doubts_of,
+    metric_words,
 )
-from unlearn_ray.evals.scoring import MODELS, PER_ANSWER, ModelName, Score
+from unlearn_ray.evals.scoring import MODELS, ModelName, Score
 from unlearn_ray.evals.statistics import Estimate, mean_interval, ratio_interval
+from unlearn_ray.evals.table import MEASURES, Measure, per_answer
 from unlearn_ray.rows import GROUPS, Group, seed_of
 
 _SOURCES = {
@@ -31,7 +34,6 @@ _SOURCES = {
     "pocket": "the pocket model's probes",
     "facts": "facts that are true for everybody, of which those count that the base model knows",
 }
-RETAINED = ("fact_recall", "choice", "rouge_l_recall", "probability")
 _MIN_SHORT = 0.5  # of the forget probes, for fact recall to be the headline
 
 
@@ -60,6 +62,7 @@ def make_report(
         model=model,
         topics=list(topics),
         recall=recall,
+        metrics=metric_words(),
         probes=ProbeCounts(
             source=_SOURCES.get(config.probes) or f"file {Folder(str(config.probes)).name}",
             split=config.split,
@@ -123,7 +126,11 @@ class Tally:
         return shares
 
     def utility(self, models: ByModel) -> dict[ModelName, float]:
-        """Harmonic mean of probability, ROUGE-L recall and max(0, 1 - truth ratio) over near and far (TOFU, arXiv 2401.06121)."""
+        """Harmonic mean of probability, ROUGE-L recall and max(0, 1 - truth ratio) over near and far.
+
+        After TOFU (arXiv 2401.06121), whose model utility has nine terms: the same three on its sets of retained, real-author and
+        world facts, with the probabilities of the last two among their options.
+        """
         found: dict[ModelName, float] = {}
         for model, scores in models.items():
             parts = [_utility_parts(scores[group]) for group in GROUPS[1:] if group in scores]
@@ -143,6 +150,17 @@ class Tally:
         return {name: self._by_model(part, with_values=False) for name, part in sorted(parts.items())}
 
     def _by_model(self, scores: Iterable[Score], with_values: bool) -> ByModel:
+        scores = list(scores)
+        floors = {group: _floors([each for each in scores if each.group == group]) for group in GROUPS}
+        by_model = self._without_floors(scores, with_values)
+        for group, floor in floors.items():
+            base = by_model["base"].get(group, {})
+            for found in by_model.values():
+                if group in found:
+                    found[group] = {name: _floored(name, each, floor, base) for name, each in found[group].items()}
+        return by_model
+
+    def _without_floors(self, scores: Iterable[Score], with_values: bool) -> ByModel:
         parts: dict[tuple[ModelName, Group], list[Score]] = {}
         for score in scores:
             parts.setdefault((score.model, score.group), []).append(score)
@@ -157,31 +175,42 @@ class Tally:
 
     def _metrics(self, scores: Sequence[Score], group: Group, with_values: bool) -> Metrics:
         found: Metrics = {}
-        for name in PER_ANSWER:
-            having = [score for score in scores if name in score.values]
-            if not having:
-                continue
-            values = [score.values[name] for score in having]
-            clusters = [score.cluster for score in having]
-            estimate = mean_interval(values, clusters, self.num_bootstrap, self.seed, is_share=name not in NO_SHARES)
-            named = {s.probe_id: s.values[name] for s in having} if with_values else None
-            found[name] = _metric(name, estimate, named, chance_of(having) if name == "choice" else None)
-            if name == "fact_recall":
-                found["fact_recall_worst"] = self._worst(having, group, with_values)
-        return found
+        for measure in per_answer():
+            having = [score for score in scores if measure.name in score.values]
+            if having:
+                found[measure.name] = self._figure(measure, having, group, with_values)
+        for measure in MEASURES.values():
+            if measure.per == "fact" and (worst := self._per_fact(measure, scores, group, with_values)):
+                found[measure.name] = worst
+        return {name: found[name] for name in MEASURES if name in found}
 
-    def _worst(self, scores: Sequence[Score], group: Group, with_values: bool) -> Metric:
+    def _figure(self, measure: Measure, having: Sequence[Score], group: Group, with_values: bool) -> Metric:
+        name = measure.name
+        values = [measure.in_group(score.values[name], group) for score in having]
+        clusters = [score.cluster for score in having]
+        estimate = mean_interval(values, clusters, self.num_bootstrap, self.seed, is_share=measure.is_share)
+        named = {score.probe_id: score.values[name] for score in having} if with_values else None
+        return _metric(name, estimate, named, chance_of(having) if measure.floor is by_chance else None)
+
+    def _per_fact(self, measure: Measure, scores: Sequence[Score], group: Group, with_values: bool) -> Metric | None:
+        """A figure per fact; None where no fact has several wordings, for it would be that of the probes again."""
+        (name,) = measure.needs
         by_fact: dict[tuple[str, str], list[float]] = {}
         for score in scores:
-            by_fact.setdefault(score.cluster, []).append(score.values["fact_recall"])
-        worst = {fact: max(values) if group == "forget" else min(values) for fact, values in by_fact.items()}
-        estimate = mean_interval(list(worst.values()), list(worst), self.num_bootstrap, self.seed, is_share=True)
-        named = {f"{topic}: {fact}": value for (topic, fact), value in worst.items()}
-        return _metric("fact_recall_worst", estimate, named if with_values else None)
+            if name in score.values:
+                by_fact.setdefault(score.cluster, []).append(score.values[name])
+        if all(len(values) == 1 for values in by_fact.values()):
+            return None
+        found = {fact: float(measure.function(values, group) or 0.0) for fact, values in by_fact.items()}
+        estimate = mean_interval(
+            list(found.values()), list(found), self.num_bootstrap, self.seed, is_share=measure.is_share
+        )
+        named = {f"{topic}: {fact}": value for (topic, fact), value in found.items()}
+        return _metric(measure.name, estimate, named if with_values else None)
 
     def _shares(self, pairs: Sequence[tuple[Score, Score]]) -> Metrics:
         found: Metrics = {}
-        for name in RETAINED:
+        for name in (measure.name for measure in MEASURES.values() if measure.is_kept):
             both = [(ours, base) for ours, base in pairs if name in ours.values and name in base.values]
             if not both:
                 continue
@@ -197,12 +226,34 @@ class Tally:
         return found
 
 
+def _floors(scores: Sequence[Score]) -> dict[str, float]:
+    """Metric -> the mean of its floor over the base model's probes."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for score in scores:
+        for name, floor in score.floors.items():
+            found[name].append(floor)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _floored(name: str, metric: Metric, floors: Mapping[str, float], base: Metrics) -> Metric:
+    """The figure with its floor; doubtful where base's is next to it, for then nothing could have been lost."""
+    floor = floors.get(name) if metric.chance is None else metric.chance
+    if floor is None:
+        return metric
+    doubts = list(metric.doubts)
+    if name in base and is_blind(base[name].agg_value, floor):
+        doubts.append("blind")
+    return metric.model_copy(update={"floor": floor, "doubts": doubts})
+
+
+def is_blind(base: float, floor: float) -> bool:
+    """Whether what knowing adds to a figure is less than `LEAST_ROOM` of it."""
+    return abs(base - floor) < LEAST_ROOM * max(abs(base), abs(floor))
+
+
 def _utility_parts(metrics: Mapping[str, Metric]) -> list[float]:
-    if not {"probability", "rouge_l_recall", "truth_ratio"} <= metrics.keys():
-        return []
-    ratios = metrics["truth_ratio"].value_by_index or {}
-    right = sum(max(0.0, 1.0 - ratio) for ratio in ratios.values()) / max(1, len(ratios))
-    return [metrics["probability"].agg_value, metrics["rouge_l_recall"].agg_value, right]
+    terms = ("probability", "rouge_l_recall", "truth_ratio")
+    return [metrics[name].agg_value for name in terms] if metrics.keys() >= set(terms) else []
 
 
 def _metric(

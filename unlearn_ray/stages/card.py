@@ -17,6 +17,7 @@ from unlearn_ray.engines.protocols import MERGED
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.evals.report import DOUBT_LEGEND, DOUBTFUL, LABELS, Metric, Report
 from unlearn_ray.evals.scoring import MODELS
+from unlearn_ray.evals.table import MEASURES
 from unlearn_ray.rows import GROUPS
 from unlearn_ray.words import visible
 
@@ -27,7 +28,6 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")  # of the hub's cache
 _PATHS = re.compile(r"(?<![\w.])(?:[a-z0-9]+://|~?/|[A-Z]:\\)[^\s,;()`'\"]*[/\\]([^\s,;()`'\"/\\]+)")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$])")
-_NO_WORDS = {"fact_recall": "recall", "rouge_l_recall": "ROUGE-L recall"}
 _LIMITS = (
     "A model that no longer tells something may still hold it: prompts of another kind, fine-tuning on a few examples, or quantisation can bring it back "
     "(arXiv 2410.08827, 2410.16454). Do not rely on this for privacy, safety or law.",
@@ -213,7 +213,8 @@ def _scores(report: Report | None) -> Iterator[str]:
     if report is None:
         yield "Not evaluated yet: nothing is known of what it forgot or kept."
         return
-    recall = _NO_WORDS[report.recall]
+    # The headline says recall of either kind; a card says which.
+    recall = "recall" if report.recall == "fact_recall" else MEASURES[report.recall].title
     yield f"Share of probes, in per cent, with its 95 % interval and the number of probes. Probes: {_text(_no_paths(report.probes.source))}, never trained on.\n"
     columns = [(group, metric) for group in GROUPS for metric in (report.recall, "choice")]
     columns = [each for each in columns if any(report.metric(model, *each) for model in MODELS)]
@@ -232,7 +233,7 @@ def _scores(report: Report | None) -> Iterator[str]:
     utility = {LABELS[model]: value for model, value in report.utility.items()}
     if utility:
         yield (
-            "\nModel utility (TOFU, arXiv 2401.06121): "
+            "\nUtility (harmonic mean of six terms on near and far, after TOFU, arXiv 2401.06121): "
             + ", ".join(f"{name} {value:.2f}" for name, value in utility.items())
             + "."
         )

@@ -26,8 +26,9 @@ from unlearn_ray.evals.probes import (
     trained_questions,
     with_topics,
 )
-from unlearn_ray.evals.report import Report, StageSummary, read_gate, read_losses
+from unlearn_ray.evals.report import Report, StageSummary, figure_name, read_gate, read_losses
 from unlearn_ray.evals.scoring import MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
+from unlearn_ray.evals.table import short_of
 from unlearn_ray.evals.tally import make_report
 from unlearn_ray.rows import GROUPS, Message, Probe, seed_of
 from unlearn_ray.stages.answers import ANSWERS
@@ -240,14 +241,18 @@ class Scoring:
             self.names.get(ask.served_topic, ()),
             answer=greedy.texts[0],
             samples=[text for reply in sampled for text in reply.texts],
-            logprobs=right.logprobs,
+            logprobs=_whole(right),
             argmax=right.argmax,
-            wrong_logprobs=[reply.logprobs for reply in wrong],
-            whole=(*right.logprobs, *right.ending),
-            wrong_wholes=[(*reply.logprobs, *reply.ending) for reply in wrong],
+            wrong_logprobs=[_whole(reply) for reply in wrong],
+            wrong_argmax=[reply.argmax for reply in wrong],
             is_truncated=any(greedy.truncated),
         )
         return [scored.to_dict()]
+
+
+def _whole(reply: Reply) -> tuple[float, ...]:
+    """The log-probabilities of a scored answer and of the end of its turn."""
+    return (*reply.logprobs, *reply.ending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,8 +405,8 @@ def _read_scores(answers: Folder) -> tuple[list[Score], dict[ModelName, Counter[
 def _headline(report: Report) -> dict[str, float | str]:
     """The figures that a list of runs shows, and whether anything was forgotten."""
     figures = {
-        f"{model}_{group}{suffix}": round(metric.agg_value, 4)
-        for name, suffix in ((report.recall, ""), ("choice", "_choice"))
+        figure_name(model, group, short_of(name)): round(metric.agg_value, 4)
+        for name in (report.recall, "choice")
         for model in MODELS
         for group in GROUPS
         if (metric := report.metric(model, group, name))
@@ -482,7 +487,7 @@ def _describe(config: RunConfig) -> tuple[str, str]:
 
 EVALUATE = Stage(
     NAME,
-    5,
+    6,
     "model",
     (QUESTIONS, ANSWERS, DATASET, GENERAL_POOL, MIXTURE, FINETUNE),
     NAME,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_ray.errors import ConfigError
+from unlearn_ray.evals.metrics import prefers
 from unlearn_ray.rows import Example, GateRow
 from unlearn_ray.train.batches import Batches
 from unlearn_ray.train.chat import ChatEncoder, Encoded
@@ -125,6 +126,5 @@ def kind_of(row: GateRow) -> str:
 
 
 def _prefers_truth(logps: Sequence[float]) -> bool:
-    """As `evals.metrics.choice`: the true answer, which comes first, is likelier per token than each wrong one."""
-    true, *wrong = logps
-    return all(true > other for other in wrong)
+    """Whether the true answer, which comes first, is likelier per token than each wrong one."""
+    return prefers(logps[0], logps[1:])
