@@ -20,6 +20,7 @@ from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.console import make_console, plain
 from unlearn_ray.errors import ArtifactError, EngineError, PartialError, StorageError, UnlearnError
+from unlearn_ray.proving import Shell, add_commands
 from unlearn_ray.stages.table import STAGES
 from unlearn_ray.words import visible
 
@@ -172,8 +173,9 @@ def _stage_command(stage: str, help: str) -> None:
 
 
 for each in STAGES:
-    if each.name == each.command:
+    if each.name == each.command and each.name != "evaluate":
         _stage_command(each.name, f"Only this stage. {each.summary}")
+add_commands(app, lambda: _shell())
 
 
 @app.command()
@@ -548,6 +550,10 @@ def _show(report: "Report") -> None:
     for note in report.notes:
         console.print(note_line(note), soft_wrap=True)
     console.print(summary_table(report))
+
+
+def _shell() -> Shell:
+    return Shell(console, _one_line_errors, _run_folder, _evaluated, _execute, _show)
 
 
 def _address(config: RunConfig) -> str:
