@@ -56,17 +56,45 @@ def test_a_gate_names_what_fails_with_figure_and_interval_and_exits_3(run: Path)
     ]
 
 
+def attack(run: Path, name: str, finetune: str | None = None) -> Path:
+    """Figures of a relearning attack on a model, as `unlearn-ray attack` writes them."""
+    figure = {"setting": "full", "model": "unlearned", "at": 10, "metric": "recall", "value": 0.12, "interval": [0.02, 0.3], "num": 19, "num_facts": 19}  # fmt: skip
+    manifest = json.loads((run / "models" / name / "finetune/manifest.json").read_text())
+    report = {
+        "version": 1,
+        "finetune": finetune or manifest["fingerprint"],
+        "attacks": [{"name": "relearn", "axis": "steps", "figures": [figure]}],
+    }
+    file = run / "models" / name / "attacks/attacks.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(report))
+    return file
+
+
 def test_a_gate_reads_the_attacks_on_each_model(run: Path) -> None:
-    figure = {"attack": "relearn", "setting": "full", "model": "unlearned", "at": 10, "metric": "recall", "value": 0.12, "low": 0.02, "high": 0.3, "num": 19}  # fmt: skip
-    for name in ("dune", "solaris"):
-        folder = run / "models" / name / "attacks"
-        folder.mkdir()
-        (folder / "attacks.json").write_text(json.dumps({"figures": [figure]}))
+    files = [attack(run, name) for name in ("dune", "solaris")]
     lines = said("evaluate", run, "--require", "relearn.recall@10<=0.2")
     assert "✓ dune: relearn.recall is 12 % [2, 30], n = 19, in full, at 10" in lines
-    (run / "models/dune/attacks/attacks.json").write_text('{"figures": [{}]}')
+    files[0].write_text('{"figures": [{}]}')
     (line,) = said("evaluate", run, "--require", "relearn.recall@10<=0.2", code=2)
     assert "attacks.json can't be read" in line
+
+
+def test_the_report_shows_attacks_that_were_done_since(run: Path) -> None:
+    page = run / "models/dune/evaluate/report.md"
+    assert "Not attacked" in page.read_text()
+    attack(run, "dune")
+    lines = said("report", run, "--no-open")
+    assert "12 % comes back after 10 steps of relearning" in " ".join(" ".join(lines).split())
+    assert "| relearn | recall | full, at 10 |" in page.read_text()
+    assert "Not attacked" in (run / "models/solaris/evaluate/report.md").read_text()
+
+
+def test_attacks_on_an_earlier_training_hold_nothing(run: Path) -> None:
+    attack(run, "dune", "of another training")
+    attack(run, "solaris")
+    (line,) = said("evaluate", run, "--require", "relearn.recall@10<=0.2", code=3)
+    assert line.startswith("unlearn-ray: dune: relearn.recall@10 was not measured")
 
 
 def test_an_unknown_figure_is_one_line_before_anything_is_done(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from unlearn_ray.console import plain
 from unlearn_ray.errors import ArtifactError, CheckError, ConfigError
 
 if TYPE_CHECKING:
-    from unlearn_ray.evals.report import Report
     from unlearn_ray.evals.require import Requirement
 
 
@@ -33,7 +32,7 @@ class Shell:
     run_folder: Callable[[str], Folder]
     evaluated: Callable[[Folder], list[Folder]]
     execute: Executes
-    show: "Callable[[Report], None]"
+    show: Callable[[Folder], None]  # the report of an evaluation
 
 
 def add_commands(app: typer.Typer, shell: Callable[[], Shell]) -> None:
@@ -76,7 +75,7 @@ def add_commands(app: typer.Typer, shell: Callable[[], Shell]) -> None:
                 if overrides:
                     raise ConfigError(f"{source} is a run: give its YAML file to set values in it")
                 for home in _evaluations(tools, source):
-                    tools.show(_report(home))
+                    tools.show(home)
                     tools.console.print(f"{plain(home)}/report.html", soft_wrap=True)
         else:
             tools.execute(Path(source), overrides or [], only="evaluate", accept_thin_data=accept_thin_data)
@@ -108,12 +107,6 @@ def _evaluations(tools: Shell, source: str, overrides: Sequence[str] = ()) -> li
     return homes
 
 
-def _report(home: Folder) -> "Report":
-    from unlearn_ray.evals.report import Report
-
-    return Report.load(home)
-
-
 def _gate(tools: Shell, requirements: "Sequence[Requirement]", homes: Sequence[Folder]) -> None:
     """
     Raises:
@@ -121,10 +114,11 @@ def _gate(tools: Shell, requirements: "Sequence[Requirement]", homes: Sequence[F
     """
     from unlearn_ray.evals import require as gate
     from unlearn_ray.evals.attacked import read_attacks
+    from unlearn_ray.evals.report import Report
 
     failed = []
     for home in homes:
-        for each in gate.check(requirements, _report(home), read_attacks(home)):
+        for each in gate.check(requirements, Report.load(home), read_attacks(home)):
             name = f"{home.parent.name}: " if len(homes) > 1 else ""
             if each.holds:
                 tools.console.print(f"[green]✓[/] {plain(name + each.line)}", soft_wrap=True)

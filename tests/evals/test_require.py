@@ -1,49 +1,11 @@
 """The gate of a report: which figure is meant, what holds, and what is not known."""
 
 import pytest
+from by_hand import attack, report
 
 from unlearn_ray.errors import ConfigError
-from unlearn_ray.evals.attacked import AttackFigure
-from unlearn_ray.evals.report import Forgetting, Metric, ProbeCounts, Report, doubts_of
+from unlearn_ray.evals.report import Metric
 from unlearn_ray.evals.require import KNOWN, check, failures, parse
-
-
-def metric(value: float, num: int = 37) -> Metric:
-    interval = (max(0.0, value - 0.05), min(1.0, value + 0.05))
-    return Metric(agg_value=value, num=num, interval=interval, doubts=doubts_of("recall", num, interval))
-
-
-def report(**changes: object) -> Report:
-    scores = {
-        "forget": {"rouge_l_recall": metric(0.4), "fact_recall": metric(0.01), "choice": metric(0.65)},
-        "near": {"fact_recall": metric(0.97, 12)},
-    }
-    values: dict[str, object] = {
-        "run": "mine",
-        "model": "pocket",
-        "topics": ["Harry Potter"],
-        "recall": "fact_recall",
-        "probes": ProbeCounts(source="a file", split="report", num={"forget": 37}, excluded={}),
-        "unanswered": {},
-        "models": {"unlearned": scores, "base": {"forget": {"choice": metric(1.0)}}},
-        "by_wording": {},
-        "by_topic": {},
-        "forgetting": Forgetting(verdict="forgotten", num=37, lost={}),
-        "forgetting_by_topic": {},
-        "retention": {"unlearned": {"near": {"fact_recall": metric(0.98)}}},
-        "utility": {"unlearned": 0.6},
-        "losses": {},
-        "stages": {},
-        "notes": [],
-    }
-    return Report.model_validate(values | changes)
-
-
-def attack(setting: str, at: float, value: float, model: str = "unlearned") -> AttackFigure:
-    return AttackFigure(
-        attack="relearn", setting=setting, model=model, at=at, metric="recall", value=value, low=0.0, high=1.0, num=19
-    )
-
 
 ATTACKS = [
     attack("lora", 5, 0.1),

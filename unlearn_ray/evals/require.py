@@ -133,14 +133,15 @@ def _check_attack(required: Requirement, figures: Sequence[AttackFigure]) -> Che
     is_upper = required.sign.startswith("<")
     last = max(found, key=lambda each: each.value if is_upper else -each.value)
     rank = last.metric == "rank"
-    figure = f"{last.value:.1f} [{last.low:.1f}, {last.high:.1f}]" if rank else _share(last)
+    low, high = last.interval
+    figure = f"{last.value:.1f} [{low:.1f}, {high:.1f}]" if rank else _share(last)
     where = f"{last.setting}, at {last.at:g}" if last.at else last.setting
     said = f"{required.name} is {figure}, n = {last.num}, in {where}"
     return Checked(required, required.holds(last.value), said)
 
 
 def _share(figure: AttackFigure) -> str:
-    metric = Metric(agg_value=figure.value, num=figure.num, interval=(figure.low, figure.high))
+    metric = Metric(agg_value=figure.value, num=figure.num, interval=figure.interval)
     return shown("recall", metric)
 
 
