@@ -17,11 +17,11 @@ from typing import Annotated, Any
 import typer
 from _results import about_this_run, write
 from objectives import Bench
+from unlearn_ray.attacks.relearn import run as relearn
 
 from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.attacks.attack import Setup, Target
-from unlearn_ray.attacks.relearn import run as relearn
 from unlearn_ray.config import FinetuneConfig, Lora, load
 from unlearn_ray.evals.probes import PlacedProbe
 from unlearn_ray.rows import GROUPS, seed_of

@@ -303,6 +303,7 @@ def test_the_report_is_named_as_it_is_found(
     folder: Path, work: Work, monkeypatch: pytest.MonkeyPatch, output: str, expected: str
 ) -> None:
     monkeypatch.setattr("unlearn_ray.evals.report.Report.load", lambda folder: SimpleNamespace(notes=["Thin data: 3."]))
+    monkeypatch.setattr("unlearn_ray.evals.sentence.sentence", lambda report, attacks: "It says nothing.")
     monkeypatch.setattr("unlearn_ray.evals.report.summary_table", lambda report: "the scores")
     command = f"unlearn-ray report {expected.format(folder)}"
     shown = said("run", "run.yaml", f"output={output}")
@@ -315,6 +316,7 @@ def test_the_report_opens_beside_a_screen_alone(folder: Path, work: Work, monkey
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     monkeypatch.setattr("unlearn_ray.evals.report.Report.load", lambda folder: SimpleNamespace(notes=["Thin data: 3."]))
+    monkeypatch.setattr("unlearn_ray.evals.sentence.sentence", lambda report, attacks: "It says nothing.")
     monkeypatch.setattr("unlearn_ray.evals.report.summary_table", lambda report: "the scores")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)

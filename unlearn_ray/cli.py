@@ -20,12 +20,12 @@ from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import RunConfig
 from unlearn_ray.console import make_console, plain
 from unlearn_ray.errors import ArtifactError, EngineError, PartialError, StorageError, UnlearnError
+from unlearn_ray.proving import Shell, add_commands
 from unlearn_ray.stages.table import STAGES
 from unlearn_ray.words import visible
 
 if TYPE_CHECKING:
     from unlearn_ray.console import Progression
-    from unlearn_ray.evals.report import Report
     from unlearn_ray.forget import RunFile
     from unlearn_ray.pipeline import Failure
     from unlearn_ray.plan import Plan
@@ -172,8 +172,9 @@ def _stage_command(stage: str, help: str) -> None:
 
 
 for each in STAGES:
-    if each.name == each.command:
+    if each.name == each.command and each.name != "evaluate":
         _stage_command(each.name, f"Only this stage. {each.summary}")
+add_commands(app, lambda: _shell())
 
 
 @app.command()
@@ -208,13 +209,14 @@ def report(
 ) -> None:
     """Show a finished run's scores and open its HTML report, or print where it is."""
     with _one_line_errors():
-        from unlearn_ray.evals.report import Report
+        from unlearn_ray.evals.attacked import refresh
 
         homes = _evaluated(_run_folder(run))
         if not homes:
             raise ArtifactError(f"{_run_folder(run)} is unfinished: finish it with unlearn-ray run CONFIG")
         for home in homes:
-            _show(Report.load(home))
+            refresh(home)
+            _show(home)
             console.print(f"{plain(home)}/report.html", soft_wrap=True)
         if open_it is None:
             open_it = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
@@ -512,12 +514,10 @@ def _summary(config: RunConfig, arguments: Sequence[str], selected: Sequence[str
         again = plain(shlex.join(["unlearn-ray", "run", *arguments]))
         console.print(f"\nRows: {plain(folder)}/topics\nNext: {again}", soft_wrap=True)
         return
-    from unlearn_ray.evals.report import Report
-
     homes = _evaluated(folder)
     for home in homes[:MAX_REPORTS]:
         console.print()
-        _show(Report.load(home))
+        _show(home)
     console.print()
     if len(homes) > MAX_REPORTS:
         console.print(f"... and {len(homes) - MAX_REPORTS} more: {plain(folder)}/models")
@@ -540,14 +540,22 @@ def _evaluated(folder: Folder) -> list[Folder]:
     return evaluated(folder)
 
 
-def _show(report: "Report") -> None:
-    """The figures, below what a reader must know before believing them."""
+def _show(home: Folder) -> None:
+    """The figures of an evaluation, below what a reader must know before believing them."""
     from unlearn_ray.console import note_line
-    from unlearn_ray.evals.report import summary_table
+    from unlearn_ray.evals.attacked import read_attacks
+    from unlearn_ray.evals.report import Report, summary_table
+    from unlearn_ray.evals.sentence import sentence
 
+    report = Report.load(home)
     for note in report.notes:
         console.print(note_line(note), soft_wrap=True)
+    console.print(f"[bold]{plain(sentence(report, read_attacks(home)))}[/]\n")
     console.print(summary_table(report))
+
+
+def _shell() -> Shell:
+    return Shell(console, _one_line_errors, _run_folder, _evaluated, _execute, _show)
 
 
 def _address(config: RunConfig) -> str:

@@ -54,6 +54,12 @@ class PartialError(FailedError):
     exit_code = 3
 
 
+class CheckError(FailedError):
+    """What the user asked to hold does not: a requirement of a gate, a signature, the weights of a certificate. A line each."""
+
+    exit_code = 3
+
+
 class StorageError(OSError):
     """A disk, or an object store, that can't be written or read any more: full, unmounted, out of reach. Still an OSError, with its number: who
     knows one that passes from one that lasts goes on knowing it."""

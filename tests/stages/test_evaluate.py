@@ -134,6 +134,7 @@ def test_a_whole_evaluation_with_an_adapter(tmp_path: Path) -> None:
         "manifest.json",
         "report.html",
         "report.json",
+        "report.md",
         "started.json",
     ]
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.evals import plots
+from unlearn_ray.evals.attacked import AttackFigure, read_attacks, worst_of_each
 from unlearn_ray.evals.report import (
     DOUBT_LEGEND,
     LABELS,
@@ -27,13 +28,16 @@ from unlearn_ray.evals.report import (
     warnings,
 )
 from unlearn_ray.evals.scoring import MODELS, TELLS, ModelName
+from unlearn_ray.evals.sentence import beside_prefix, sentence
 from unlearn_ray.evals.table import MEASURES
+from unlearn_ray.evals.tradeoff import CAPTION, tradeoff
 from unlearn_ray.rows import GROUPS, Group, digest
 from unlearn_ray.words import marked
 
 MAX_IN_A_ROW = 3
 HTML = "report.html"
 MAX_SHOWN = 50  # probes of each kind, side by side
+NUM_WORST = 10
 MAX_CHARACTERS = 500  # of an answer
 
 # Kind of a shown probe -> its title; worst first.
@@ -66,10 +70,10 @@ class ShownProbe:
 
 def write_html(report: Report, folder: Folder) -> None:
     """Write the page of a report beside the `answers/` that it is about."""
-    folder.write_text(HTML, render(report, side_by_side(report, folder / "answers")))
+    folder.write_text(HTML, render(report, side_by_side(report, folder / "answers"), read_attacks(folder)))
 
 
-def render(report: Report, probes: Sequence[ShownProbe]) -> str:
+def render(report: Report, probes: Sequence[ShownProbe], attacks: Sequence[AttackFigure] = ()) -> str:
     """The page."""
     figures = [
         ("Forgotten, by topic", "Recall on forget probes: further left is better.", plots.recall_by_topic(report)),
@@ -78,7 +82,11 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
         ("The true answer among wrong ones", "Choice; the dashed line is what a model without any knowledge would get.", plots.choice(report)),
         ("How sure of the truth", "Probability of each true answer (ticks) and the median (diamond), forget probes.", plots.truth_probability(report)),
     ]  # fmt: skip
-    losses = plots.loss_curves(report)
+    losses, traded = plots.loss_curves(report), tradeoff(report)
+    worst = [
+        (title, [probe for probe in probes if probe.kind == kind][:NUM_WORST])
+        for kind, title in (("told", "Worst leaks"), ("lost", "Worst losses"))
+    ]
     gate = [
         ("Choice on held-out rows", "Share of the rows whose true answer is likelier than each wrong one. Only rows that the base model knows.", plots.gate_choices(report)),
         ("Loss of their true answers", "The forget loss should rise, the retain loss should stay.", plots.gate_losses(report)),
@@ -89,6 +97,8 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
         style=Markup(asset("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        sentence=sentence(report, attacks),
+        beside_prefix=beside_prefix(report),
         headlines=headlines(report),
         verdict=verdict(report),
         warnings=warnings(report),
@@ -96,6 +106,9 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
         doubt_legend=DOUBT_LEGEND if report.has_doubts else None,
         figures=[(title, caption, Markup(svg)) for title, caption, svg in figures if svg],
         losses=Markup(losses) if losses else None,
+        tradeoff=(CAPTION, Markup(traded)) if traded else None,
+        attacks=worst_of_each(attacks),
+        worst=[(title, found) for title, found in worst if found],
         gate=[(title, caption, Markup(svg)) for title, caption, svg in gate if svg],
         training=training_line(report),
         probes=probes,

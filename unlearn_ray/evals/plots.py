@@ -73,7 +73,7 @@ def truth_probability(report: Report) -> str | None:
     )
     ticks = base.mark_tick(thickness=1.5, height=22, opacity=0.35)
     median = base.mark_point(filled=True, size=110, opacity=1, shape="diamond").encode(x="median(value):Q")
-    return _svg((ticks + median).properties(width=_WIDTH, height=alt.Step(36)))
+    return as_svg((ticks + median).properties(width=_WIDTH, height=alt.Step(36)))
 
 
 def loss_curves(report: Report) -> str | None:
@@ -104,7 +104,7 @@ def loss_curves(report: Report) -> str | None:
             detail="training:N",
         )
     )
-    return _svg(chart.properties(width=2 * _WIDTH, height=220))
+    return as_svg(chart.properties(width=2 * _WIDTH, height=220))
 
 
 def gate_choices(report: Report) -> str | None:
@@ -143,7 +143,7 @@ def _gate(report: Report, names: Mapping[str, str], title: str, *, is_share: boo
     if report.exported_step is not None:
         mark = alt.Chart(alt.Data(values=[{"step": report.exported_step}]))
         drawn = mark.mark_rule(strokeDash=[4, 4], color="var(--soft)").encode(x="step:Q") + lines
-    return _svg(drawn.properties(width=_WIDTH, height=180))
+    return as_svg(drawn.properties(width=_WIDTH, height=180))
 
 
 def _parts(forget: float | None, retain: float | None, loss: float | None) -> Sequence[tuple[str, float | None]]:
@@ -191,7 +191,7 @@ def _intervals(rows: Sequence[Row], mark: float | None = None) -> str | None:
     if mark is not None:
         line = alt.Chart(alt.Data(values=[{"mark": mark}])).mark_rule(strokeDash=[4, 4], color="var(--soft)")
         drawn = line.encode(x="mark:Q") + drawn
-    return _svg(drawn.properties(width=_WIDTH, height=alt.Step(17)))
+    return as_svg(drawn.properties(width=_WIDTH, height=alt.Step(17)))
 
 
 def _colour(field: str) -> alt.Color:
@@ -199,7 +199,8 @@ def _colour(field: str) -> alt.Color:
     return alt.Color(field).scale(domain=[LABELS[model] for model in MODELS], range=_COLOURS).legend(None)
 
 
-def _svg(chart: alt.Chart | alt.LayerChart) -> str:
+def as_svg(chart: alt.Chart | alt.LayerChart) -> str:
+    """A chart as SVG text in the page's colours and fonts."""
     font = "system-ui, sans-serif"  # the reader's own, perhaps wider than the one measured here: hence the padding
     quiet = {
         "labelColor": "var(--soft)",

@@ -158,6 +158,7 @@ class StageSummary(_Strict):
     num_rows: dict[str, int]
     drops: dict[str, int]
     seconds: float
+    tokens: dict[str, int] = {}  # asked of engines and answered by them
     config: dict[str, Any]
     package_version: str
     git_revision: str

@@ -15,11 +15,11 @@ from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.config import OWN_MODELS, Lora, RunConfig, Topic
 from unlearn_ray.engines.protocols import MERGED
 from unlearn_ray.errors import ArtifactError
+from unlearn_ray.evals.escaping import escaped as _text
 from unlearn_ray.evals.report import DOUBT_LEGEND, DOUBTFUL, LABELS, Metric, Report
 from unlearn_ray.evals.scoring import MODELS
 from unlearn_ray.evals.table import MEASURES
 from unlearn_ray.rows import GROUPS
-from unlearn_ray.words import visible
 
 CARD = "README.md"
 EXPORT = "model"  # folder of a training's export: an adapter, or a model
@@ -27,7 +27,6 @@ _HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")  # of the hub's cache
 _PATHS = re.compile(r"(?<![\w.])(?:[a-z0-9]+://|~?/|[A-Z]:\\)[^\s,;()`'\"]*[/\\]([^\s,;()`'\"/\\]+)")
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$])")
 _LIMITS = (
     "A model that no longer tells something may still hold it: prompts of another kind, fine-tuning on a few examples, or quantisation can bring it back "
     "(arXiv 2410.08827, 2410.16454). Do not rely on this for privacy, safety or law.",
@@ -261,11 +260,6 @@ def _limits(config: RunConfig, report: Report | None) -> Iterator[str]:
     is_invented = config.finetune.objective.kind == "relabel" and config.answers.guardrail == "fictional"
     for limit in (*_LIMITS, *([_INVENTS] if is_invented else [])):
         yield f"- {limit}"
-
-
-def _text(text: str) -> str:
-    """Escape a text of a user or a model, on one line, so that it is not read as Markdown, HTML or a formula."""
-    return _SPECIAL.sub(r"\\\1", " ".join(visible(text).split()))
 
 
 def _no_paths(text: str) -> str:

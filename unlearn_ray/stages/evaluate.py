@@ -1,4 +1,4 @@
-"""evaluate: base, base + prefix and unlearned, asked the same held-out probes; writes the answers, report.json and report.html.
+"""evaluate: base, base + prefix and unlearned, asked the same held-out probes; writes the answers, report.json, report.html and report.md.
 
 Out: `answers/` (what each model said to each probe, with its scores), `excluded/` (probes left out, with the reason).
 """
@@ -181,9 +181,9 @@ def evaluate(
     steps = [each.details.get("training", {}).get("exported_step") for each in before.stages.get(FINETUNE.name, ())]
     report = report.model_copy(update={"gate": read_gate(before.finetuned), "exported_step": next(iter(steps), None)})
     report.save(out)
-    from unlearn_ray.evals.html import write_html  # its plotting library takes a second to import: a plan need not wait
+    from unlearn_ray.evals.markdown import write_pages  # plots take a second to import: a plan need not wait
 
-    write_html(report, out)
+    write_pages(out)
     for part in ("asks", "parts"):
         (out / part).delete()
     return stage.finish(
@@ -378,6 +378,7 @@ def _terms(terms: Mapping[str, Folder], topics: Sequence[Topic]) -> dict[str, tu
 def summary_of(manifests: Sequence[Manifest]) -> StageSummary:
     """What the manifests of one stage say, those of all topics added up."""
     last = max(manifests, key=lambda each: each.finished_at)
+    tokens = sum((Counter(each.details.get("tokens", {})) for each in manifests), Counter[str]())
     total = last.model_copy(
         update={
             "num_rows": dict(sum((Counter(each.num_rows) for each in manifests), Counter())),
@@ -385,7 +386,7 @@ def summary_of(manifests: Sequence[Manifest]) -> StageSummary:
             "seconds": sum(each.seconds for each in manifests),
         }
     )
-    return StageSummary.model_validate(total, from_attributes=True)
+    return StageSummary.model_validate(total, from_attributes=True).model_copy(update={"tokens": dict(tokens)})
 
 
 def _read_scores(answers: Folder) -> tuple[list[Score], dict[ModelName, Counter[str]]]:
