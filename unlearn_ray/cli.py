@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from unlearn_ray import __version__
+from unlearn_ray import __version__, attacking
 from unlearn_ray import config as configs
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import RunConfig
@@ -197,6 +197,9 @@ def status(run: RunArgument) -> None:
                 console.print(shown.training_line(each.label, each.training), soft_wrap=True)
         for home in _evaluated(folder):
             console.print(f"Report: {plain(home)}/report.html")
+
+
+attacking.add_command(app, lambda: _attack_shell())
 
 
 @app.command()
@@ -548,6 +551,10 @@ def _show(report: "Report") -> None:
     for note in report.notes:
         console.print(note_line(note), soft_wrap=True)
     console.print(summary_table(report))
+
+
+def _attack_shell() -> attacking.Shell:
+    return attacking.Shell(console, _one_line_errors, _run_folder, _log_to, _log_folder)
 
 
 def _address(config: RunConfig) -> str:

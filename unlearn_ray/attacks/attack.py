@@ -7,7 +7,9 @@ from typing import Literal
 from unlearn_ray.evals.probes import PlacedProbe
 from unlearn_ray.rows import Row, digest
 
-AttackedModel = Literal["base", "guarded", "unlearned", "twin"]  # guarded: behind the prefix; the last never knew the topics
+AttackedModel = Literal[
+    "base", "guarded", "unlearned", "twin"
+]  # guarded: behind the prefix; the last never knew the topics
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,7 +233,8 @@ class VllmEngine:
         return Reply(
             # An answer that is begun has no thought before it.
             texts=tuple(
-                sample.text if continues(request.messages) else spoken(sample.text, self.spec.chat) for sample in outputs
+                sample.text if continues(request.messages) else spoken(sample.text, self.spec.chat)
+                for sample in outputs
             ),
             truncated=tuple(sample.finish_reason == "length" for sample in outputs),
             num_prompt_tokens=len(prompt),

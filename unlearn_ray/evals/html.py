@@ -93,12 +93,16 @@ class ShownProbe:
     answers: list[ShownAnswer]
 
 
-def write_html(report: Report, folder: Folder) -> None:
-    """Write the page of a report beside the `answers/` that it is about."""
-    folder.write_text(HTML, render(report, side_by_side(report, folder / "answers")))
+def write_html(report: Report, folder: Folder, attacks: str = "") -> None:
+    """Write the page of a report beside the `answers/` that it is about.
+
+    Args:
+        attacks: link to the page of the attacks, where there is one.
+    """
+    folder.write_text(HTML, render(report, side_by_side(report, folder / "answers"), attacks))
 
 
-def render(report: Report, probes: Sequence[ShownProbe]) -> str:
+def render(report: Report, probes: Sequence[ShownProbe], attacks: str = "") -> str:
     """The page."""
     figures = [
         ("Forgotten, by topic", "Recall on forget probes: further left is better.", plots.recall_by_topic(report)),
@@ -115,6 +119,7 @@ def render(report: Report, probes: Sequence[ShownProbe]) -> str:
     script = asset("report.js")
     return environment().get_template("report.html.jinja").render(
         report=report,
+        attacks=attacks,
         style=Markup(asset("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
