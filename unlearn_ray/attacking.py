@@ -54,7 +54,7 @@ def add_command(app: typer.Typer, shell: Callable[[], Shell]) -> None:
         ] = None,
         facts: Annotated[
             int, typer.Option("--facts", metavar="N", min=1, help="Facts of each topic that prompts ask for.")
-        ] = 12,
+        ] = 24,
         twin: Annotated[
             str | None,
             typer.Option(

@@ -16,7 +16,7 @@ from unlearn_ray.stages.evaluate import PROBE_TOKENS, Export, find_export, probe
 from unlearn_ray.stages.stage import Unit
 
 R = TypeVar("R")
-NUM_FACTS = 12
+NUM_FACTS = 24
 _MAX_ROWS = 512  # of each kind of retained rows that an attacker has
 OnProgress = Callable[[str, int, int], None]
 
@@ -70,9 +70,13 @@ class Context:
 
     @property
     def few(self) -> list[PlacedProbe]:
-        """The probes of `num_facts` facts of each topic, chosen by hash."""
+        """One probe of each of `num_facts` facts of each topic, all chosen by hash: more facts tell more than more wordings of one."""
         chosen = {fact for facts in self._facts("few").values() for fact in facts[: self.options.num_facts]}
-        return [placed for placed in self.probes if fact_of(placed.probe) in chosen]
+        found: dict[str, PlacedProbe] = {}
+        for placed in sorted(self.probes, key=lambda placed: digest("few", placed.probe.id)):
+            if (fact := fact_of(placed.probe)) in chosen:
+                found.setdefault(fact, placed)
+        return list(found.values())
 
     @property
     def max_tokens(self) -> int:

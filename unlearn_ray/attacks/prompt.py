@@ -190,14 +190,18 @@ def identity_of(options: Options) -> Mapping[str, object]:
         InputError: the file of prompts can't be used.
     """
     kinds = load_kinds(options.prompts)
-    return {"kinds": {name: kind.model_dump(mode="json") for name, kind in kinds.items()}, "facts": options.num_facts}
+    shown = {name: kind.model_dump(mode="json") for name, kind in kinds.items()}
+    return {"kinds": shown, "facts": options.num_facts, "twin": options.twin}
 
 
 def _calls(context: Context) -> dict[str, tuple[tuple[AttackedModel, ...], str | None]]:
     """Name of a map call -> the models that it asks, and the model folder that it needs (None: the base model's engines)."""
-    if context.export.is_adapter:
-        return {"fleet": (MODELS, None)}
-    return {"fleet": (MODELS[:2], None), "model": (MODELS[2:], context.export.path)}
+    calls: dict[str, tuple[tuple[AttackedModel, ...], str | None]] = {"fleet": (MODELS, None)}
+    if not context.export.is_adapter:
+        calls = {"fleet": (MODELS[:2], None), "model": (MODELS[2:], context.export.path)}
+    if context.options.twin is not None:
+        calls["twin"] = (("twin",), context.options.twin)
+    return calls
 
 
 def _asked(context: Context, kinds: Mapping[str, PromptKind], model: AttackedModel) -> Iterator[Asked]:
