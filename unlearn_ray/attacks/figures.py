@@ -56,9 +56,17 @@ class AttackFigures(_Strict):
     facts_per_topic: int | None = None  # that were asked for; None: all
     unanswered: dict[str, int] = {}  # what the engines could not answer, by reason
 
-    def worst(self, model: AttackedModel, metric: str) -> Figure | None:
-        """The figure that tells most of what was to be forgotten; where several tell as much, the first on its curve."""
-        found = [each for each in self.figures if each.model == model and each.metric == metric]
+    def worst(self, model: AttackedModel, metric: str, at: float | None = None) -> Figure | None:
+        """The figure that tells most of what was to be forgotten; where several tell as much, the first on its curve.
+
+        Args:
+            at: only there on the curves; None: anywhere.
+        """
+        found = [
+            each
+            for each in self.figures
+            if each.model == model and each.metric == metric and (at is None or each.at == at)
+        ]
         sign = 1 if metric in NO_SHARES else -1
         return min(found, key=lambda each: (sign * each.value, each.at), default=None)
 

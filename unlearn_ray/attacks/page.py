@@ -111,7 +111,7 @@ def verdict(report: AttackReport) -> str:
             others = [
                 f"{LABELS[model]}: {shown(other)}"
                 for model in ("base", "twin")
-                if (other := attack.beside(worst, model)) is not None
+                if (other := attack.worst(model, metric, worst.at)) is not None
             ]
             said.append(
                 f"Under {attack.name} ({_where(attack, worst)}) the unlearned model {verb} {shown(worst)} {of}"
@@ -142,18 +142,23 @@ def readable(setting: str) -> str:
     return setting.replace("_", " ")
 
 
-def _line(attack: AttackFigures, figure: Figure, models: Sequence[AttackedModel], what: str) -> Line:
-    of = [attack.beside(figure, model) for model in models]
+def _line(attack: AttackFigures, figure: Figure, what: str, of: Sequence[Figure | None]) -> Line:
+    """A row of a figure and those of several models."""
     return Line(what, _where(attack, figure), figure.num, [(shown(each), _interval(each)) for each in of])
 
 
 def _worst(attack: AttackFigures, models: Sequence[AttackedModel]) -> list[Line]:
-    found = ((metric, attack.worst("unlearned", metric)) for metric in attack.metrics)
-    return [
-        _line(attack, figure, models, f"{attack.name}: {METRICS.get(metric, readable(metric)).lower()}")
-        for metric, figure in found
-        if figure is not None
-    ]
+    """What each metric of an attack gets out of the unlearned model at most, and out of the others at the same place on the curve."""
+    lines = []
+    for metric in attack.metrics:
+        if (figure := attack.worst("unlearned", metric)) is not None:
+            of = [attack.worst(model, metric, figure.at) for model in models]
+            lines.append(_line(attack, figure, f"{attack.name}: {_title(metric).lower()}", of))
+    return lines
+
+
+def _title(metric: str) -> str:
+    return METRICS.get(metric, readable(metric))
 
 
 def _section(attack: AttackFigures, models: Sequence[AttackedModel]) -> Section:
@@ -164,9 +169,11 @@ def _section(attack: AttackFigures, models: Sequence[AttackedModel]) -> Section:
         if attack.facts_per_topic is None
         else f"At most {attack.facts_per_topic} facts of each topic were asked, chosen by hash."
     )
-    lines = [_line(attack, each, models, METRICS.get(each.metric, readable(each.metric))) for each in ordered]
+    lines = [
+        _line(attack, each, _title(each.metric), [attack.beside(each, model) for model in models]) for each in ordered
+    ]
     plot = _curves if attack.axis else _settings
-    drawn = [(METRICS.get(metric, readable(metric)), *plot(attack, metric, models)) for metric in attack.metrics]
+    drawn = [(_title(metric), *plot(attack, metric, models)) for metric in attack.metrics]
     return Section(
         attack.name, attack.summary, asked, [(title, told, Markup(svg)) for title, told, svg in drawn if svg], lines
     )
