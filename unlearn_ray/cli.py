@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from unlearn_ray import __version__
+from unlearn_ray import __version__, attacking
 from unlearn_ray import config as configs
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import RunConfig
@@ -198,6 +198,9 @@ def status(run: RunArgument) -> None:
                 console.print(shown.training_line(each.label, each.training), soft_wrap=True)
         for home in _evaluated(folder):
             console.print(f"Report: {plain(home)}/report.html")
+
+
+attacking.add_command(app, lambda: _attack_shell())
 
 
 @app.command()
@@ -556,6 +559,10 @@ def _show(home: Folder) -> None:
 
 def _shell() -> Shell:
     return Shell(console, _one_line_errors, _run_folder, _evaluated, _execute, _show)
+
+
+def _attack_shell() -> attacking.Shell:
+    return attacking.Shell(console, _one_line_errors, _run_folder, _log_to, _log_folder)
 
 
 def _address(config: RunConfig) -> str:

@@ -254,7 +254,7 @@ def claimed(
     home = config.folder
     check_owner(config)
     home.make()
-    with _locked(home, on_wait):
+    with locked(home, on_wait):
         for stage in _undone_by(home, redo_from):
             for each in homes(home, stage):  # a pool that runs share is not among them
                 (each / stage.name).delete()
@@ -285,7 +285,12 @@ def _undone_by(home: Folder, redo_from: str | None) -> tuple[Stage, ...]:
 
 
 @contextmanager
-def _locked(home: Folder, on_wait: Callable[[str], None]) -> Iterator[None]:
+def locked(home: Folder, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold a run's folder, for one process at a time.
+
+    Raises:
+        ArtifactError: another process is at work in it.
+    """
     if not home.is_local:
         with leased(home / LOCK, on_wait):
             yield

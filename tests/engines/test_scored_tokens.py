@@ -25,3 +25,17 @@ def test_an_answer_is_scored_by_the_tokens_that_are_learnt(family: Family, tmp_p
     assert row is not None
     assert (row.ids[: row.start], row.ids[row.start :]) == (prompt, answer), "the end of the turn is scored as well"
     assert alone[: len(prompt)] == prompt and nothing == []
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_an_answer_that_is_begun_goes_on_where_the_learnt_one_would(family: Family, tmp_path: Path) -> None:
+    model = str(family.make(tmp_path / "model"))
+    chat, tokenizer = inspect_model(model).chat, load_tokenizer(model)
+    ((whole, answer), (begun, nothing)) = Encoder(tokenizer, chat).encode(
+        [
+            Request(OWL.messages[:1], score=OWL.answer),
+            Request([*OWL.messages[:1], {"role": "assistant", "content": "An owl called"}]),
+        ]
+    )
+    assert begun == (whole + answer)[: len(begun)] and len(begun) > len(whole)
+    assert tokenizer.decode(begun).endswith("An owl called") and nothing == []

@@ -48,13 +48,19 @@ class Encoder:
         return encoded
 
     def _render(self, messages: Sequence[Message]) -> str:
+        """The prompt up to the answer; where the last turn is the assistant's, up to the end of what it has said."""
+        turns, begun = placed(messages, self._chat), ""
+        if continues(messages):
+            begun = f"{self._chat.answer_lead}{turns.pop()['content']}"
         text = self._tokenizer.apply_chat_template(
-            placed(messages, self._chat),
-            tokenize=False,
-            add_generation_prompt=True,
-            **dict(self._chat.template_arguments),
+            turns, tokenize=False, add_generation_prompt=True, **dict(self._chat.template_arguments)
         )
-        return str(text)
+        return f"{text}{begun}"
+
+
+def continues(messages: Sequence[Message]) -> bool:
+    """Whether an answer goes on with what stands in the assistant's turn, as if the model had begun so itself."""
+    return bool(messages) and messages[-1]["role"] == "assistant"
 
 
 def sampling_values(request: Request, chat: ChatFormat) -> dict[str, Any]:

@@ -21,7 +21,9 @@ R = TypeVar("R")
 class Request:
     """One prompt for a model. With `score`, nothing is sampled: the log-probabilities of that answer are returned."""
 
-    messages: Sequence[Message]
+    messages: Sequence[
+        Message
+    ]  # a last turn of the assistant's is the answer's beginning, and goes on; with `score` there is none
     seed: int = 0
     num_samples: int = 1
     temperature: float = 0.0

@@ -1,6 +1,6 @@
 """The engines of one run, each started when a stage first needs it. What is heavy is imported then: a run with nothing to do starts no Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import EndpointSettings, RunConfig
-from unlearn_ray.engines.protocols import Generator, Trainer
+from unlearn_ray.engines.protocols import Generator, T, Trainer
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets
 
 if TYPE_CHECKING:
@@ -104,6 +104,14 @@ class RunEngines:
                 on_wait=self._on_wait,
             )
         return self._fleet
+
+    def alone(self, work: Callable[[Callable[[str, int, int], None]], Iterator[T]], label: str) -> Iterator[T]:
+        """What work in one process yields, see `engines.alone`. Engines that hold what it needs end first."""
+        from unlearn_ray.engines.alone import alone
+
+        if self._fleet is not None:
+            self._fleet.make_room()
+        return alone(work, self._config.cluster, label, self._on_progress, self._on_wait)
 
     @property
     def trainer(self) -> Trainer:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from unlearn_ray.chat import PLAIN, ChatFormat, spoken
 from unlearn_ray.config import FleetSettings, Lora
-from unlearn_ray.engines.encoding import Encoder, sampling_values, tokenizer_of
+from unlearn_ray.engines.encoding import Encoder, continues, sampling_values, tokenizer_of
 from unlearn_ray.engines.failures import root_cause
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.settings import WITHOUT_GPU
@@ -231,7 +231,11 @@ class VllmEngine:
             )
         outputs = sorted(output.outputs, key=lambda sample: sample.index)
         return Reply(
-            texts=tuple(spoken(sample.text, self.spec.chat) for sample in outputs),
+            # An answer that is begun has no thought before it.
+            texts=tuple(
+                sample.text if continues(request.messages) else spoken(sample.text, self.spec.chat)
+                for sample in outputs
+            ),
             truncated=tuple(sample.finish_reason == "length" for sample in outputs),
             num_prompt_tokens=len(prompt),
             num_output_tokens=sum(len(sample.token_ids) for sample in outputs),

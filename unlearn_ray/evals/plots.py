@@ -12,6 +12,7 @@ from unlearn_ray.rows import GROUPS, Group, digest
 
 _COLOURS = ["var(--base)", "var(--guarded)", "var(--unlearned)"]
 _SHAPES = ["circle", "square", "diamond"]
+_DASHES = [[1, 0], [6, 3], [1, 0], [2, 2]]  # of base, base + prefix, unlearned, and a model that never knew
 _PALE = 0.4
 _MAX_TICKS = 150  # a model: more only blackens the plot
 _WIDTH = 320
@@ -144,6 +145,50 @@ def _gate(report: Report, names: Mapping[str, str], title: str, *, is_share: boo
         mark = alt.Chart(alt.Data(values=[{"step": report.exported_step}]))
         drawn = mark.mark_rule(strokeDash=[4, 4], color="var(--soft)").encode(x="step:Q") + lines
     return as_svg(drawn.properties(width=_WIDTH, height=180))
+
+
+def attack_curves(rows: Sequence[Row], models: Mapping[str, str], axis: str, *, is_share: bool) -> str | None:
+    """A thin line a setting and model along an attack's axis, and a thick one for the worst of all settings.
+
+    Args:
+        rows: model, setting, at, value, is_worst.
+        models: label -> colour.
+    """
+    if not rows:
+        return None
+    scale = {"domain": [0, 1]} if is_share else {"type": "log"}
+    value = alt.Y("value:Q").title(None).scale(**scale)
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        x=alt.X("at:Q").title(axis).axis(tickMinStep=1),
+        y=value.axis(format="%", tickCount=5) if is_share else value,
+        color=alt.Color("model:N").scale(domain=list(models), range=list(models.values())).legend(None),
+        strokeDash=alt.StrokeDash("model:N").scale(domain=list(models), range=_DASHES[: len(models)]).legend(None),
+        detail="setting:N",
+    )
+    thin = base.transform_filter("!datum.is_worst").mark_line(strokeWidth=1, opacity=_PALE)
+    thick = base.transform_filter("datum.is_worst").mark_line(strokeWidth=2.5, point=True)
+    return as_svg((thin + thick).properties(width=_WIDTH, height=180))
+
+
+def attack_settings(rows: Sequence[Row], models: Mapping[str, str]) -> str | None:
+    """A point and its interval a setting and model.
+
+    Args:
+        rows: of, model, value, low, high.
+        models: label -> colour.
+    """
+    if not rows:
+        return None
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        y=alt.Y("of:N").title(None).sort(list(dict.fromkeys(row["of"] for row in rows))).axis(labelLimit=210),
+        yOffset=alt.YOffset("model:N").sort(list(models)),
+        color=alt.Color("model:N").scale(domain=list(models), range=list(models.values())).legend(None),
+    )
+    scale = alt.X("low:Q").title(None).scale(domain=[0, 1]).axis(format="%", tickCount=5)
+    lines = base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x=scale, x2="high:Q")
+    shape = alt.Shape("model:N").scale(domain=list(models), range=[*_SHAPES, "cross"][: len(models)]).legend(None)
+    points = base.mark_point(filled=True, size=75).encode(x="value:Q", shape=shape)
+    return as_svg((lines + points).properties(width=2 * _WIDTH, height=alt.Step(13)))
 
 
 def _parts(forget: float | None, retain: float | None, loss: float | None) -> Sequence[tuple[str, float | None]]:

@@ -313,10 +313,12 @@ def _base_first(calls: Calls, base: Folder) -> Calls:
 
 def _select(config: EvaluateConfig, topics: Sequence[Topic], mixture: Folder, finetuned: Folder) -> Selection:
     names = [topic.name for topic in topics]
-    trained = trained_questions(_probes(config, topics, mixture), _training_rows(mixture))
+    trained = trained_questions(probes_of(config, topics, mixture), _training_rows(mixture))
     questions = gated_questions(finetuned / ROWS)
-    gated = {each.fact_id for each in _probes(config, topics, mixture) if normalised(each.question) in questions}
-    selection = select_probes(_probes(config, topics, mixture), names, config.split, trained, config.max_probes, gated)
+    gated = {each.fact_id for each in probes_of(config, topics, mixture) if normalised(each.question) in questions}
+    selection = select_probes(
+        probes_of(config, topics, mixture), names, config.split, trained, config.max_probes, gated
+    )
     if not selection.num_kept()["forget"]:
         reasons = (
             ", ".join(f"{num} {reason}" for reason, num in selection.num_excluded().items())
@@ -340,7 +342,8 @@ def _notes(config: EvaluateConfig, topics: Sequence[Topic], before: Before) -> l
     return [told(counts)] if counts else []
 
 
-def _probes(config: EvaluateConfig, topics: Sequence[Topic], mixture: Folder) -> Iterator[Probe]:
+def probes_of(config: EvaluateConfig, topics: Sequence[Topic], mixture: Folder) -> Iterator[Probe]:
+    """The probes of a model's topics, those of a file or of its mixture, whether they are asked or not."""
     path = config.probes_path
     if path is not None:
         yield from with_topics(read_probes(path), topics)

@@ -1,0 +1,147 @@
+"""What attacks got out of a model, as figures with intervals: `attacks.json`, which a page, a table and a certificate read."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unlearn_ray.artifacts import Folder, read_manifest
+from unlearn_ray.attacks.attack import AttackedModel, Hit
+from unlearn_ray.errors import ArtifactError
+from unlearn_ray.evals.statistics import mean_interval
+
+ATTACKS_FILE = "attacks.json"
+VERSION = 1
+LABELS: Mapping[AttackedModel, str] = {
+    "base": "base",
+    "guarded": "base + prefix",
+    "unlearned": "unlearned",
+    "twin": "never knew",
+}
+NO_SHARES = ("rank",)  # of a token: 1 is the first; less is worse
+Key = tuple[str, AttackedModel, float, str]  # setting, model, at, metric
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figure(_Strict):
+    """One figure of one attack, over all its probes."""
+
+    setting: str
+    model: AttackedModel
+    at: float
+    metric: str
+    value: float
+    interval: tuple[float, float]  # 95 %
+    num: int  # probes
+    num_facts: int
+
+    @property
+    def is_share(self) -> bool:
+        return self.metric not in NO_SHARES
+
+
+class AttackFigures(_Strict):
+    """All figures of one attack."""
+
+    name: str
+    summary: str
+    axis: str
+    fingerprint: str
+    seconds: float
+    figures: list[Figure]
+    facts_per_topic: int | None = None  # that were asked for; None: all
+    unanswered: dict[str, int] = {}  # what the engines could not answer, by reason
+
+    def worst(self, model: AttackedModel, metric: str, at: float | None = None) -> Figure | None:
+        """The figure that tells most of what was to be forgotten; where several tell as much, the first on its curve.
+
+        Args:
+            at: only there on the curves; None: anywhere.
+        """
+        found = [
+            each
+            for each in self.figures
+            if each.model == model and each.metric == metric and (at is None or each.at == at)
+        ]
+        sign = 1 if metric in NO_SHARES else -1
+        return min(found, key=lambda each: (sign * each.value, each.at), default=None)
+
+    def beside(self, figure: Figure, model: AttackedModel) -> Figure | None:
+        """The same figure of another model."""
+        key = (figure.setting, model, figure.at, figure.metric)
+        return next((each for each in self.figures if (each.setting, each.model, each.at, each.metric) == key), None)
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(dict.fromkeys(each.metric for each in self.figures))
+
+
+class AttackReport(_Strict):
+    """What a model's attacks got out of it."""
+
+    version: int = VERSION
+    run: str
+    model: str  # "joint", or the topic's slug
+    topics: list[str]
+    finetune: str  # fingerprint of the training that was attacked
+    evaluate: str
+    attacks: list[AttackFigures]
+
+    def of(self, name: str) -> AttackFigures | None:
+        return next((each for each in self.attacks if each.name == name), None)
+
+
+def figures_of(hits: Iterable[Hit], num_resamples: int, seed: int) -> list[Figure]:
+    """The mean of every setting, model, place on the curve and metric, with the interval of a bootstrap that draws whole facts."""
+    found: defaultdict[Key, list[Hit]] = defaultdict(list)
+    for hit in hits:
+        found[hit.setting, hit.model, hit.at, hit.metric].append(hit)
+    return [_figure(key, of, num_resamples, seed) for key, of in found.items()]
+
+
+def read_attacks(home: Folder) -> AttackReport | None:
+    """The report of the attacks on a model; None where there is none, or it is of an earlier training.
+
+    Args:
+        home: of the model: `models/joint` in a run's folder.
+
+    Raises:
+        ArtifactError: it can't be read.
+    """
+    folder = home / "attacks"
+    if not folder.exists(ATTACKS_FILE):
+        return None
+    try:
+        found = AttackReport.model_validate_json(folder.read_text(ATTACKS_FILE))
+    except (ValidationError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder}/{ATTACKS_FILE} can't be read: attack the run again with unlearn-ray attack RUN"
+        ) from error
+    manifest = read_manifest(home / "finetune")
+    return found if manifest is not None and manifest.fingerprint == found.finetune else None
+
+
+def _figure(key: Key, hits: Sequence[Hit], num_resamples: int, seed: int) -> Figure:
+    setting, model, at, metric = key
+    # Engines and threads finish in any order; intervals must not depend on it.
+    ordered = sorted(hits, key=lambda hit: (hit.fact, hit.probe_id))
+    facts = [hit.fact for hit in ordered]
+    values: list[Any] = [hit.value for hit in ordered]
+    found = mean_interval(values, facts, num_resamples, seed, is_share=metric not in NO_SHARES)
+    return Figure(
+        setting=setting,
+        model=model,
+        at=at,
+        metric=metric,
+        value=found.value,
+        interval=(found.low, found.high),
+        num=found.num,
+        num_facts=len(set(facts)),
+    )
+
+
+__all__ = ["ATTACKS_FILE", "LABELS", "AttackFigures", "AttackReport", "Figure", "figures_of", "read_attacks"]
