@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unlearn_ray.evals.probes import PlacedProbe
-from unlearn_ray.rows import Row
+from unlearn_ray.rows import Row, digest
 
-AttackedModel = Literal["base", "unlearned", "twin"]  # the last never knew the topics
+AttackedModel = Literal[
+    "base", "guarded", "unlearned", "twin"
+]  # guarded: behind the prefix; the last never knew the topics
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,10 @@ class Hit(Row):
     probe_id: str
     fact: str  # of equal facts, intervals draw all probes together
     value: float
+
+    @property
+    def id(self) -> str:
+        return digest(self.attack, self.setting, self.model, self.at, self.metric, self.probe_id)
 
 
 @dataclass(frozen=True, slots=True)
