@@ -69,7 +69,7 @@ def test_what_aliases_point_to_is_loaded_before_the_replica_is_ready(registry: R
     with_catalog(registry, use)
 
 
-@pytest.mark.parametrize(("rows", "rank", "why"), [(8, 2, "another base model"), (6, 16, "of rank 16")])
+@pytest.mark.parametrize(("rows", "rank", "why"), [(8, 2, "another base model"), (6, 16, "rank 16")])
 def test_an_adapter_that_would_end_the_engine_never_reaches_it(
     registry: Registry, rows: int, rank: int, why: str
 ) -> None:

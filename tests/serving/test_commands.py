@@ -208,8 +208,8 @@ def test_a_run_whose_dataset_was_made_again_since(cwd: Path) -> None:
 
 
 def test_no_such_run(cwd: Path) -> None:
-    assert "dune is no run and no adapter" in refused(cwd, "publish", "dune")
-    assert "dune is no run and no adapter" in refused(cwd, *serve()[:1], "dune")
+    assert "dune is neither a run nor an adapter" in refused(cwd, "publish", "dune")
+    assert "dune is neither a run nor an adapter" in refused(cwd, *serve()[:1], "dune")
 
 
 def test_a_run_without_its_report(cwd: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_full_fine_tune_that_lacks_a_file(cwd: Path, full: Path) -> None:
     (full / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "lacks weights, such as model.layers.31" in refused(cwd, "publish", "pocket")
     (full / "config.json").unlink()
-    assert "is no model: config.json or its *.safetensors are missing" in refused(cwd, "publish", "pocket")
+    assert "is not a model: config.json or its *.safetensors are missing" in refused(cwd, "publish", "pocket")
 
 
 @pytest.mark.parametrize("keep", [0, 6, 300, 200_000])
@@ -279,11 +279,11 @@ def test_an_adapter_of_a_rank_above_the_services(served: Path, adapter: Path) ->
     change_config(adapter, r=32)
     change_weights(adapter, lambda name, tensor: torch.cat([tensor, tensor], 0 if "lora_A" in name else 1).contiguous())
     message = refused(served, "publish", "mine")
-    assert "is of rank 32, the service was started for at most 16: raise engine.max_lora_rank" in message
+    assert "has rank 32, the service was started for at most 16: raise engine.max_lora_rank" in message
 
 
 def test_a_service_started_for_a_rank_below_the_runs(cwd: Path) -> None:
-    assert "is of rank 16, the service was started for at most 8" in refused(cwd, *serve("engine.max_lora_rank=8"))
+    assert "has rank 16, the service was started for at most 8" in refused(cwd, *serve("engine.max_lora_rank=8"))
 
 
 def test_an_adapter_whose_layers_have_another_shape(served: Path, adapter: Path) -> None:
@@ -355,7 +355,7 @@ def test_rolling_back_what_is_not_there(cwd: Path) -> None:
     assert "nothing is published yet" in refused(cwd, "rollback", "harry-potter")
     said(cwd, "publish", "pocket")
     assert "no model 'dune' (harry-potter)" in refused(cwd, "rollback", "dune")
-    assert "there is none before it" in refused(cwd, "rollback", "harry-potter")
+    assert "it has no earlier one" in refused(cwd, "rollback", "harry-potter")
     assert "has no version 7 (it has 1)" in refused(cwd, "rollback", "harry-potter@7")
     assert "is no model's name" in refused(cwd, "rollback", "Harry Potter")
     assert "is no model's name" in refused(cwd, "rollback", "harry-potter:guarded")
@@ -423,8 +423,8 @@ def test_an_adapter_can_not_be_served_by_itself(cwd: Path, adapter: Path) -> Non
 def test_a_registry_that_is_a_file(cwd: Path) -> None:
     (cwd / "file").write_text("")
     for registry in (cwd / "file", cwd / "file/below"):
-        assert "is no folder of published models" in refused(cwd, "models", "--registry", registry)
-        assert "is no folder of published models" in refused(cwd, "rollback", "mine", "--registry", registry)
+        assert "is not a folder of published models" in refused(cwd, "models", "--registry", registry)
+        assert "is not a folder of published models" in refused(cwd, "rollback", "mine", "--registry", registry)
 
 
 def test_a_storage_that_is_none(cwd: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_version_that_was_begun_and_left_is_not_seen(registry: Registry) -> No
 
 
 def test_the_base_models_name_is_taken(registry: Registry) -> None:
-    with pytest.raises(InputError, match="names something else"):
+    with pytest.raises(InputError, match="is a reserved name"):
         registry.begin("base")
 
 

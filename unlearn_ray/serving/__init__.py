@@ -1,5 +1,6 @@
 """The service: base and unlearned models behind one OpenAI-compatible endpoint, on Ray Serve and vLLM.
 
-`settings` says what is served, `registry` which versions there are, `requests` what a request may ask, `gate` stands before vLLM's
-own app in every replica, `desk` answers about models and runs, `app` builds the Serve application, `service` starts it here.
+`settings` holds the service's settings and `registry` the published versions. `requests` checks requests. `gate` wraps vLLM's app in
+every replica, and `desk` answers questions about models and runs. `app` builds the Serve application, and `service` starts it on this
+machine.
 """

@@ -33,10 +33,10 @@ _ROUTER = "unlearn_ray.serving.routing:ConversationRouter"
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The app of the base model and all adapters, or with `release` that of one full fine-tune.
+    """The app of the base model and all adapters. With `release`: the app of one full fine-tune.
 
     Raises:
-        ConfigError: a setting is unknown or has a wrong value, a key can't be used, or there is none where others could ask.
+        ConfigError: a setting is unknown or has a wrong value, a key can't be used, or a service that others can reach has no keys.
     """
     settings = parse_settings(args)
     if "://" not in settings.registry and not Path(settings.registry).is_absolute():
@@ -59,16 +59,16 @@ def build(args: dict[str, Any]) -> Application:
         raise ConfigError(f"set {wanted} in the environment in which Ray is started on every node")
     config = llm_config(settings, keys, _release(settings) if settings.release is not None else None)
     if settings.scaling.max_replicas == 1:
-        # Nothing to choose from: without the router a request goes straight to the replica.
+        # There is only one replica to choose, so requests skip the router and go straight to it.
         return build_llm_deployment(config, deployment_cls=ingress()(UnlearnServer))
     return build_openai_app({"llm_configs": [config]})
 
 
 def _release(settings: ServiceSettings) -> Release:
-    """The full fine-tune that an app is for.
+    """The full fine-tune that an app serves.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no full fine-tune has that name.
     """
     registry = Registry(Folder(settings.registry))
     release = registry.read().releases.get(settings.release or "")
@@ -78,7 +78,7 @@ def _release(settings: ServiceSettings) -> Release:
 
 
 def llm_config(settings: ServiceSettings, keys: Keys, release: Release | None = None) -> LLMConfig:
-    """What ray.serve.llm and vLLM are told.
+    """The settings for ray.serve.llm and vLLM.
 
     Args:
         release: the full fine-tune that `settings.release` names.
@@ -96,22 +96,21 @@ def llm_config(settings: ServiceSettings, keys: Keys, release: Release | None = 
         callback["callback_class"] = Weights
     resources = EngineResources(num_cpus=engine.num_cpus, kv_cache_gib=engine.kv_cache_gib)
     variables = environment(EngineSpec(source, resources, device))
-    # The engine's own process leaves the event loop to the streams.
+    # The engine runs in a process of its own, so that the replica's event loop is free for the streams.
     variables.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     if is_remote:
-        variables["HF_HUB_OFFLINE"] = "1"  # the folder that will be there needs no hub
-    variables["FORWARDED_ALLOW_IPS"] = (
-        "none"  # the watchdog looks for the connection by its own client, not one that a header tells of
-    )
+        variables["HF_HUB_OFFLINE"] = "1"  # the model is copied to a local folder: the hub is not needed
+    # The watchdog finds a connection by its real client address: a forwarded header must not replace it.
+    variables["FORWARDED_ALLOW_IPS"] = "none"
     variables[SETTINGS_VARIABLE] = settings.model_dump_json()
     variables[CHAT_VARIABLE] = chat.model_dump_json()
-    variables[KEYS_VARIABLE] = str(keys)  # hashed: the replica's machine needs no file of them
+    variables[KEYS_VARIABLE] = str(keys)  # hashed; the replica's machine needs no key file
     kwargs: dict[str, Any] = {
         "max_num_seqs": engine.max_num_seqs,
         "tensor_parallel_size": engine.tensor_parallel_size,
         "enable_prefix_caching": True,
         "stream_interval": engine.stream_interval,
-        # The gate says what a client leaves open: as runs have it.
+        # The gate fills in what a client leaves open, with the same defaults as runs.
         "generation_config": "vllm",
         "override_generation_config": {"max_new_tokens": settings.limits.max_output_tokens},
         "enable_log_requests": False,
@@ -125,18 +124,18 @@ def llm_config(settings: ServiceSettings, keys: Keys, release: Release | None = 
             "max_loras": engine.max_loras,
             "max_cpu_loras": 4 * engine.max_loras,
             "max_lora_rank": engine.max_lora_rank,
-            # Not the output layer: vLLM's CPU engine can't score prompts with an adapter there.
+            # Without the output layer: vLLM's CPU engine can't score prompts with an adapter on it.
             "lora_target_modules": list(model.layer_kinds),
         }
     if device == "cpu":
-        # Seeds end the CPU engine where prompts come in chunks; compiling takes a minute.
+        # Seeded sampling crashes the CPU engine with chunked prefill. Compiling takes a minute.
         kwargs |= {"enforce_eager": True, "enable_chunked_prefill": False}
         variables[forks.VARIABLE] = "1"
     else:
         kwargs["gpu_memory_utilization"] = engine.gpu_memory_utilization
     bundle = {"CPU": engine.num_cpus} if device == "cpu" else {"CPU": 1.0, "GPU": 1.0}
     deployment: dict[str, Any] = {
-        # Above the gate's bounds, so that the gate says no first.
+        # Above the gate's limits, so that the gate refuses first.
         "max_ongoing_requests": scaling.max_ongoing_requests + scaling.max_queued_requests + 64,
         "max_queued_requests": -1,
         "graceful_shutdown_timeout_s": scaling.drain_seconds,
@@ -161,12 +160,12 @@ def llm_config(settings: ServiceSettings, keys: Keys, release: Release | None = 
         deployment_config=deployment,
         server_cls=UnlearnServer,
         **({"callback_config": callback} if callback else {}),
-        log_engine_metrics=False,  # vLLM's figures go to /metrics: Ray's wrappers of them cost a tenth of the event loop
+        log_engine_metrics=False,  # /metrics shows vLLM's figures already: Ray's wrappers cost a tenth of the event loop
     )
 
 
 def _device() -> Literal["cpu", "cuda"]:
-    """CUDA where the cluster has, or can grow to, a GPU."""
+    """CUDA if the cluster has a GPU or can add one."""
     import ray
 
     has_gpu = ray.is_initialized() and capacity("GPU") >= 1

@@ -1,4 +1,4 @@
-"""What a replica knows of the registry, kept fresh, and the adapters that its engine holds."""
+"""A replica's up-to-date view of the registry, and the adapters that its engine holds."""
 
 import asyncio
 import contextlib
@@ -22,28 +22,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What answers a request."""
+    """The model that answers a request."""
 
     release: Release | None  # None: the base model
     prefix: str  # the guardrail; "" = none
     chat: ChatFormat
 
 
-_SECONDS_BETWEEN_WISHES = (
-    0.25  # between looks because of unknown names: a client that asks for nonsense must not cost one each
-)
+# Between looks for unknown names: a client that sends nonsense must not cause one look per request.
+_SECONDS_BETWEEN_WISHES = 0.25
 
 
 class Catalog:
     """The models of a service, as one replica sees them.
 
     Args:
-        chat: how the model that the engine holds is talked to.
-        load: makes the engine load an adapter of this name from this folder; returns an error's text, or "".
-        local: brings a folder to this machine's disk; returns its path.
+        chat: the chat format of the model that the engine holds.
+        load: makes the engine load an adapter by name from a folder. Returns an error's text, or "".
+        local: copies a folder to this machine's disk. Returns its path.
         is_alive: whether the engine can answer.
-        is_up: whether the app of this full fine-tune answers.
-        only: the one version that a full fine-tune's replica serves, instead of the base model.
+        is_up: whether the app of a full fine-tune answers.
+        only: the single version that a full fine-tune's replica serves. None: the replica serves the base model.
     """
 
     def __init__(
@@ -75,22 +74,22 @@ class Catalog:
         return self._is_alive()
 
     async def start(self) -> None:
-        """Say what this service takes, read the registry, load what its aliases point to, and go on watching it."""
+        """Record this service's limits, read the registry, load the adapters behind its aliases, and keep watching it."""
         if self._only is None:
             await asyncio.to_thread(self._record)
         await self.look()
         for release in self._adapters():
-            with contextlib.suppress(Refusal):  # said in the log, and again to whoever asks for it
+            with contextlib.suppress(Refusal):  # logged there, and repeated to every client that asks for the model
                 await self.prepare(release)
         self._watcher = asyncio.create_task(self._watch())
 
     def _record(self) -> None:
-        """So that publishers are told what doesn't fit, also where the service was started by `serve deploy`."""
+        """Record this service's limits, so that publishers learn what doesn't fit, also after `serve deploy`."""
         try:
             if self.registry.service() != self._service:
                 self.registry.record_service(self._service)
         except (UnlearnError, OSError) as error:
-            log.warning("publishers will not be told what this service takes: %s", error)
+            log.warning("publishers will not learn this service's limits: %s", error)
 
     async def look(self) -> None:
         async with self._lock:
@@ -98,13 +97,13 @@ class Catalog:
             try:
                 self.state = await asyncio.to_thread(self.registry.read)
             except (UnlearnError, OSError) as error:
-                log.error("the registry can't be read, its last known state stays: %s", error)
+                log.error("the registry can't be read, so its last known state is kept: %s", error)
 
     async def find(self, asked: Asked) -> Found:
-        """The version that is asked for, its guardrail, and how it is talked to.
+        """The version that a request asks for, with its guardrail and its chat format.
 
         Raises:
-            Refusal: 404: there is none of that name. 503: its app does not answer yet.
+            Refusal: 404: no model has that name. 503: its app does not answer yet.
         """
         for is_last in (False, True):
             if (found := self._find(asked)) is not None:
@@ -134,7 +133,7 @@ class Catalog:
         return Found(release, "", release.chat or self._chat) if release else None
 
     def _answering(self, release: Release) -> Release:
-        """The version that a name's requests go to: till a full fine-tune's app answers, what the name stood for before."""
+        """The version that answers for a name. It is the previous one until a new full fine-tune's app answers."""
         if not self._is_starting(release):
             return release
         for event in reversed(self.state.events):
@@ -147,7 +146,7 @@ class Catalog:
         return release.kind == "full" and release.id not in self._up
 
     async def prepare(self, release: Release) -> str:
-        """Load a version's adapter unless the engine has it; one load at a time for each.
+        """Load a version's adapter unless the engine has it. Requests for the same version share one load.
 
         Raises:
             Refusal: 503: it can't be loaded.
@@ -167,7 +166,7 @@ class Catalog:
         try:
             check_fits(release, self._service)
             path = await asyncio.to_thread(self._local, self.registry.weights(release))
-            # The engine would end at a corrupt one, or at one for a model of another shape.
+            # A corrupt adapter, or one for a model of another shape, would crash the engine.
             adapter = await asyncio.to_thread(read_adapter, Folder(path))
             check_layers(adapter.shapes, self._service, release.id)
             if failure := await self._load(release.id, path):
@@ -184,10 +183,10 @@ class Catalog:
             for release in self._adapters():
                 if release.id not in self._loaded and self.is_alive:
                     with contextlib.suppress(Refusal):
-                        await self.prepare(release)  # before somebody waits for it
+                        await self.prepare(release)  # before a client waits for it
 
     async def _knock(self) -> None:
-        """Ask the apps of full fine-tunes whether they answer."""
+        """Check whether the apps of full fine-tunes answer."""
         if self._only is None:
             asked = sorted(self._up | {release.id for release in self.state.current if release.kind == "full"})
             answers = await asyncio.gather(*(self._is_up(name) for name in asked))
@@ -204,7 +203,7 @@ class Catalog:
         return self.is_alive and not is_starting and all(release.id in done for release in self._adapters())
 
     def models(self) -> list[dict[str, Any]]:
-        """What GET /v1/models lists: the base model, aliases, guarded topics, and every version."""
+        """The list for GET /v1/models: the base model, aliases, guarded topics, and every version."""
         state, found = self.state, [self._card(BASE, BASE, "base", ())]
         for release in state.current:
             found.append(self._card(release.name, self._answering(release).id, "unlearned", _topics(release)))
@@ -233,7 +232,7 @@ class Catalog:
         """The version behind a model's name.
 
         Raises:
-            Refusal: 404: there is none, such as for the base model.
+            Refusal: 404: the name has no version, such as the base model.
         """
         name = parse_name(text)
         release = self.state.find(name) if name is not None and not name.is_guarded else None

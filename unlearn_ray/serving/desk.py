@@ -1,4 +1,4 @@
-"""The service's own answers: which models there are, what is known of their runs, whether all is ready, and the metrics."""
+"""The service's own endpoints: the models, their runs, readiness, and the metrics."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ _MAX_PAGE = 500
 
 
 def make_desk(catalog: Catalog, metrics: Metrics, gather: Gather) -> Starlette:
-    """The app behind every path but the completions'."""
+    """The app for every path except those of completions."""
 
     async def ready(request: Request) -> Response:
         is_ready = catalog.is_ready
@@ -104,7 +104,7 @@ def make_desk(catalog: Catalog, metrics: Metrics, gather: Gather) -> Starlette:
 
 
 def page(folder: Folder, keep: Callable[[dict[str, Any]], bool], offset: int, limit: int) -> dict[str, Any]:
-    """Rows `offset` to `offset + limit` of those that `keep` holds for, and how many there are in all."""
+    """Rows `offset` to `offset + limit` of those that `keep` accepts, and their total number."""
     found = [row for row in folder.read_rows() if keep(row)] if folder.exists() else []
     columns = list(found[0]) if found else []
     return {"columns": columns, "rows": list(islice(found, offset, offset + limit)), "total": len(found)}

@@ -1,27 +1,27 @@
-"""Variables of Ray Serve's fast path, and of replicas that come and go. They must stand where Ray is started, on every node, before any process of it starts.
+"""Environment variables for Ray Serve's fast path, and for replicas that start and stop.
 
-Serve's defaults reach a quarter of the throughput of vLLM's own server (benchmarks/serving.py), and lose requests with a replica
-(benchmarks/soak.py).
+They must be set on every node before Ray starts there. With Serve's defaults the throughput is a quarter of that of vLLM's own server
+(benchmarks/serving.py), and a killed replica's requests are lost (benchmarks/soak.py).
 """
 
 SERVE_ENVIRONMENT = {
-    # HAProxy instead of Serve's Python proxy; it passes requests to the replicas' own ports.
+    # HAProxy instead of Serve's Python proxy: it passes requests directly to the replicas' ports.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # The replica serves vLLM's app itself, in one event loop: no event crosses a process or thread on its way out.
+    # The replica serves vLLM's app itself, in one event loop: no event of a stream crosses a process or thread on its way out.
     "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of the controller, which at 0.1 s takes a twentieth of a core
-    # What our router reads.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # at 0.1 s, the default, the controller uses a twentieth of a core
+    # Our router reads the request's body.
     "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY": "1",
-    # While one is started again, HAProxy asks the other.
+    # While one router restarts, HAProxy asks the other.
     "RAY_SERVE_INGRESS_ROUTER_REPLICAS_PER_NODE": "2",
-    # HAProxy hears of a replica that goes within a second: 30, the default, would be waited for at every end.
+    # HAProxy learns within a second that a replica stops. The default of 30 s would delay every stop.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-    # HAProxy is started anew for each replica that comes or goes, and the old one carries its answers on: at 120 s, the default, it cut them.
-    # Ray leaves a port alone 30 s longer before another replica gets it, and a node has a thousand.
+    # HAProxy restarts whenever a replica starts or stops, and the old process finishes its answers. At the default of 120 s it cut them.
+    # Ray keeps a port unused for 30 s longer than this before another replica gets it. A node has a thousand ports.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "900",
-    # Its proxy, which HAProxy falls back to, ends the streams of a killed replica with an error.
+    # Serve's proxy, HAProxy's fallback, ends the streams of a killed replica with an error.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "unlearn_ray.serving.fallback:middlewares",
-    # A request that a killed replica had not begun to answer is put to another one: asking twice changes nothing.
+    # A request that a killed replica had not begun to answer is sent to another replica. That is safe: requests are idempotent.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
 }

@@ -1,7 +1,7 @@
-"""What Serve's own proxy lacks, to which HAProxy falls back for the seconds in which it does not know yet that a replica is up.
+"""An addition to Serve's own proxy, HAProxy's fallback for the seconds until HAProxy knows that a replica is up.
 
-Connections there are the proxy's, not the replica's, and the replica's watchdog can't speak on them; but the proxy lives, and hears that
-the replica is gone.
+There the client's connection belongs to the proxy. The replica's watchdog can't write to it. But the proxy survives the replica, and
+learns that it is gone.
 """
 
 import os
@@ -13,12 +13,12 @@ from unlearn_ray.serving.settings import SETTINGS_VARIABLE
 
 
 def middlewares() -> list[Middleware]:
-    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH wants. A replica's server calls it as well, whose streams need nothing."""
+    """The hook that RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names. A replica's server calls it too; there it has no effect."""
     return [] if SETTINGS_VARIABLE in os.environ else [Middleware(EndsStreams)]
 
 
 class EndsStreams:
-    """Ends with an error every stream that the app before it left unfinished."""
+    """Ends every stream that the wrapped app left unfinished with an error event."""
 
     def __init__(self, app: App) -> None:
         self._app = app

@@ -1,6 +1,6 @@
-"""What stands before vLLM's own app in every replica: keys, limits, names of models, guarded mode, back-pressure, metrics.
+"""The ASGI app in front of vLLM's own app in every replica: keys, limits, model names, guarded mode, back-pressure, metrics.
 
-Raw ASGI, for it sees every event of every stream: what it does with one is a search in some bytes.
+It is raw ASGI because it sees every event of every stream. The work per event is one search in a few bytes.
 """
 
 import asyncio
@@ -34,10 +34,11 @@ Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger(__name__)
-_OPEN = frozenset({"/ready", "/health"})  # what a load balancer asks without a key
+_OPEN = frozenset({"/ready", "/health"})  # load balancers ask for these without a key
 _ONLY_USAGE = b'"choices":[]'  # vLLM's last event, which counts the tokens
-_ERROR = b'data: {"error"'  # begins vLLM's event, a body of its own, where it refuses what a stream asks or can't go on
-_LOST = b"EngineCore encountered an issue"  # vLLM's answer to what came just as the engine died: asking again is right
+_ERROR = b'data: {"error"'  # the start of vLLM's error event in a stream; vLLM sends it as a separate body
+# vLLM's answer to a request that arrived as the engine died: a retry is right.
+_LOST = b"EngineCore encountered an issue"
 _RESTARTING = error_body(503, "the engine is being started again: try in some seconds", "engine_restarting")
 _CUT = error_body(503, "the engine was lost before the answer was complete: ask again", "stream_cut")
 
@@ -50,25 +51,25 @@ KILLED = _event(error_body(503, "the replica was lost before the answer was comp
 
 
 class Models(Protocol):
-    """What the gate must know of models."""
+    """The gate's view of the models."""
 
     @property
     def is_alive(self) -> bool: ...
 
     async def find(self, asked: Asked) -> Found:
-        """What answers a request. Raises Refusal where there is nothing of that name."""
+        """The model that answers a request. Raises Refusal if no model has that name."""
 
     async def prepare(self, release: Release) -> str:
-        """Make the engine know a version; returns its name there."""
+        """Load a version into the engine. Returns its name there."""
 
 
 class Gate:
     """The app of a replica.
 
     Args:
-        engine: vLLM's app, for answers.
-        desk: our own app, for all else.
-        forward: passes a request on to a full fine-tune's own replicas.
+        engine: vLLM's app, for completions.
+        desk: our own app, for all other paths.
+        forward: passes a request on to the replicas of a full fine-tune.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Gate:
                 return
             if release is not None and release.kind == "full" and self._settings.release != release.id:
                 await self._forward({**scope, "unlearn.release": release.id}, _replay(body, receive, watch), watch)
-                is_ours = not (watch.is_finished or watch.is_left)  # else its own gate counts it
+                is_ours = not (watch.is_finished or watch.is_left)  # else the full fine-tune's gate counts the request
             else:
                 name = await self._models.prepare(release) if release else BASE
                 new = put_to_engine(asked, name, found.prefix, found.chat)
@@ -143,7 +144,7 @@ class Gate:
             watch.status = watch.status or 499
             raise
         except Exception:
-            # vLLM answers its own errors; what comes here is a fault, and its text might hold a prompt: the type must do.
+            # vLLM answers its own errors, so this is a fault of ours. Its text may hold a prompt: only its type is logged.
             log.error("a request failed", exc_info=log.isEnabledFor(logging.DEBUG))
             if watch.status:
                 await watch.cut()
@@ -175,10 +176,10 @@ class Gate:
 
 
 class Watch:
-    """Passes a response on to the client, and notes what the metrics want."""
+    """Passes a response on to the client, and notes the figures for the metrics."""
 
     def __init__(self, send: Send, later: dict[str, str], began: Callable[[], int | None]) -> None:
-        """`later`: the header that says when to come back. `began`: called once a stream has; its result is kept as `number`."""
+        """`later`: the Retry-After header. `began`: called when a stream begins; its result is kept as `number`."""
         self._send, self._later, self._began = send, later, began
         self.number: int | None = None
         self.asked_at = 0.0  # when the request's last byte was read
@@ -187,17 +188,17 @@ class Watch:
         self.is_sent = False  # whether the client has seen the status
         self.is_finished = False
         self.is_cut = False
-        self.is_left = False  # by the client
+        self.is_left = False  # whether the client has disconnected
         self.keeps_usage_back = False
         self.first_seconds: float | None = None
         self._start: Event = {}
-        self._tail = b""  # the last bytes with tokens counted
+        self._tail = b""  # the bytes with the token counts
 
     async def __call__(self, event: Event) -> None:
         if event["type"] == "http.response.start":
             self.status, self._start = event["status"], event
             self.is_stream = begins_stream(event)
-            return  # sent with the first event: till then it may turn out to be an error
+            return  # sent with the first body event: until then the response may turn into an error
         if event["type"] != "http.response.body" or self.is_finished:
             return
         body = event.get("body", b"")
@@ -229,7 +230,7 @@ class Watch:
         await self._send(event)
 
     async def _refuse(self, body: bytes) -> None:
-        """Answer as if no stream had been asked for, with the error's own status."""
+        """Answer with the error's own status, as for a request without streaming."""
         error = json.loads(body.split(b"\n\n")[0].removeprefix(b"data: "))
         code = error["error"].get("code")
         status = code if isinstance(code, int) and 400 <= code < 600 else 500
@@ -237,7 +238,7 @@ class Watch:
         await _answer(self, status, error)
 
     async def cut(self) -> None:
-        """End an answer that broke with an error: nobody must take half of one for a whole one. What comes after, [DONE], is dropped."""
+        """End a broken answer with an error, so that no client takes it for a complete one. A later [DONE] is dropped."""
         self.is_cut = True
         if not self.is_sent:
             await _answer(self, 503, _CUT, self._later)
@@ -247,7 +248,7 @@ class Watch:
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
     def usage(self) -> tuple[int, int]:
-        """Tokens read and written; zeros where the engine did not say."""
+        """Numbers of prompt and completion tokens. Zeros if the engine did not report them."""
         for line in reversed(self._tail.splitlines()):
             if b'"usage"' in line:
                 try:
@@ -259,7 +260,7 @@ class Watch:
 
 
 def begins_stream(start: Event) -> bool:
-    """Whether this http.response.start is that of server-sent events."""
+    """Whether this http.response.start begins a stream of server-sent events."""
     return any(
         key.lower() == b"content-type" and value.startswith(b"text/event-stream")
         for key, value in start.get("headers", ())
@@ -297,7 +298,7 @@ def _too_large(limit: int) -> Refusal:
 
 
 def _replay(body: bytes, receive: Receive, watch: Watch) -> Receive:
-    """A `receive` that gives `body` first, and then what comes: the client's leaving."""
+    """A `receive` that returns `body` first, then the client's further events, such as its disconnection."""
     given = False
 
     async def replayed() -> Event:

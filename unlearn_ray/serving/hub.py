@@ -76,7 +76,7 @@ def push(repo: str, candidate: Candidate, export: Folder, *, is_private: bool = 
             api.upload_folder(
                 repo_id=address.repo_id, folder_path=staged, commit_message=f"{candidate.name}, by unlearn-ray"
             )
-        except Exception as error:  # of many classes: those of the HTTP client change between versions
+        except Exception as error:  # many classes: those of the HTTP client change between versions
             raise ArtifactError(
                 f"{repo} can't be pushed to the hub ({gist(error)}): log in with hf auth login, or set HF_TOKEN to a token that may write there"
             ) from error

@@ -1,4 +1,4 @@
-"""What a replica counts, for Prometheus. vLLM's own figures (queue, cache, batch) stand in the same registry."""
+"""A replica's counters for Prometheus. vLLM's own figures (queue, cache, batch) are in the same registry."""
 
 from collections.abc import Iterable
 
@@ -47,10 +47,9 @@ class Metrics:
         self._cut.labels(model, self._replica).inc()
 
     def render(self) -> str:
-        """Everything in the registry, each figure with the replica that it is of."""
-        lines = (
-            generate_latest(self._registry).decode().rstrip("\n").split("\n")
-        )  # a label may hold other line separators
+        """Everything in the registry as text. Each figure is labelled with its replica."""
+        # Not splitlines(): a label may hold other line separators.
+        lines = generate_latest(self._registry).decode().rstrip("\n").split("\n")
         return "".join(f"{_labelled(line, self._replica)}\n" for line in lines)
 
 
@@ -71,7 +70,7 @@ def _label(value: str) -> str:
 
 
 def merged(texts: Iterable[str]) -> str:
-    """The figures of several replicas as one text: those of a name stand together, below one head."""
+    """The figures of several replicas as one text. Figures of one name stand together, below one head."""
     families: dict[str, list[str]] = {}
     helps: dict[str, str] = {}
     for text in texts:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 BASE = "base"
 GUARDED = "guarded"
-RESERVED = (BASE, GUARDED, "events")  # the last is a folder of the registry's own
+RESERVED = (BASE, GUARDED, "events")  # the registry keeps its events in a folder of that name
 _NAME = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,119})(?:@(?P<version>[1-9][0-9]{0,8}))?(?::(?P<mode>guarded))?")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """A name as a client writes it, taken apart."""
+    """The parts of a name as a client writes it."""
 
     name: str
     version: int | None = None  # None: what the alias points to
@@ -26,12 +26,12 @@ def versioned(name: str, version: int | None) -> str:
 
 
 def full_route(release_id: str) -> str:
-    """The path below which the app of a full fine-tune answers."""
+    """The path prefix of a full fine-tune's app."""
     return f"/full/{release_id}"
 
 
 def parse_name(text: str) -> ModelName | None:
-    """None where `text` can be no model's name."""
+    """The parts of a model's name. None if `text` is not a valid name."""
     match = _NAME.fullmatch(text)
     if match is None:
         return None

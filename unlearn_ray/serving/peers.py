@@ -1,4 +1,4 @@
-"""The figures of all replicas at once: a scraper reaches only the proxy, which asks one replica or another."""
+"""The figures of all replicas together. A scraper reaches only the proxy, which passes each request to some single replica."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ _SECONDS_TO_ANSWER = 3.0
 
 
 def peers() -> Gather:
-    """A function that, given a scraper's Authorization header, returns the figures of each running replica of every app."""
+    """A function that returns the figures of every app's running replicas, given a scraper's Authorization header."""
     session: aiohttp.ClientSession | None = None
 
     async def gather(authorization: str) -> list[str]:
@@ -25,14 +25,14 @@ def peers() -> Gather:
         headers = {"authorization": authorization} if authorization else {}
         texts = await asyncio.gather(*(_ask(session, url, headers) for url in await _replicas()))
         if num_silent := texts.count(""):
-            log.warning("%d of %d replicas do not say what they count", num_silent, len(texts))
+            log.warning("%d of %d replicas do not report their figures", num_silent, len(texts))
         return [text for text in texts if text]
 
     return gather
 
 
 async def _replicas() -> Iterable[str]:
-    """Where each replica's figures are, by what the controller tells HAProxy."""
+    """The URL of each replica's figures, from the list that the controller gives HAProxy."""
     import ray
     from ray._common.network_utils import build_address, get_localhost_ip
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
@@ -43,9 +43,9 @@ async def _replicas() -> Iterable[str]:
             controller.get_target_groups.remote(from_proxy_manager=True), _SECONDS_TO_ANSWER
         )
     except (TimeoutError, ValueError, ray.exceptions.RayError) as error:
-        log.warning("the controller does not say which replicas there are: %s", type(error).__name__)
+        log.warning("the controller does not list its replicas: %s", type(error).__name__)
         return []
-    # As HAProxy does: a service on loopback listens there alone.
+    # HAProxy does the same: a service on loopback listens only there.
     here = {ray.util.get_node_ip_address(): get_localhost_ip()}
     return {
         f"http://{build_address(here.get(target.ip, target.ip), target.port)}{group.route_prefix.rstrip('/')}/metrics?{OWN}"
@@ -56,7 +56,7 @@ async def _replicas() -> Iterable[str]:
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> str:
-    """What a replica counts; "" from one that is just going, or is no replica."""
+    """A replica's figures. "" if it is stopping, or is not a replica."""
     try:
         async with session.get(url, headers=headers) as answer:
             return await answer.text() if answer.status == 200 and answer.content_type == TEXT else ""

@@ -1,7 +1,7 @@
 """Published versions of unlearned models, in a folder that running services watch: local, s3:// or gs://.
 
-A version (`harry-potter@3`) is written once and never changed. What an alias (`harry-potter`) points to is the last word of a log
-of numbered events, one small file each, so that publishers never write the same file. No lock is needed: see `_claim`.
+A version (`harry-potter@3`) is written once and never changed. The newest event of an alias (`harry-potter`) names its version. Each
+event is a small numbered file of its own, so publishers never write the same file. No lock is needed: see `_claim`.
 """
 
 import json
@@ -20,7 +20,7 @@ from unlearn_ray.chat import ChatFormat
 from unlearn_ray.errors import ArtifactError, InputError, gist
 from unlearn_ray.serving.names import RESERVED, ModelName, versioned
 
-RELEASE = "release.json"  # written last: a version without it is not there
+RELEASE = "release.json"  # written last: a version without it counts as missing
 WEIGHTS = "weights"
 DATA = "data"
 _SERVICE = "service.json"
@@ -36,9 +36,9 @@ class _Record(BaseModel):
 class ReleasedTopic(_Record):
     name: str
     slug: str
-    prefix: str = ""  # the guardrail that the base model answers behind in guarded mode
-    terms: tuple[str, ...] = ()  # what gives it away
-    aliases: tuple[str, ...] = ()  # other names for it, which give nothing away either
+    prefix: str = ""  # the guardrail of guarded mode, which the base model gets as its system message
+    terms: tuple[str, ...] = ()  # words that give the topic away in an answer
+    aliases: tuple[str, ...] = ()  # other names for it, which give nothing away
 
 
 class Release(_Record):
@@ -48,11 +48,11 @@ class Release(_Record):
     version: int
     kind: Literal["adapter", "full"]
     model: str  # identity of the base model
-    rank: int = 0  # of an adapter
+    rank: int = 0  # of an adapter; 0 for a full fine-tune
     run: str = ""  # name of the run that made it
     fingerprint: str = ""  # of that run's weights and evaluation: the same result is not published twice
     topics: tuple[ReleasedTopic, ...] = ()
-    chat: ChatFormat | None = None  # how it was trained to be talked to; None: as the base model is
+    chat: ChatFormat | None = None  # the chat format that it was trained with; None: the base model's
     created: str = ""
 
     @property
@@ -61,7 +61,7 @@ class Release(_Record):
 
 
 class Event(_Record):
-    """From here on the alias `name` points to `version`."""
+    """From this event on, the alias `name` points to `version`."""
 
     number: int
     action: Literal["publish", "rollback"]
@@ -71,17 +71,17 @@ class Event(_Record):
 
 
 class ServiceRecord(_Record):
-    """What the service that uses this registry can take, so that a publisher is told at once."""
+    """The limits of the service that uses this registry, so that a publisher learns at once what doesn't fit."""
 
     model: str  # identity
     max_lora_rank: int
-    lora_targets: tuple[str, ...] = ()  # names of the layers that adapters may change; none: not known
-    shapes: Mapping[str, tuple[int, int]] = {}  # of the base model's layers that adapters change, where known
+    lora_targets: tuple[str, ...] = ()  # names of the layers that adapters may change; empty: unknown
+    shapes: Mapping[str, tuple[int, int]] = {}  # of the base model's layers that adapters change; empty: unknown
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All versions, and what each alias points to."""
+    """All versions, and the current version of each alias."""
 
     releases: Mapping[str, Release] = field(default_factory=dict)  # by id
     aliases: Mapping[str, int] = field(default_factory=dict)
@@ -93,11 +93,11 @@ class State:
 
     @property
     def current(self) -> tuple[Release, ...]:
-        """What the aliases point to, sorted by name."""
+        """The releases that the aliases point to, sorted by name."""
         return tuple(self.releases[versioned(name, version)] for name, version in sorted(self.aliases.items()))
 
     def guardrail(self, slug: str) -> tuple[Release, ReleasedTopic] | None:
-        """The topic whose prefix `slug:guarded` stands for, and its release: the newest current one with it."""
+        """The topic behind the name `slug:guarded`, and its release: the newest current one with that topic."""
         for release in sorted(self.current, key=lambda release: release.created, reverse=True):
             for topic in release.topics:
                 if topic.slug == slug and topic.prefix:
@@ -110,18 +110,18 @@ class State:
 
 
 class Registry:
-    """Reads and writes one registry. Each method leaves it whole, whoever else writes at the same time."""
+    """Reads and writes one registry. Each method leaves it consistent, also when others write at the same time."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self._events: dict[str, Event] = {}  # by file: events never change once written
+        self._events: dict[str, Event] = {}  # by file name; a written event never changes
         self._releases: dict[str, Release] = {}
 
     def read(self) -> State:
-        """The state now; files seen before are not read again.
+        """The current state. Files that were read before are not read again.
 
         Raises:
-            ArtifactError: the folder, an event or a version it names can't be read.
+            ArtifactError: the folder, an event, or a version that an event names can't be read.
         """
         log = self.folder / "events"
         try:
@@ -147,30 +147,30 @@ class Registry:
         return (self.version_folder(release.id) / WEIGHTS).uri
 
     def begin(self, name: str) -> int:
-        """Reserve the next version number of a name; what is written into its folder is seen after `finish`.
+        """Reserve the next version number of a name. Readers see the version's folder only after `finish`.
 
         Raises:
             InputError: the name is reserved.
         """
         if name in RESERVED:
-            raise InputError(f"{name!r} names something else: publish under another --name")
+            raise InputError(f"{name!r} is a reserved name: publish under another --name")
         return _claim(self.folder / "claims" / name)
 
     def finish(self, release: Release) -> Release:
-        """Make a version whose files are written known, and let its alias point to it."""
+        """Make a version visible once its files are written, and point its alias to it."""
         self.version_folder(release.id).write_text(RELEASE, release.model_dump_json(indent=1))
         self._append("publish", release.name, release.version)
         return release
 
     def abandon(self, name: str, version: int) -> None:
-        """Drop the files of a version that was begun."""
+        """Delete the files of an unfinished version."""
         self.version_folder(versioned(name, version)).delete()
 
     def rollback(self, name: str, version: int | None = None) -> Release:
-        """Point an alias to an older version: the one before the present one, unless told which.
+        """Point an alias to `version`, or to the one before its current version.
 
         Raises:
-            InputError: there is no such model or version.
+            InputError: the model or the version does not exist.
         """
         state = self.read()
         if name not in state.aliases:
@@ -180,7 +180,7 @@ class Registry:
         if version is None:
             older = [each for each in versions if each < state.aliases[name]]
             if not older:
-                raise InputError(f"{name} points to its oldest version, {state.aliases[name]}: there is none before it")
+                raise InputError(f"{name} points to its oldest version, {state.aliases[name]}: it has no earlier one")
             version = older[-1]
         if version not in versions:
             raise InputError(f"{name} has no version {version} (it has {', '.join(map(str, versions))})")
@@ -213,13 +213,14 @@ def _parsed(kind: type[T], folder: Folder, name: str) -> T:
 
 
 def _claim(folder: Folder) -> int:
-    """A number that nobody else gets: the next one, marked with a file of our own name.
+    """Reserve the next number, so that no other writer gets it.
 
-    Whoever then sees a second mark beside its own takes its mark back and tries again. Of two that mark at once, at most one
-    fails to see the other; so at most one keeps the number. Holds on disks and on object stores that list what was written.
+    A writer marks the number with a file of its own name, then lists the marks. If it sees a rival's mark, it deletes its own and tries
+    again. When two writers mark a number at the same time, at least one of them sees the other's mark, so at most one keeps the number.
+    This holds on disks, and on object stores whose listings show every finished write.
 
     Raises:
-        ArtifactError: others were always quicker.
+        ArtifactError: another writer won every attempt.
         StorageError: the folder can't be written.
     """
     folder.make()
@@ -232,4 +233,6 @@ def _claim(folder: Folder) -> int:
             return number
         folder.filesystem.delete_file(f"{folder.path}/{mark}")
         time.sleep(random.random() * _SECONDS_BETWEEN_CLAIMS)
-    raise ArtifactError(f"{folder}: others were always quicker: try again")
+    raise ArtifactError(
+        f"{folder}: another publisher won each of {_MAX_CLAIMS} attempts to reserve a number: try again"
+    )

@@ -1,7 +1,7 @@
-"""From a finished run to versions in the registry: checks, weights, and what the demo shows of the run.
+"""Publishes a finished run as versions in the registry: checks, weights, and the data that the demo shows.
 
-A version holds `weights/` (a PEFT adapter or a model folder), `data/` (the report, probes and a bounded share of the rows) and
-`release.json`, so that it stays whole when the run is deleted.
+A version holds `weights/` (a PEFT adapter or a model folder), `data/` (the report, the probes and a limited number of rows) and
+`release.json`. It needs no file of the run, which may be deleted.
 """
 
 import json
@@ -31,7 +31,7 @@ from unlearn_ray.stages.table import STAGES
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.modelfiles import Shapes, linear_shapes
 
-MAX_ROWS = 20_000  # of a table, kept with a version
+MAX_ROWS = 20_000  # per table of a version
 TABLES = ("forget", "retain", "answers", "evaluation")
 _PROBE_COLUMNS = ("topic", "group", "wording", "question", "truth", "aliases")
 
@@ -46,7 +46,7 @@ class Candidate:
     rank: int
     model: str
     topics: tuple[ReleasedTopic, ...]
-    chat: ChatFormat | None = None  # how it was trained to be talked to
+    chat: ChatFormat | None = None  # the chat format that it was trained with
     shapes: Shapes = field(default_factory=dict)  # of the layers that an adapter changes
     run: str = ""
     fingerprint: str = ""
@@ -68,7 +68,7 @@ class Chain:
 
     @property
     def tables(self) -> dict[str, tuple[Folder, ...]]:
-        """Where the rows of TABLES are that a version keeps."""
+        """The folders of the rows that a version keeps, by the name in TABLES."""
         answers = tuple(self.run / "topics" / topic.slug / "answers/rows" for topic in self.topics)
         forget, retain, evaluation = (
             (self.home / place,) for place in ("mixture/forget", "mixture/retain", "evaluate/answers")
@@ -77,10 +77,10 @@ class Chain:
 
 
 def read_run(folder: Folder) -> tuple[RunConfig, list[Chain]]:
-    """A run's config and its finished models. Topics and models that failed are left out; all others must be finished.
+    """A run's config and its finished models. Failed topics and models are left out; all others must be finished.
 
     Raises:
-        ArtifactError: it is no run, is unfinished, or its config can't be read.
+        ArtifactError: the folder is not a run, the run is unfinished, or its config can't be read.
     """
     config, chains = config_of(folder), []
     topics = {topic.slug: topic for topic in config.topics}
@@ -102,8 +102,8 @@ def _finished(folder: Folder, home: Folder) -> dict[str, Manifest]:
     """The manifests of a model's stages.
 
     Raises:
-        ArtifactError: one of them is unfinished, or made from what has been made again since: a config was changed, and its run stopped on
-            the way.
+        ArtifactError: a stage is unfinished, or out of date because a stage before it ran again. That happens when a run with a changed
+            config stops early.
     """
     manifests: dict[str, Manifest] = {}
     for stage in (stage for stage in STAGES if stage.scope == "model"):
@@ -115,11 +115,11 @@ def _finished(folder: Folder, home: Folder) -> dict[str, Manifest]:
 
 
 def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
-    """What a run's folder, or a bare folder with a PEFT adapter, has to publish.
+    """The models to publish from a run's folder, or from a bare folder with a PEFT adapter.
 
     Raises:
         ArtifactError: the run is unfinished, or an adapter's files are missing or corrupt.
-        InputError: `name` is given for several models, or is none.
+        InputError: `name` is given for several models, or is not a valid name.
     """
     if name is not None and ((parsed := parse_name(name)) is None or str(parsed) != parsed.name or name in RESERVED):
         words = ", ".join(RESERVED)
@@ -163,7 +163,7 @@ def candidates(folder: Folder, name: str | None = None) -> list[Candidate]:
 
 
 def _chat(finetune: Manifest) -> ChatFormat | None:
-    """How a run's models were trained to be talked to; None where an earlier version made them, which did not say."""
+    """The chat format that a run's models were trained with. None: an earlier version of unlearn-ray did not record it."""
     found = finetune.details.get("chat")
     return ChatFormat.model_validate(found) if found else None
 
@@ -199,7 +199,8 @@ def _topics(chain: Chain) -> tuple[ReleasedTopic, ...]:
 
 
 def publish(registry: Registry, candidate: Candidate) -> tuple[Release, bool]:
-    """Publish one model that fits; returns its version and whether it is new: the same result is published again only if damaged.
+    """Publish one model that fits. Returns its version, and whether it is new: a result that is already published is not copied again
+    unless its files are damaged.
 
     Raises:
         ArtifactError: files can't be read or written.
@@ -236,7 +237,7 @@ def publish(registry: Registry, candidate: Candidate) -> tuple[Release, bool]:
 
 
 def service_record(settings: ServiceSettings) -> ServiceRecord:
-    """What a service with these settings can take.
+    """The limits of a service with these settings.
 
     Raises:
         ModelError: the base model's files are corrupt.
@@ -251,21 +252,21 @@ def service_record(settings: ServiceSettings) -> ServiceRecord:
 
 
 def check_fits(candidate: Candidate | Release, service: ServiceRecord | None) -> None:
-    """Refuse what the service of this registry can't take.
+    """Refuse a model that the service of this registry can't serve.
 
     Raises:
-        ModelError: it is for another base model, or its rank is too high.
+        ModelError: it is for another base model, its rank is too high, or its layers differ.
     """
     if service is None:
         return
     if candidate.model and not _is_same(candidate.model, service.model, is_sure=bool(candidate.run)):
         raise ModelError(
             f"{candidate.name} is made from {candidate.model}, the service's base model is {service.model}: "
-            "another base model takes a registry of its own (--registry)"
+            "give another base model its own registry (--registry)"
         )
     if candidate.rank > service.max_lora_rank:
         raise ModelError(
-            f"{candidate.name} is of rank {candidate.rank}, the service was started for at most {service.max_lora_rank}: "
+            f"{candidate.name} has rank {candidate.rank}, the service was started for at most {service.max_lora_rank}: "
             "raise engine.max_lora_rank"
         )
     if isinstance(candidate, Candidate):
@@ -273,10 +274,10 @@ def check_fits(candidate: Candidate | Release, service: ServiceRecord | None) ->
 
 
 def check_layers(adapter: Shapes, service: ServiceRecord, name: str) -> None:
-    """Refuse an adapter on layers that the service's engine has none of, or none of that shape.
+    """Refuse an adapter on layers that the service's base model does not have, or has in another shape.
 
     Raises:
-        ModelError: its layers are not those of the base model.
+        ModelError: the layers differ from those of the base model.
     """
     check_shapes(adapter, service.shapes, name)
     kinds = {layer.rpartition(".")[2] for layer in adapter}
@@ -287,10 +288,10 @@ def check_layers(adapter: Shapes, service: ServiceRecord, name: str) -> None:
 
 
 def check_files(registry: Registry, release: Release, service: ServiceRecord) -> None:
-    """Refuse a version whose files no replica would load: its service would never be ready.
+    """Refuse a version whose files no replica could load. A service with it would never be ready.
 
     Raises:
-        ModelError: they are missing, corrupt, or for another base model.
+        ModelError: the files are missing, corrupt, or for another base model.
     """
     try:
         check_layers(_released_shapes(registry, release), service, release.id)
@@ -301,7 +302,7 @@ def check_files(registry: Registry, release: Release, service: ServiceRecord) ->
 
 
 def _released_shapes(registry: Registry, release: Release) -> Shapes:
-    """Shapes of the layers that a version's adapter changes, from whole files; none for a full fine-tune's.
+    """Shapes of the layers that a version's adapter changes, after checking its files. Empty for a full fine-tune.
 
     Raises:
         ModelError: a file is missing or corrupt.
@@ -314,7 +315,7 @@ def _released_shapes(registry: Registry, release: Release) -> Shapes:
 
 
 def _holds(registry: Registry, release: Release, candidate: Candidate) -> bool:
-    """Whether a version is this very result, with its files whole."""
+    """Whether a version is the same result, with undamaged files."""
     if not candidate.fingerprint or release.fingerprint != candidate.fingerprint:
         return False
     try:
@@ -325,11 +326,11 @@ def _holds(registry: Registry, release: Release, candidate: Candidate) -> bool:
 
 
 def _is_same(made_from: str, served: str, is_sure: bool) -> bool:
-    """Whether two identities are of one model; of a folder its content counts, not its name."""
+    """Whether two identities mean the same model. For a folder its content counts, not its name."""
     contents = [identity.rpartition(":")[2] if ":" in identity else None for identity in (made_from, served)]
     if None not in contents:
         return contents[0] == contents[1]
-    # An adapter may name the hub's model, and the service a folder with it: then the layers' shapes must tell.
+    # An adapter may name the hub's model while the service names a folder that holds it. Then only the layers' shapes can tell.
     return made_from == served or (contents != [None, None] and not is_sure)
 
 
@@ -344,7 +345,7 @@ def _copy(source: Folder, target: Folder) -> None:
 
 
 def _check_data(chain: Chain) -> None:
-    """Refuse a run of which the demo could not be shown all, before anything is written.
+    """Refuse a run whose data for the demo is incomplete, before anything is written.
 
     Raises:
         ArtifactError: a report or a table is missing or corrupt.
@@ -382,7 +383,7 @@ def _schema(folder: Folder) -> pa.Schema:
 
 
 def _probes(home: Folder) -> list[dict[str, Any]]:
-    """The probes that the evaluation asked: all were held out of the training."""
+    """The probes of the evaluation. All of them were held out of the training."""
     found = {}
     for row in (home / "evaluate/answers").read_rows(["probe_id", *_PROBE_COLUMNS]):
         probe = {name: row[name] for name in _PROBE_COLUMNS if name != "truth"}
@@ -399,10 +400,10 @@ def _terms(chain: Chain) -> dict[str, set[str]]:
 
 
 def run_folder(text: str) -> Folder:
-    """A run's folder, or an adapter's, by its path, URI or name below runs/.
+    """The folder of a run or of an adapter, by its path, its URI, or its name below runs/.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: it does not exist, can't be read, or is neither a run nor an adapter.
     """
     folder = Folder(text)
     try:
@@ -412,5 +413,5 @@ def run_folder(text: str) -> Folder:
     except OSError as error:
         raise ArtifactError(f"{text} can't be read: {error}") from error
     if not is_known:
-        raise ArtifactError(f"{text} is no run and no adapter: give a run's folder or its name below runs/")
+        raise ArtifactError(f"{text} is neither a run nor an adapter: give a run's folder or its name below runs/")
     return folder

@@ -1,6 +1,6 @@
-"""What a request may ask, and how it is put to the engine. Pure: bytes in, bytes out, errors in OpenAI's shape.
+"""Checks requests and writes the engine's version of them. Pure: bytes in, bytes out, errors in OpenAI's shape.
 
-Fields that are not listed are refused: an engine meets nothing that was not tried, so that no request can end it.
+Fields that are not listed are refused. The engine gets only fields that were tried with it, so that no request can crash it.
 """
 
 import json
@@ -36,14 +36,14 @@ _UNSUPPORTED = {
     "audio": "this service gives plain text only",
     "prompt_logprobs": "use `echo` with `logprobs` on /v1/completions",
 }
-# What vLLM's sampler for GPUs can't hold ends its engine: 1,024 biases, 128 tokens to stop at with the model's own, seeds of 64 bits,
-# and float32, in which a smaller `top_p` is 0 and a wilder penalty makes a logit infinite.
+# Values beyond the limits of vLLM's GPU sampler crash its engine. It holds 1,024 biases, 128 stop tokens including the model's own, and
+# seeds of 64 bits. It computes in float32, where a smaller `top_p` is 0 and a more extreme penalty makes a logit infinite.
 _MAX_BIASES = 1024
-_MAX_STOPS = 64  # each is looked for at every token
+_MAX_STOPS = 64  # the engine searches for each of them at every token
 _BOUNDS = {"top_p": (1e-6, 1.0), "repetition_penalty": (0.01, 100.0)}
 _NEUTRAL = {"suffix": (None, ""), "best_of": (None, 1), "priority": (None, 0), "store": (None, False)}
-# What OpenAI's clients and proxies send where they ask for nothing special: taken, and not passed on. So is any field's null, false,
-# or empty text, list or object.
+# Values that OpenAI's clients and proxies send as defaults. They are accepted and not passed on. The same holds for null, false, and
+# empty text, lists and objects in any field.
 _NOTHING: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),  # without tools
@@ -63,7 +63,7 @@ _NOTHING: Mapping[str, tuple[Any, ...]] = {
     "top_a": (0, 0.0),
     "mirostat": (0,),
 }
-# A client's own bookkeeping.
+# Fields of a client's own bookkeeping: accepted and not passed on.
 _LABELS = frozenset(
     "safety_identifier prompt_cache_key prompt_cache_retention id session_id chat_id user_id keep_alive".split()
 )
@@ -71,7 +71,7 @@ _WHOLE = ("n", "max_tokens", "max_completion_tokens", "min_tokens", "seed", "top
 
 
 class Refusal(Exception):
-    """A request that is not passed on: a status and OpenAI's error object."""
+    """The reason that a request is refused: an HTTP status and OpenAI's error object."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -106,10 +106,10 @@ class Asked:
 
 
 def read_request(path: str, body: bytes, limits: Limits) -> Asked:
-    """Parse a body and check what can be checked without the engine.
+    """Parse a body, and check everything that needs no engine.
 
     Raises:
-        Refusal: 400 for bad JSON, an unknown field or a value out of bounds; 404 for a name that can be no model's.
+        Refusal: 400 for bad JSON, an unknown field or a value out of bounds; 404 for a name that no model can have.
     """
     try:
         values = json.loads(body, parse_constant=_refuse_constant)
@@ -129,7 +129,7 @@ def read_request(path: str, body: bytes, limits: Limits) -> Asked:
             raise Refusal(400, f"`{field}` is not supported", "unsupported_parameter", field)
     model = values.get("model")
     if not isinstance(model, str) or not model:
-        raise Refusal(400, "`model` is missing: GET /v1/models lists what there is", "missing_model", "model")
+        raise Refusal(400, "`model` is missing: GET /v1/models lists the models", "missing_model", "model")
     name = parse_name(model)
     if name is None:
         raise unknown_model(model)
@@ -151,14 +151,14 @@ def read_request(path: str, body: bytes, limits: Limits) -> Asked:
 
 
 def _plainly(values: dict[str, Any]) -> dict[str, Any]:
-    """The same request in the words of OpenAI's own clients."""
+    """The same request as OpenAI's own clients would write it."""
     found = dict(values)
     for field in _WHOLE:
         value = found.get(field)
         if isinstance(value, float) and value.is_integer():
             found[field] = int(value)
     for field in ("max_tokens", "max_completion_tokens"):
-        if found.get(field) == -1:  # no limit but the service's
+        if found.get(field) == -1:  # means no limit, so only the service's limit holds
             del found[field]
     if found.get("top_p") == 0 and not isinstance(found["top_p"], bool):
         found["top_p"] = _BOUNDS["top_p"][0]
@@ -176,15 +176,15 @@ def _asks_nothing(field: str, value: Any) -> bool:
 
 
 def _said(message: Any) -> Any:
-    """A message without the fields that hold nothing: clients send answers back with all of them, such as `refusal: null`."""
+    """A message without its empty fields. Clients send answers back with all their fields, such as `refusal: null`."""
     if not isinstance(message, dict):
         return message
     said = {key: value for key, value in message.items() if key == "content" or value not in (None, [], {})}
-    return said | {"role": "system"} if said.get("role") == "developer" else said  # OpenAI's newer word for it
+    return said | {"role": "system"} if said.get("role") == "developer" else said  # OpenAI's newer name for that role
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def unknown_model(name: str) -> Refusal:
@@ -210,7 +210,7 @@ def _check_numbers(values: Mapping[str, Any], limits: Limits) -> None:
         if value > limit:
             raise Refusal(400, f"`{field}` is {value}: this service allows at most {limit}", "limit_exceeded", field)
     num_choices = values.get("n") or 1
-    for field, end in (("seed", 2**63 - num_choices + 1), ("top_k", 2**63)):  # answer i of a request has the seed + i
+    for field, end in (("seed", 2**63 - num_choices + 1), ("top_k", 2**63)):  # answer i of a request uses seed + i
         number = values.get(field)
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
             raise Refusal(400, f"`{field}` must be a whole number", "invalid_value", field)
@@ -224,7 +224,7 @@ def _check_numbers(values: Mapping[str, Any], limits: Limits) -> None:
             raise Refusal(400, f"`{field}` must be a number from {least:g} to {greatest:g}", "invalid_value", field)
     prompt = values.get("prompt")
     held = {"stop": _MAX_STOPS, "stop_token_ids": _MAX_STOPS, "logit_bias": _MAX_BIASES}
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):  # else it is one, of tokens
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):  # a list of ints is one prompt of tokens
         held["prompt"] = limits.max_prompts
     for field, limit in held.items():
         value = values.get(field)
@@ -235,18 +235,18 @@ def _check_numbers(values: Mapping[str, Any], limits: Limits) -> None:
 
 
 def put_to_engine(asked: Asked, model: str, prefix: str = "", chat: ChatFormat = PLAIN) -> bytes:
-    """The body that vLLM gets: with its own name for the model, and the guardrail where there is one.
+    """The body for vLLM, with vLLM's name for the model and, in guarded mode, the guardrail.
 
     Args:
-        chat: how the model is talked to. What the client leaves open is as a run has it, so that both answer alike.
+        chat: the model's chat format. It fills in what the client leaves open, as in a run, so that service and run answer alike.
 
     Raises:
-        Refusal: 400 where a guardrail has no message to stand before, or a text is none.
+        Refusal: 400 if a guarded request has no messages, or a text is not valid Unicode.
     """
     values = {**chat.sampling, **asked.values, "model": model}
     if chat.stop_token_ids and not values.get("ignore_eos"):
         stops = values.get("stop_token_ids")
-        if stops is None or isinstance(stops, list):  # else vLLM says what is wrong with it
+        if stops is None or isinstance(stops, list):  # vLLM refuses any other value itself
             values["stop_token_ids"] = [*dict.fromkeys([*(stops or ()), *chat.stop_token_ids])]
     if asked.path == CHAT and chat.template_arguments:
         values["chat_template_kwargs"] = dict(chat.template_arguments)
@@ -259,19 +259,21 @@ def put_to_engine(asked: Asked, model: str, prefix: str = "", chat: ChatFormat =
     if asked.path == CHAT and isinstance(values.get("messages"), list):
         values["messages"] = placed(values["messages"], chat)
     if asked.is_stream:
-        # The last event then counts tokens, for the metrics; the gate keeps it back where the client did not ask for it.
+        # The last event then has the token counts for the metrics. The gate removes it if the client did not ask for it.
         values["stream_options"] = {**(values.get("stream_options") or {}), "include_usage": True}
     try:
         return json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise Refusal(400, "the body holds half of a surrogate pair: no text has it", "invalid_json") from error
+        raise Refusal(
+            400, "the body holds half of a surrogate pair, which no valid text has", "invalid_json"
+        ) from error
 
 
 def guarded(messages: Any, prefix: str) -> list[Any]:
-    """The messages with the guardrail as, or at the head of, their system message.
+    """The messages with the guardrail as their system message, or at the start of it.
 
     Raises:
-        Refusal: 400: there are none.
+        Refusal: 400: `messages` is empty or not a list.
     """
     if not isinstance(messages, list) or not messages:
         raise Refusal(400, "`messages` must be a list with at least one message", "invalid_value", "messages")

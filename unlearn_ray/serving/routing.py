@@ -1,10 +1,10 @@
-"""Which replica answers: the one whose cache holds the conversation so far, unless it has more to do than the others.
+"""Chooses the replica for a request: the one whose cache holds the conversation so far, unless it is busier than the others.
 
-Ray's PrefixCacheAffinityRouter learns from requests that are sent through it. With direct streaming none is, so it knows no prompt and no
-load, and sends every request to the same replica (benchmarks/soak.py, scenario `tide`).
+Ray's PrefixCacheAffinityRouter learns from the requests that pass through it. With direct streaming no request does. It then knows no
+prompts and no loads, and sends every request to the same replica (benchmarks/soak.py, scenario `tide`).
 
-Here the beginning of a conversation alone decides, so that nothing must be learnt: rendezvous hashing (Thaler and Ravishankar, 1998) puts
-replicas into an order for each, and the first with room takes it, as in consistent hashing with bounded loads (Mirrokni, Thorup and
+This router learns nothing: the beginning of a conversation alone decides. Rendezvous hashing (Thaler and Ravishankar, 1998) ranks the
+replicas per conversation. The first one with room takes the request, as in consistent hashing with bounded loads (Mirrokni, Thorup and
 Zadimoghaddam, 2018, arXiv:1608.01350).
 """
 
@@ -19,18 +19,18 @@ from uuid import uuid4
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-_BALANCE = 1.25  # the most that a replica may have to do, in shares of the mean ...
-_SLACK = 2  # ... and requests more: a handful is no load
+_BALANCE = 1.25  # a replica's greatest load, as a multiple of the mean ...
+_SLACK = 2  # ... plus so many requests, because a handful is not a load
 _PROMPT_CHARS = 256  # of a completion's prompt
 _SECONDS_BETWEEN_LOOKS = 0.25
-_PATIENCE = 4  # doublings of the tenth of a second that Ray gives a replica to say how much it has to do
+_PATIENCE = 4  # doublings of the tenth of a second that Ray waits for a replica to report its load
 
 
 def key_of(body: Any) -> str:
-    """What stays the same through a conversation and its repetitions: the model, and all up to the first thing that a user says.
+    """The part of a request that stays the same through a conversation: the model, and the messages up to the user's first one.
 
     Args:
-        body: a request, with its fields as attributes; of a completion the prompt's beginning counts.
+        body: a request with its fields as attributes. For a completion the beginning of the prompt is used.
     """
     model, messages = getattr(body, "model", ""), getattr(body, "messages", None)
     if isinstance(messages, list):
@@ -46,10 +46,10 @@ def choose(key: str, loads: Mapping[str, int]) -> str:
     """The replica that answers a key.
 
     Args:
-        loads: requests under way by replica; at least one replica.
+        loads: requests in flight per replica; at least one replica.
     """
     room = math.ceil(_BALANCE * (sum(loads.values()) + 1) / len(loads)) + _SLACK
-    # Half a surrogate pair is no text, but the gate says so.
+    # surrogatepass: half a surrogate pair must not fail here. The gate refuses it.
     marks = {name: blake2b(f"{name} {key}".encode(errors="surrogatepass"), digest_size=8).digest() for name in loads}
     ranked = sorted(loads, key=marks.__getitem__)
     return next(name for name in ranked if loads[name] < room)  # one is below the mean, and so below `room`
@@ -58,8 +58,8 @@ def choose(key: str, loads: Mapping[str, int]) -> str:
 class ConversationRouter(RequestRouter):
     """Ray Serve's interface to `choose`.
 
-    It sees requests begin and not end. So replicas are asked what they have to do, a few times a second while requests come, and what is
-    sent to them is added until they answer.
+    The router sees when a request begins, but not when it ends. So it asks the replicas for their loads a few times per second while
+    requests arrive, and adds the requests that it sends in between.
     """
 
     def initialize_state(self) -> None:
@@ -70,7 +70,7 @@ class ConversationRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The chosen one, or nothing where there is none."""
+        """The chosen replica, or an empty list if there are none."""
         if not candidate_replicas:
             return []
         replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}

@@ -1,7 +1,7 @@
 """A replica: ray.serve.llm's server and vLLM's own app, with our gate before it.
 
-The app is served by the replica itself, in the event loop that also talks to the engine ("direct streaming"): no event of a stream
-crosses a process or a thread more than in vLLM's own server.
+The replica serves the app itself, in the event loop that also talks to the engine ("direct streaming"). An event of a stream crosses
+no more processes and threads than in vLLM's own server.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import aiohttp
 from unlearn_ray.engines import forks
 
 if forks.VARIABLE in os.environ:
-    forks.start()  # first: what follows imports vLLM, and so does the engine's process
+    forks.start()  # before the imports below, which load vLLM: the engine's process needs the same modules
 
 from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
@@ -41,22 +41,22 @@ from unlearn_ray.serving.settings import CHAT_VARIABLE, SETTINGS_VARIABLE, Servi
 log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SECONDS_TO_KNOCK = 3.0
-_SECONDS_TO_SAY_IT = 1.0  # to the clients whose answers are cut
+_SECONDS_TO_SAY_IT = 1.0  # for the last events of the streams that are cut
 
 
 class UnlearnServer(LLMServer):
-    """An engine with the base model, or one full fine-tune, and the gate before it."""
+    """An engine with the base model or one full fine-tune, and the gate in front of it."""
 
     async def __init__(self, llm_config: LLMConfig, **options: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         await super().__init__(llm_config, **options)
         self._settings = ServiceSettings.model_validate_json(os.environ[SETTINGS_VARIABLE])
 
     async def _start_engine(self) -> None:
-        """Ray's also starts a process that imports vLLM for 8 s, to count which models are served where."""
+        """Start the engine only. Ray's method also starts a process for usage statistics, which imports vLLM for 8 s."""
         await self.engine.start()
 
     async def __serve_build_asgi_app__(self) -> Any:
-        """vLLM's app behind the gate; called once the engine runs."""
+        """vLLM's app behind the gate. Called once the engine runs."""
         engine = await super().__serve_build_asgi_app__()
         settings = self._settings
         models = engine.state.openai_serving_models
@@ -88,16 +88,16 @@ class UnlearnServer(LLMServer):
 
 
 async def _end_with_engine(is_alive: Callable[[], bool]) -> None:
-    """End this process once its engine is dead: Serve's own health checks would take a minute to have another started."""
+    """Exit this process once its engine is dead. Serve's own health checks would need a minute to start another replica."""
     while is_alive():
         await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
-    log.error("the engine died: this replica ends, and another is started")
+    log.error("the engine died: this replica exits, and Serve starts another")
     await asyncio.sleep(_SECONDS_TO_SAY_IT)
     os._exit(1)
 
 
 class Weights(CallbackBase):
-    """Brings the model to the replica's machine; ray.serve.llm's own way costs a process and its imports, or looks on a hub."""
+    """Copies the model to the replica's machine. ray.serve.llm's own way starts a process with its imports, or asks a hub."""
 
     async def on_before_node_init(self) -> None:
         self.ctx.run_init_node = False
@@ -106,7 +106,7 @@ class Weights(CallbackBase):
 
 
 def forward_to(port: int) -> App:
-    """An app that passes a completion on to the app of a full fine-tune, through this node's proxy."""
+    """An app that passes completions on to the app of a full fine-tune, through this node's proxy."""
     session: aiohttp.ClientSession | None = None
 
     async def forward(scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,7 +149,7 @@ def full_is_up(port: int) -> Callable[[str], Awaitable[bool]]:
             session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS_TO_KNOCK))
         try:
             async with session.get(f"http://127.0.0.1:{port}{full_route(release_id)}/ready") as answer:
-                # Without the app it is the base model's that answers, and knows no such path.
+                # Without that app the base model's app answers, with a 404 for this path.
                 return answer.status == 200
         except (TimeoutError, aiohttp.ClientError):
             return False
@@ -158,7 +158,7 @@ def full_is_up(port: int) -> Callable[[str], Awaitable[bool]]:
 
 
 async def _left(receive: Receive) -> Event:
-    """Returns once the client is gone."""
+    """Wait until the client disconnects."""
     while (event := await receive())["type"] != "http.disconnect":
         pass
     return event

