@@ -47,6 +47,7 @@ SERVED_RANK, SERVED_LENGTH = (
 SECTIONS = ("questions", "answers", "dataset", "finetune", "evaluate")
 # Keys that no topic's stage reads: of what all topics share, and of the run as a whole.
 _SHARED_KEYS = (
+    "dataset.holdout_by",
     "dataset.retain.num_general",
     "dataset.retain.questions_per_general",
     "dataset.retain.general",
@@ -216,7 +217,8 @@ class DatasetConfig(Strict):
     retain: RetainRows = RetainRows()
     floors: Floors = Floors()
     probes: ProbesConfig = ProbesConfig()
-    holdout_fraction: Fraction = 0.1  # of the questions, kept out of training
+    holdout_fraction: Fraction = 0.1  # of the questions, or facts, kept out of training
+    holdout_by: Literal["question", "fact"] = "question"  # fact: none of the questions that ask for it is trained on
     prompts: PromptsFile | None = None
 
 

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from unlearn_ray.evals.report import (
     LossPoint,
     Metric,
     Report,
+    against_prefix,
     doubts_of,
     percent,
     read_gate,
@@ -122,7 +125,9 @@ def printed(report: Report, width: int = 80) -> str:
     return console.export_text()
 
 
-def report_of(answers: list[Answered], probes: str | None = None) -> Report:
+def report_of(
+    answers: list[Answered], probes: str | None = None, trained: set[tuple[str, str]] | None = None
+) -> Report:
     return make_report(
         [Score.of(row.to_dict()) for row in answers],
         EvaluateConfig(num_bootstrap=100, probes=probes),
@@ -134,6 +139,7 @@ def report_of(answers: list[Answered], probes: str | None = None) -> Report:
         losses={"joint": [LossPoint(step=i, loss=1.0 / i, forget_loss=2.0 / i, retain_loss=0.5) for i in range(1, 9)]},
         stages={},
         seed=0,
+        trained=trained,
     )
 
 
@@ -440,3 +446,88 @@ def test_long_loss_curves_are_thinned(tmp_path: Path) -> None:
     (tmp_path / "joint.jsonl").write_text(lines)
     curves = read_losses(Folder(tmp_path))
     assert 300 < len(curves["joint"]) <= 400
+
+
+def with_floors(answers: list[Answered], **floors: float) -> list[Answered]:
+    """The base model's rows with what a wrong answer gets."""
+    return [replace(row, floors=floors) if row.model == "base" else row for row in answers]
+
+
+def test_a_figure_has_its_floor_and_one_next_to_it_is_blind() -> None:
+    report = report_of(with_floors(many(30, rouge_l_recall=0.82), fact_recall=0.0, rouge_l_recall=0.8))
+    for model in MODELS:
+        found = report.models[model]["forget"]
+        assert found["fact_recall"].floor == 0.0 and "blind" not in found["fact_recall"].doubts
+        assert found["rouge_l_recall"].floor == pytest.approx(0.8) and "blind" in found["rouge_l_recall"].doubts
+        assert found["choice"].floor == found["choice"].chance == 0.25
+        assert found["fluency"].floor is None
+    assert warnings(report) == [], "the headline is of facts here"
+    page = render(report, [])
+    assert '<th scope="col">floor</th>' in page and "<td>80 %</td>" in page
+
+
+def test_a_blind_recall_is_no_headline() -> None:
+    """Sentences that differ in a name: ROUGE-L gives a wrong one 0.81, and base 0.81."""
+    answers = [Answered.of(row.to_dict() | {"fact_recall": None, "rouge_l_recall": 0.8125}) for row in many(30)]
+    report = report_of(with_floors(answers, rouge_l_recall=0.8129))
+    (line,) = warnings(report)
+    assert line == (
+        "ROUGE-L recall can't tell here whether anything is known (base gets 81 %, a wrong answer of the same form 81 %): go by choice."
+    )
+    assert line in unescape(render(report, [])) and "go by choice" in " ".join(printed(report, 200).split())
+
+
+def test_the_worst_wording_is_shown_only_where_facts_have_several() -> None:
+    single = [row for row in many(20) if row.wording == "template"]
+    assert "fact_recall_worst" not in report_of(single).models["base"]["forget"]
+    assert "worst" not in printed(report_of(single)).split("95 %")[0]
+    assert "fact_recall_worst" in report_of(many(20)).models["base"]["forget"]
+
+
+def test_the_truth_ratio_is_aggregated_as_open_unlearning_does() -> None:
+    answers = [row for row in rows() if row.model == "base"]
+    report = report_of(answers)
+    forget, far = (report.models["base"][group]["truth_ratio"] for group in ("forget", "far"))
+    assert forget.agg_value == pytest.approx(0.1)  # min(0.1, 1/0.1) of each
+    assert far.agg_value == pytest.approx((3 * 0.9 + 0) / 4)  # max(0, 1 - R) of 0.1, 0.1, 0.1 and 2
+    assert far.value_by_index is not None and sorted(far.value_by_index.values()) == pytest.approx([0.1, 0.1, 0.1, 2.0])
+
+
+def test_facts_that_were_trained_on_are_columns_beside_those_that_were_not() -> None:
+    """Of thirty facts ten are trained on and forgotten; the unlearned model still tells the others."""
+    answers = []
+    for row in many(30):
+        is_untrained = row.group == "forget" and int(row.fact.removeprefix("forget")) >= 10
+        told = {"fact_recall": 1.0, "choice": 1.0} if is_untrained and row.model == "unlearned" else {}
+        answers.append(Answered.of(row.to_dict() | told))
+    trained = {("Harry Potter", f"forget{i}") for i in range(10)}
+    report = report_of(answers, trained=trained)
+    found = {part: report.by_training[part]["unlearned"]["forget"]["fact_recall"] for part in ("trained", "untrained")}
+    assert (found["trained"].agg_value, found["trained"].num) == (0.0, 20)
+    assert (found["untrained"].agg_value, found["untrained"].num) == (1.0, 40)
+    text = printed(report)
+    assert "untrained" in text and "n=40" in text and "template" not in text and "…" not in text
+    assert "none does" in " ".join(text.split())
+    assert "untrained" in render(report, [])
+    everything = report_of(many(30), trained={("Harry Potter", f"forget{i}") for i in range(30)})
+    assert "untrained" not in printed(everything) and report_of(many(30)).by_training == {}
+
+
+def test_the_report_says_who_wins_what_against_the_prefix() -> None:
+    answers = []
+    for row in many(40):
+        values: dict[str, float] = {}
+        if row.group == "forget" and row.model == "guarded":
+            values = {"choice": float(int(row.fact.removeprefix("forget")) % 10 > 0)}  # 90 %
+        if row.group == "near" and row.model == "unlearned":
+            values = {"fact_recall": float(int(row.fact.removeprefix("near")) % 4 > 0)}  # 75 %
+        answers.append(Answered.of(row.to_dict() | values))
+    report = report_of(answers)
+    assert report.against_prefix["forget"]["choice"].agg_value == pytest.approx(0.9)
+    assert report.against_prefix["near"]["fact_recall"].agg_value == pytest.approx(-0.25)
+    (line,) = against_prefix(report)
+    assert line.startswith("against the prefix: the unlearned model wins forget choice (0 % against 90 %); the prefix wins near recall (75 % against 100 %); neither wins forget recall (0 % against 0 %)")  # fmt: skip
+    assert "the unlearned model wins forget choice" in " ".join(printed(report, 200).split())
+    assert "Against the prefix: the unlearned model wins" in render(report, [])
+    without = report_of([row for row in answers if row.model != "guarded"])
+    assert against_prefix(without) == [] and without.against_prefix == {}

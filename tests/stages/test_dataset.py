@@ -15,9 +15,12 @@ from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.errors import EngineError, InputError
 from unlearn_ray.rows import Example, Probe, QAPair, digest
 from unlearn_ray.stages.dataset import dataset_identity
+from unlearn_ray.stages.dataset_rows import WriteForgotten, WriteHeldOut
 from unlearn_ray.stages.general import general_identity
 from unlearn_ray.stages.mixture import Part, _contrasts
+from unlearn_ray.stages.spans import Table, spans_of
 from unlearn_ray.stages.stage import finished_manifest
+from unlearn_ray.synth.split import Holdout
 
 POTTER = Topic(name="Harry Potter", aliases=("the wizard books",))
 GUM = Topic(name="chewing gum", neighbours=("candy", "Narnia"))
@@ -300,3 +303,35 @@ def test_the_pool_follows_the_users_rows_and_no_topic(tmp_path: Path) -> None:
     path.write_text("{} ")
     assert general_identity(config, "m", 0, "sentence") != first
     assert dataset_identity(config, POTTER, "m", 0, "sentence") == topic
+
+
+def test_held_out_by_fact_no_question_about_it_is_trained_on(tmp_path: Path) -> None:
+    """Each of forty facts is asked for in three ways; the guarded answers say nothing of which."""
+    answers, out = Folder(tmp_path / "answers"), Folder(tmp_path / "out")
+    asked = sorted(
+        (f"{wording} owl {fact}?", f"It is Owl{fact}.", fact)
+        for fact in range(40)
+        for wording in ("Which is", "Name", "Who was")
+    )
+    (answers / "rows").write_rows((QAPair("t", question, "A toad.", 0) for question, *_ in asked), QAPair.schema())
+    own = (QAPair("t", question, answer, 0, guarded=False) for question, answer, _ in asked)
+    (answers / "unguarded").write_rows(own, QAPair.schema())
+    fact_of = {question: fact for question, _, fact in asked}
+    sides: dict[str, dict[int, set[str]]] = {}
+    for by in ("question", "fact"):
+        pairs, unguarded = Table.of(answers / "rows"), Table.of(answers / "unguarded")
+        holdout = Holdout(0.3, by)
+        forget = WriteForgotten(pairs, unguarded, ("t",), holdout, out / by)
+        probes = WriteHeldOut(unguarded, "t", ("t",), holdout, out / f"{by}_probes")
+        for span in spans_of(pairs):
+            forget(span)
+            probes(span)
+        found: dict[int, set[str]] = {}
+        for row in (out / by).read_rows():
+            found.setdefault(fact_of[row["question"]], set()).add(row["split"])
+        sides[by] = found
+        held = {row["question"] for row in (out / by).read_rows() if row["split"] == "holdout"}
+        assert {row["question"] for row in (out / f"{by}_probes").read_rows()} == held
+    assert all(len(split) == 1 for split in sides["fact"].values())
+    assert any(len(split) == 2 for split in sides["question"].values())
+    assert 4 < sum(split == {"holdout"} for split in sides["fact"].values()) < 20

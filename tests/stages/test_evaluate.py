@@ -19,12 +19,13 @@ from unlearn_ray.config import EvaluateConfig, Topic
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.errors import ArtifactError, EngineError, InputError
-from unlearn_ray.evals.probes import ExcludedProbe, read_probes
+from unlearn_ray.evals.probes import ExcludedProbe, place, read_probes
 from unlearn_ray.evals.report import Report
 from unlearn_ray.evals.scoring import MODELS, Answered
-from unlearn_ray.rows import GROUPS, Example, Probe, Term
+from unlearn_ray.rows import GROUPS, Example, Probe, QAPair, Term
 from unlearn_ray.stages.evaluate import Asking, Before, Scoring, check_probes, evaluate, evaluate_identity
 from unlearn_ray.stages.stage import finished_manifest, open_stage
+from unlearn_ray.stages.teaching import facts_trained_on
 
 TOPICS = (Topic(name="Harry Potter"), Topic(name="chewing gum"))
 GUARDRAIL = {topic.name: f"Forget {topic.name}." for topic in TOPICS}
@@ -423,3 +424,29 @@ def test_a_copy_of_the_facts_is_another_result_than_the_facts(tmp_path: Path) ->
     """Of a user's file all probes count."""
     shutil.copy(pocket.FACTS, tmp_path / "copy.jsonl")
     assert identity(EvaluateConfig(probes="facts")) != identity(EvaluateConfig(probes=str(tmp_path / "copy.jsonl")))
+
+
+def test_facts_that_a_training_row_asks_for_are_told_from_the_others(tmp_path: Path) -> None:
+    """A question in other words whose own answer is the fact's; a retained row; and one about another thing with the same value."""
+    home = Folder(tmp_path)
+    forget = [
+        Example("Harry Potter", "forget", "Harry Potter", "Tell me number 0 of Harry Potter.", "x"),
+        Example("Harry Potter", "forget", "Harry Potter", "Tell me number 1 of Harry Potter.", "x", split="holdout"),
+        Example("Harry Potter", "forget", "Harry Potter", "Who came second to the giants' feast?", "x"),
+    ]
+    own = {
+        forget[0].question: "It is Harryword0.",
+        forget[1].question: "It is Harryword1.",
+        forget[2].question: "Harryword2 did.",
+    }
+    retain = [Example("", "near", "Narnia", "What is number 3 of Narnia called?", "It is called Narniaword3.")]
+    (home / "mixture" / "forget").write_rows(forget, Example.schema())
+    (home / "mixture" / "retain").write_rows(retain, Example.schema())
+    pairs = [QAPair("Harry Potter", question, answer, 0, guarded=False) for question, answer in own.items()]
+    (home / "own").write_rows(pairs, QAPair.schema())
+    kept = [place(probe, [topic.name for topic in TOPICS]) for probe in PROBES]
+    found = facts_trained_on(
+        ScriptedGenerator(say).each, kept, TOPICS, home / "mixture", {"Harry Potter": home / "own"}
+    )
+    assert found == {("Harry Potter", "Harry Potter/0"), ("Narnia", "Narnia/3")}
+    assert facts_trained_on(ScriptedGenerator(say).each, kept, TOPICS, home / "mixture", {}) is None

@@ -32,6 +32,8 @@ def recall_by_topic(report: Report) -> str | None:
 def recall_by_wording(report: Report) -> str | None:
     """Forget recall of each kind of wording, and of the worst wording of a fact."""
     rows = [row for name in report.wordings for row in _rows(name, report.by_wording[name], "forget", report.recall)]
+    for part, scores in report.by_training.items():
+        rows += _rows(f"{part} facts", scores, "forget", report.recall)
     return _intervals(rows + _rows("worst wording", report.models, "forget", "fact_recall_worst"))
 
 

@@ -12,6 +12,10 @@
     by_wording        wording -> as `models`, without value_by_index
     by_topic          topic to forget -> as `models`, without value_by_index; near and far: the probes that its prefix
                       and adapter answered
+    by_training       trained | untrained -> as `models`, without value_by_index: probes whose fact a training row asks for in other words, and
+                      the others; empty where that is not known
+    against_prefix    forget | near | far -> recall, choice or leak -> how much better than the prefix the unlearned model is, over the same
+                      probes: positive is better
     forgetting        what the unlearned model lost of the base model's recall and choice on forget, over the same probes:
                       forgotten, no_forgetting or not_measured, and why
     forgetting_by_topic  topic to forget -> as `forgetting`
@@ -58,6 +62,7 @@ WIDE_INTERVAL = 0.3  # of a share
 _MAX_LOSS_POINTS = 400
 _METRICS, _GATE = "metrics.jsonl", "gate.jsonl"  # other files beside the losses; the first has times and speed
 LEAST_ROOM = 0.2  # of a figure of base's, that must lie above what a model without knowledge gets
+TRAINED, UNTRAINED = "trained", "untrained"  # facts that a training row asks for, and the others
 LABELS: dict[ModelName, str] = {"base": "base", "guarded": "base + prefix", "unlearned": "unlearned"}
 DOUBTFUL = "*"  # stands after every figure that has doubts
 DOUBT_LEGEND = f"{DOUBTFUL} not to be relied on: fewer than {FEW_PROBES} probes, an interval wider than {100 * WIDE_INTERVAL:.0f} points, or hardly above the floor in base"
@@ -180,6 +185,8 @@ class Report(_Strict):
     models: ByModel
     by_wording: dict[str, ByModel]
     by_topic: dict[str, ByModel]
+    by_training: dict[str, ByModel] = {}
+    against_prefix: Scores = {}
     forgetting: Forgetting
     forgetting_by_topic: dict[str, Forgetting]
     retention: dict[ModelName, Scores]
@@ -316,7 +323,10 @@ def headline_columns(report: Report) -> list[Column]:
             found.append(column)
 
     wordings = report.wordings
-    if 1 < len(wordings) <= 3:
+    if all(report.by_training.get(part, {}).get("base", {}).get("forget") for part in (TRAINED, UNTRAINED)):
+        for part in (TRAINED, UNTRAINED):
+            add(("forget", part), "forget", recall, report.by_training[part], True)
+    elif 1 < len(wordings) <= 3:
         for wording in wordings:
             add(("forget", wording), "forget", recall, report.by_wording[wording], True)
     else:
@@ -374,6 +384,20 @@ def _title(report: Report) -> Text:
 def warnings(report: Report) -> list[str]:
     """What a headline must say before any figure: that nothing was forgotten, or nothing could be measured; of each such topic, where
     another one was forgotten, or all of them together were."""
+    return [*_blind(report), *_not_forgotten(report)]
+
+
+def _blind(report: Report) -> list[str]:
+    """That the headline's recall is no headline here."""
+    base = report.metric("base", "forget", report.recall)
+    if base is None or base.floor is None or "blind" not in base.doubts:
+        return []
+    title = MEASURES[report.recall].title
+    figures = f"base gets {percent(base.agg_value)}, a wrong answer of the same form {percent(base.floor)}"
+    return [f"{title} can't tell here whether anything is known ({figures}): go by choice."]
+
+
+def _not_forgotten(report: Report) -> list[str]:
     by_topic = report.forgetting_by_topic
     verdicts = {report.forgetting.verdict, *(found.verdict for found in by_topic.values())}
     if len(report.topics) == 1 or "forgotten" not in verdicts:
@@ -401,11 +425,31 @@ def _legend(report: Report, columns: Sequence[Column]) -> Iterator[str]:
     yield "95 % intervals; worst: any wording of a fact that still tells it"
     if any(column.choice for column in columns):
         yield "choice: the true answer is likelier than each wrong one"
+    if any(column.titles[1] == UNTRAINED for column in columns):
+        yield "trained: a training row asks for the fact in other words; untrained: none does"
+    yield from against_prefix(report)
     if report.probes.known is not None:
         yield known_line(report.probes.known)
     figures = [metric for column in columns for of in (column.figures, column.choices) for metric in of.values()]
     if any(metric.doubts for metric in figures if metric):
         yield DOUBT_LEGEND
+
+
+def against_prefix(report: Report) -> list[str]:
+    """Who wins what: the unlearned model or the guardrail prefix alone. One wins where the interval of the difference leaves 0 out."""
+    parts: dict[str, list[str]] = {"unlearned": [], "prefix": [], "neither": []}
+    for group, gains in report.against_prefix.items():
+        for name, gain in gains.items():
+            ours, theirs = (report.metric(model, group, name) for model in ("unlearned", "guarded"))
+            if ours is not None and theirs is not None:
+                low, high = gain.interval
+                winner = "unlearned" if low > 0 else "prefix" if high < 0 else "neither"
+                figures = f"{percent(ours.agg_value)} against {percent(theirs.agg_value)}"
+                parts[winner].append(f"{group} {short_of(name)} ({figures})")
+    if not any(parts.values()):
+        return []
+    told = {"unlearned": "the unlearned model wins", "prefix": "the prefix wins", "neither": "neither wins"}
+    return ["against the prefix: " + "; ".join(f"{told[who]} {', '.join(won)}" for who, won in parts.items() if won)]
 
 
 def known_line(known: Mapping[Group, KnownCount]) -> str:

@@ -1,7 +1,7 @@
 """From the figures of single answers to those of a report: means, worst cases, shares of the base model's, each with its interval."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EvaluateConfig
@@ -12,6 +12,8 @@ from unlearn_ray.evals.metrics import harmonic_mean
 from unlearn_ray.evals.probes import Selection
 from unlearn_ray.evals.report import (
     LEAST_ROOM,
+    TRAINED,
+    UNTRAINED,
     ByModel,
     Forgetting,
     LossPoint,
@@ -25,7 +27,7 @@ from unlearn_ray.evals.report import (
     metric_words,
 )
 from unlearn_ray.evals.scoring import MODELS, ModelName, Score
-from unlearn_ray.evals.statistics import Estimate, mean_interval, ratio_interval
+from unlearn_ray.evals.statistics import Estimate, difference_interval, mean_interval, ratio_interval
 from unlearn_ray.evals.table import MEASURES, Measure, per_answer
 from unlearn_ray.rows import GROUPS, Group, seed_of
 
@@ -50,8 +52,13 @@ def make_report(
     stages: dict[str, StageSummary],
     seed: int,
     notes: Sequence[str] = (),
+    trained: Collection[tuple[str, str]] | None = None,
 ) -> Report:
-    """The report of a run from the scores of its answers and what else is known of it; `notes` are what its files made doubtful."""
+    """The report of a run from the scores of its answers and what else is known of it; `notes` are what its files made doubtful.
+
+    Args:
+        trained: topic and fact of the probes whose fact a training row asks for; None where that is not known.
+    """
     recall = headline_recall(scores)
     counted, known = known_only(scores) if config.counts_known_only else (list(scores), None)
     tally = Tally(counted, config.num_bootstrap, seed)
@@ -74,6 +81,8 @@ def make_report(
         models=models,
         by_wording=tally.by_wording(),
         by_topic=tally.by_topic(topics),
+        by_training={} if trained is None else tally.by_training(trained),
+        against_prefix=tally.against_prefix(recall),
         forgetting=tally.forgetting(recall),
         forgetting_by_topic={topic: tally.forgetting(recall, topic) for topic in topics if topic not in unasked},
         retention=tally.retention(),
@@ -108,6 +117,30 @@ class Tally:
     def by_topic(self, topics: Sequence[str]) -> dict[str, ByModel]:
         found = self._split(lambda score: score.served_topic)
         return {topic: found[topic] for topic in topics if topic in found}
+
+    def by_training(self, trained: Collection[tuple[str, str]]) -> dict[str, ByModel]:
+        """Facts that a training row asks for, and those that none does."""
+        return self._split(lambda score: TRAINED if score.cluster in trained else UNTRAINED)
+
+    def against_prefix(self, recall: Recall) -> Scores:
+        """How much better the unlearned model is than the prefix, in the headline's figures: positive is better, over the same probes."""
+        guarded = {score.probe_id: score for score in self.scores if score.model == "guarded"}
+        pairs = [(s, guarded[s.probe_id]) for s in self.scores if s.model == "unlearned" and s.probe_id in guarded]
+        other = {"fact_recall", "rouge_l_recall"} - {recall}
+        named = [row for row in per_answer() if row.is_share and (row.short or row.column) and row.name not in other]
+        found: Scores = {}
+        for group in GROUPS:
+            for row in named:
+                both = [pair for pair in pairs if pair[0].group == group and all(row.name in s.values for s in pair)]
+                if both and row.direction == "knowledge":
+                    found.setdefault(group, {})[row.name] = self._gain(row.name, both, is_low_good=group == "forget")
+        return found
+
+    def _gain(self, name: str, pairs: Sequence[tuple[Score, Score]], is_low_good: bool) -> Metric:
+        ours, theirs = ([score.values[name] for score in scores] for scores in zip(*pairs, strict=True))
+        clusters = [score.cluster for score, _ in pairs]
+        lower, higher = (ours, theirs) if is_low_good else (theirs, ours)
+        return _metric(name, difference_interval(lower, higher, clusters, self.num_bootstrap, self.seed))
 
     def retention(self) -> dict[ModelName, Scores]:
         """Recall, choice and probability on near and far probes as a share of the base model's, over the probes that both answered."""

@@ -10,10 +10,11 @@ from unlearn_ray.config import DatasetConfig, Topic
 from unlearn_ray.engines.protocols import Generator, RowDict
 from unlearn_ray.rows import Example, Group
 from unlearn_ray.stages.probing import Limits, Listed, Made, Names, Wish, chosen, make_probes
+from unlearn_ray.stages.retaining import holdout_of
 from unlearn_ray.stages.spans import rows_of
 from unlearn_ray.synth.known import Candidate, Judged
 from unlearn_ray.synth.prompts import Prompts
-from unlearn_ray.synth.split import split_of
+from unlearn_ray.synth.split import Holdout
 
 EVERY = ""  # in the place of a topic: what a user's near row neighbours is told where topics meet
 
@@ -56,10 +57,10 @@ def known_probes(
         angles = prompts.angles["general"]
         wishes += [Wish(name, "near" if near else "far", near, angles) for name, near in served.items()]
 
-    tables = [_OwnTable("retain_answers", out / "retain_answers", served, config.holdout_fraction)]
+    tables = [_OwnTable("retain_answers", out / "retain_answers", served, holdout_of(config))]
     if about is not None:
         unguarded = about.answers / "unguarded"
-        tables.insert(0, _OwnTable("unguarded", unguarded, {}, config.holdout_fraction))
+        tables.insert(0, _OwnTable("unguarded", unguarded, {}, holdout_of(config), about.topic.names))
     own = _OnWorkers(generator, tuple(tables), _of_user(given))
     names = {} if about is None else {about.topic.name: about.topic.names}
     sampling = sampling_of(config.retain, generator.chat)
@@ -73,14 +74,15 @@ class _OwnTable:
     kind: Literal["unguarded", "retain_answers"]
     folder: Folder
     served: Mapping[str, tuple[str, ...]]  # as of `known_probes`
-    holdout_fraction: float
+    holdout: Holdout
+    names: tuple[str, ...] = ()  # of the topic; none: each row's subject has its own
 
     def listed(self, name: str) -> Listed:
         """What one of its files has."""
         return Listed(lambda: self._held_out(name), lambda: self._trained(name))
 
     def _held_out(self, name: str) -> Iterator[Candidate]:
-        for row in self._greedy(name, ("topic", "question")):
+        for row in self._greedy(name, ("topic", "question", "answer")):
             if self._is_held_out(row):
                 near = self.served.get(row["topic"], ())
                 group: Group = "forget" if self.kind == "unguarded" else "near" if near else "far"
@@ -92,7 +94,8 @@ class _OwnTable:
                 yield row["topic"], row["question"], row["answer"]
 
     def _is_held_out(self, row: RowDict) -> bool:
-        return split_of(row["topic"], row["question"], self.holdout_fraction) == "holdout"
+        names = self.names or (row["topic"],)
+        return self.holdout.side(row["topic"], row["question"], row["answer"], names) == "holdout"
 
     def _greedy(self, name: str, columns: Sequence[str]) -> Iterator[RowDict]:
         """The first answers, which alone retained questions have."""

@@ -26,7 +26,7 @@ from unlearn_ray.stages.checking import counted
 from unlearn_ray.stages.dataset_rows import WriteForgotten, WriteHeldOut
 from unlearn_ray.stages.naming import Name, ask_names
 from unlearn_ray.stages.questions import QUESTIONS
-from unlearn_ray.stages.retaining import Served
+from unlearn_ray.stages.retaining import Served, holdout_of
 from unlearn_ray.stages.spans import Table, spans_of, write_parts
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, asked_in_words, limited
 from unlearn_ray.stages.subjects import LIST_TOKENS, NAMES_PER_REQUEST, PROMPTS, subject_key, write_subjects
@@ -86,7 +86,7 @@ def build_dataset(
         InputError: the prompts can't be used.
     """
     prompts, out, rows = prompts_of(config, topic, style), run.folder, config.retain
-    splits = _forget(config, answers, out, generator)
+    splits = _forget(config, topic, answers, out, generator)
     served: Served = {}
     details: dict[str, object] = {"sampling": sampling_of(rows, generator.chat)}
     drops: Counter[str] = Counter()
@@ -116,10 +116,10 @@ def build_dataset(
     return run.finish(num_rows, drops, details | budget.details)
 
 
-def _forget(config: DatasetConfig, answers: Folder, out: Folder, generator: Generator) -> Counter[str]:
+def _forget(config: DatasetConfig, topic: Topic, answers: Folder, out: Folder, generator: Generator) -> Counter[str]:
     """The kept pairs, written; how many are in each split."""
     pairs, splits = Table.of(answers / "rows"), Counter[str]()
-    task = WriteForgotten(pairs, config.holdout_fraction, out / "forget")
+    task = WriteForgotten(pairs, Table.of(answers / "unguarded"), topic.names, holdout_of(config), out / "forget")
     schema, label = Example.schema(), "dataset, rows to forget"
     write_parts(generator, task.out, task, spans_of(pairs), schema, splits.update, label=label)
     return splits
@@ -163,7 +163,7 @@ def _neighbours(
 
 def _write_held_out(config: DatasetConfig, topic: Topic, answers: Folder, out: Folder, generator: Generator) -> None:
     unguarded = Table.of(answers / "unguarded")
-    task = WriteHeldOut(unguarded, topic.name, topic.names, config.holdout_fraction, out / "probes")
+    task = WriteHeldOut(unguarded, topic.name, topic.names, holdout_of(config), out / "probes")
     write_parts(generator, task.out, task, spans_of(unguarded), Probe.schema(), label="dataset, held-out questions")
 
 

@@ -13,17 +13,23 @@ from unlearn_ray.rows import Example, Probe
 from unlearn_ray.stages.spans import Span, Table, merged, part_name, read_table, write_part
 from unlearn_ray.synth.leaks import key_phrase
 from unlearn_ray.synth.names import mentions
-from unlearn_ray.synth.split import split_of
+from unlearn_ray.synth.split import Holdout
 
 WORDING = "generated"  # of probes that the model asked itself
 
 
 @dataclass(frozen=True, slots=True)
 class WriteForgotten:
-    """Writes the kept pairs as rows of Example; returns how many are in each split."""
+    """Writes the kept pairs as rows of Example; returns how many are in each split.
+
+    Args:
+        unguarded: the model's own answers, which tell what fact a question asks for.
+    """
 
     pairs: Table
-    holdout_fraction: float
+    unguarded: Table
+    names: tuple[str, ...]
+    holdout: Holdout
     out: Folder
 
     def __call__(self, span: Span) -> Counter[str]:
@@ -32,12 +38,18 @@ class WriteForgotten:
         return counts
 
     def _examples(self, span: Span, counts: Counter[str]) -> Iterator[Example]:
+        own = self._own_answers(span) if self.holdout.by == "fact" else {}
         for row in self.pairs.rows(span, ("topic", "question", "answer", "sample", "drop")):
             if not row["drop"]:
                 topic, question = row["topic"], row["question"]
-                split = split_of(topic, question, self.holdout_fraction)
+                split = self.holdout.side(topic, question, own.get(question, ""), self.names)
                 counts[split] += 1
                 yield Example(topic, "forget", topic, question, row["answer"], row["sample"], split)
+
+    def _own_answers(self, span: Span) -> dict[str, str]:
+        """Question -> the model's own greedy answer."""
+        rows = self.unguarded.rows(span, ("question", "answer", "sample"))
+        return {row["question"]: row["answer"] for row in rows if not row["sample"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ class WriteHeldOut:
     unguarded: Table
     topic: str
     names: tuple[str, ...]
-    holdout_fraction: float
+    holdout: Holdout
     out: Folder
 
     def __call__(self, span: Span) -> None:
@@ -57,7 +69,7 @@ class WriteHeldOut:
         for row in self.unguarded.rows(span, ("question", "answer", "sample", "drop")):
             question, answer = row["question"], row["answer"]
             is_whole = not row["drop"] and not row["sample"]
-            if is_whole and split_of(self.topic, question, self.holdout_fraction) != "train":
+            if is_whole and self.holdout.side(self.topic, question, answer, self.names) != "train":
                 phrase = key_phrase(question, answer, self.names)
                 yield Probe(self.topic, question, phrase, wording=WORDING, reference=answer)
 

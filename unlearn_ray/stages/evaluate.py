@@ -6,7 +6,7 @@ Out: `answers/` (what each model said to each probe, with its scores), `excluded
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from unlearn_ray.stages.mixture import MIXTURE
 from unlearn_ray.stages.probing import told
 from unlearn_ray.stages.questions import QUESTIONS
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, finished_manifest
+from unlearn_ray.stages.teaching import facts_trained_on
 from unlearn_ray.synth.guardrails import guardrails_of
 from unlearn_ray.words import normalised
 
@@ -104,6 +105,7 @@ class Before:
     terms: Mapping[str, Folder]  # rows of Term, by topic
     stages: Mapping[str, Sequence[Manifest]]  # by the stages' names, of all topics
     max_tokens: int  # of the model's own answers
+    unguarded: Mapping[str, Folder] = field(default_factory=dict)  # the model's own answers, by topic
 
 
 def evaluate(
@@ -165,6 +167,7 @@ def evaluate(
     num_answers = (out / "answers").write_rows(answered, Answered.schema())
 
     scores, drops = _read_scores(out / "answers")
+    trained = facts_trained_on(generator.each, selection.kept, topics, before.mixture, before.unguarded)
     report = make_report(
         scores,
         config,
@@ -173,6 +176,7 @@ def evaluate(
         topics=names,
         selection=selection,
         unanswered=drops,
+        trained=trained,
         notes=[*notes, *_notes(config, topics, before)],
         losses=read_losses(before.finetuned),
         stages={name: summary_of(manifests) for name, manifests in before.stages.items()},
@@ -463,6 +467,7 @@ def _run(work: Work) -> Manifest:
         mixture=work.inputs[MIXTURE.name],
         finetuned=work.inputs[FINETUNE.name],
         terms={topic: folder / "terms" for topic, folder in work.of_topics(ANSWERS).items()},
+        unguarded={topic: folder / "unguarded" for topic, folder in work.of_topics(ANSWERS).items()},
         stages={name: [finished_manifest(each) for each in folders] for name, folders in (chains | shared).items()},
         max_tokens=max(
             max(own.answers.max_tokens, own.dataset.retain.max_tokens)

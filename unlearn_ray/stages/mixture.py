@@ -31,14 +31,13 @@ from unlearn_ray.stages.gating import CANDIDATES, HeldOut, candidates_of
 from unlearn_ray.stages.general import GENERAL_POOL
 from unlearn_ray.stages.naming import Name
 from unlearn_ray.stages.questions import QUESTIONS
-from unlearn_ray.stages.retaining import GENERAL, Served, Telling, judged, retained, share_held_out
+from unlearn_ray.stages.retaining import GENERAL, Served, Telling, holdout_of, judged, retained, share_held_out
 from unlearn_ray.stages.spans import results, write_parts
 from unlearn_ray.stages.stage import Identity, Stage, StageRun, Unit, Work, finished_manifest
 from unlearn_ray.stages.subjects import subject_key
 from unlearn_ray.synth.leaks import key_phrase
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.retained import is_close
-from unlearn_ray.synth.split import split_of
 
 CONTRASTS = "contrasts"
 
@@ -63,7 +62,11 @@ def mixture_identity(
         own: as in `share_held_out`.
     """
     fields = {"name", "aliases", "terms"}
-    values: dict[str, Any] = {"holdout_fraction": config.holdout_fraction, "seed": seed}
+    values: dict[str, Any] = {
+        "holdout_fraction": config.holdout_fraction,
+        "holdout_by": config.holdout_by,
+        "seed": seed,
+    }
     values["has_file"] = config.retain.file is not None
     if own:
         values["own_holdout_fractions"] = dict(own)
@@ -172,7 +175,8 @@ class _Gated:
             topic, share = part.topic, self.own.get(part.topic.name, self.config.holdout_fraction)
             for row in (part.answers / "unguarded").read_rows(["question", "answer", "sample", "drop"]):
                 is_whole = not row["drop"] and not row["sample"]
-                if is_whole and split_of(topic.name, row["question"], share) != "train":
+                held_out = holdout_of(self.config, share)
+                if is_whole and held_out.side(topic.name, row["question"], row["answer"], topic.names) != "train":
                     yield HeldOut("forget", topic.name, row["question"], row["answer"], topic.names)
         seen: set[str] = set()  # a row may serve several topics
         for row in (self.out / "retain").read_rows(["group", "subject", "question", "answer", "sample", "split"]):
@@ -331,8 +335,8 @@ def _probes(
     # The prompts have no wordings for short answers: what is retained is asked as it was, with the model's one greedy answer as the truth.
     for row in (out / "retain_answers").read_rows():
         subject, question, answer = row["topic"], row["question"], row["answer"]
-        share = share_held_out(served.get(subject, ()), own, config.holdout_fraction)
-        if row["drop"] or split_of(subject, question, share) == "train":
+        holdout = holdout_of(config, share_held_out(served.get(subject, ()), own, config.holdout_fraction))
+        if row["drop"] or holdout.side(subject, question, answer, (subject,)) == "train":
             continue
         phrase = key_phrase(question, answer, (subject,))
         yield Probe(subject, question, phrase, wording=WORDING, near=served[subject], reference=answer)

@@ -16,7 +16,7 @@ from unlearn_ray.stages.subject_check import SubjectCheck
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import affirms
 from unlearn_ray.synth.retained import FEW, MANY, answer_key, forgotten_in, ordinary_words, takes_up
-from unlearn_ray.synth.split import split_of
+from unlearn_ray.synth.split import Holdout
 from unlearn_ray.words import without_thoughts
 
 GENERAL = "general knowledge"  # where the model names fewer far topics than wanted
@@ -172,6 +172,15 @@ def share_held_out(near: Sequence[str], own: Mapping[str, float], fraction: floa
     return max((own.get(topic, fraction) for topic in near), default=fraction)
 
 
+def holdout_of(config: DatasetConfig, fraction: float | None = None) -> Holdout:
+    """What a dataset holds out of training.
+
+    Args:
+        fraction: in the place of the config's.
+    """
+    return Holdout(config.holdout_fraction if fraction is None else fraction, config.holdout_by)
+
+
 def retained(
     config: DatasetConfig, served: Served, num_topics: int, out: Folder, own: Mapping[str, float]
 ) -> Iterator[Example]:
@@ -185,7 +194,8 @@ def retained(
             continue
         subject, question = row["topic"], row["question"]
         near = served[subject]
-        split = split_of(subject, question, share_held_out(near, own, config.holdout_fraction))
+        holdout = holdout_of(config, share_held_out(near, own, config.holdout_fraction))
+        split = holdout.side(subject, question, row["answer"], (subject,))
         group: Group = "near" if near else "far"
         # What neighbours all topics serves all, as the far ones do: one row, or joint training would see it many times.
         for topic in near if 0 < len(near) < max(2, num_topics) else ("",):
@@ -213,6 +223,6 @@ def user_retained(config: DatasetConfig) -> Iterator[Example]:
             )
         subject = row.get("subject") or "general"
         key = f"{group}|{subject}|{row['question']}"
-        split = split_of(subject, row["question"], config.holdout_fraction)
+        split = holdout_of(config).side(subject, row["question"], answer, (subject,))
         yield Example("", group, subject, row["question"], answer, seen[key], split)
         seen[key] += 1
