@@ -1,10 +1,10 @@
 """The commands that prove a result: `evaluate` with its gate, `certify` and `verify`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.console import Console
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.console import plain
 from unlearn_ray.errors import ArtifactError, CheckError, ConfigError
+from unlearn_ray.rows import GROUPS
 
 if TYPE_CHECKING:
     from unlearn_ray.evals.require import Requirement
@@ -83,6 +84,42 @@ def add_commands(app: typer.Typer, shell: Callable[[], Shell]) -> None:
             with tools.errors():
                 _gate(tools, requirements, _evaluations(tools, source, overrides or []))
 
+    @app.command()
+    def certify(
+        run: Annotated[
+            str, typer.Argument(metavar="RUN", help="A run's folder, its name below runs/, or its YAML file.")
+        ],
+        key: Annotated[
+            Path,
+            typer.Option("--key", metavar="FILE", help="Your private ed25519 key, in PEM or as OpenSSH writes it."),
+        ],
+    ) -> None:
+        """Sign what was unlearned, from which weights, with which data, and what was measured: certificate.json of each model.
+
+        openssl genpkey -algorithm ed25519 -out key.pem makes a key, openssl pkey -in key.pem -pubout -out public.pem its public half.
+        """
+        tools = shell()
+        with tools.errors():
+            _certify(tools, run, key)
+
+    @app.command()
+    def verify(
+        certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="A certificate.json.")],
+        public_key: Annotated[
+            Path, typer.Option("--public-key", metavar="FILE", help="The public ed25519 key of who signed it.")
+        ],
+        model: Annotated[
+            str | None, typer.Option(metavar="FOLDER", help="The unlearned model or adapter, to check its weights.")
+        ] = None,
+        base: Annotated[
+            str | None, typer.Option(metavar="FOLDER", help="The base model's folder, to check its weights.")
+        ] = None,
+    ) -> None:
+        """Check a certificate: its signature, and the weights that it is of. Exit code 3 where something does not hold."""
+        tools = shell()
+        with tools.errors():
+            _verify(tools, certificate, public_key, model, base)
+
 
 def _is_run(source: str) -> bool:
     """Whether it names a run's folder, and not a file with its config."""
@@ -126,3 +163,58 @@ def _gate(tools: Shell, requirements: "Sequence[Requirement]", homes: Sequence[F
                 failed.append(name + each.line)
     if failed:
         raise CheckError("\n".join(failed))
+
+
+def _certify(tools: Shell, run: str, key: Path) -> None:
+    from unlearn_ray import certificate
+
+    private = certificate.read_private_key(key)
+    for home in certificate.certify(tools.run_folder(run), private):
+        tools.console.print(f"[green]✓[/] {plain(home)}/{certificate.FILE}", soft_wrap=True)
+
+
+def _verify(tools: Shell, file: Path, public_key: Path, model: str | None, base: str | None) -> None:
+    """
+    Raises:
+        CheckError: says what is not as the certificate says.
+    """
+    from unlearn_ray import certificate
+
+    values, key = certificate.read_certificate(file), certificate.read_public_key(public_key)
+    faults = list(certificate.signature_faults(values, key))
+    if not faults:
+        tools.console.print(f"[green]✓[/] signed with this key on {plain(values['issued_at'])}", soft_wrap=True)
+    for what, folder, files in (
+        ("model", model, values["unlearned"]["files"]),
+        ("base", base, values["base"]["files"]),
+    ):
+        if folder is None:
+            tools.console.print(f"[yellow]![/] the weights of {what} were not checked: give --{what} FOLDER")
+            continue
+        found = list(certificate.weights_faults(files, Folder(folder)))
+        if not found:
+            tools.console.print(f"[green]✓[/] {plain(folder)} has the files of the certificate", soft_wrap=True)
+        faults += found
+    if faults:
+        raise CheckError("\n".join(faults))
+    topics = ", ".join(values["topics"])
+    tools.console.print(
+        f"{plain(values['base']['name'])} unlearned {plain(topics)}: {_figures(values)}", soft_wrap=True
+    )
+
+
+def _figures(values: Mapping[str, Any]) -> str:
+    """The headline of a certificate."""
+    from unlearn_ray.evals.report import percent
+
+    recall, said = values["scores"]["recall"], []
+    for group in GROUPS:
+        for name in (recall, "choice"):
+            pair = [
+                values["scores"]["models"].get(model, {}).get(group, {}).get(name) for model in ("base", "unlearned")
+            ]
+            if all(figure is not None and figure["value"] is not None for figure in pair):
+                title = "recall" if name == recall else name
+                before, after = (percent(figure["value"]) for figure in pair)
+                said.append(f"{title} on {group} {before} before, {after} after")
+    return "; ".join(said) or "nothing was measured"
