@@ -1,7 +1,7 @@
 """The commands that prove a result: `evaluate` with its gate, `certify` and `verify`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -15,6 +15,7 @@ from unlearn_ray.errors import ArtifactError, CheckError, ConfigError
 from unlearn_ray.rows import GROUPS
 
 if TYPE_CHECKING:
+    from unlearn_ray.engines.protocols import Generator
     from unlearn_ray.evals.require import Requirement
 
 
@@ -45,8 +46,9 @@ def add_commands(app: typer.Typer, shell: Callable[[], Shell]) -> None:
     @app.command()
     def evaluate(
         source: Annotated[
-            str, typer.Argument(metavar="CONFIG|RUN", help="A run's YAML file; or a finished run, which is only shown.")
-        ],
+            str | None,
+            typer.Argument(metavar="CONFIG|RUN", help="A run's YAML file; or a finished run, which is only shown."),
+        ] = None,
         overrides: Annotated[
             list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Values to set over the file's.")
         ] = None,
@@ -57,6 +59,23 @@ def add_commands(app: typer.Typer, shell: Callable[[], Shell]) -> None:
                 metavar="FIGURE<=VALUE",
                 help='What must hold, such as "forget.choice<=0.35" or "near.recall>=0.95"; else exit code 3.',
             ),
+        ] = None,
+        model: Annotated[
+            str | None,
+            typer.Option(metavar="MODEL", help="Instead of a run: the folder or hub name of any model or adapter."),
+        ] = None,
+        against: Annotated[
+            str | None, typer.Option(metavar="BASE", help="The model that it was made from, with --model.")
+        ] = None,
+        probes: Annotated[
+            str | None, typer.Option(metavar="FILE", help="The probes that it is asked, with --model.")
+        ] = None,
+        topic: Annotated[
+            list[str] | None,
+            typer.Option(metavar="NAME", help="What it was to forget (default: as the probes tell), with --model."),
+        ] = None,
+        output: Annotated[
+            str | None, typer.Option(metavar="FOLDER", help="Where its report is to be, with --model.")
         ] = None,
         accept_thin_data: Annotated[
             bool,
@@ -71,6 +90,24 @@ def add_commands(app: typer.Typer, shell: Callable[[], Shell]) -> None:
             from unlearn_ray.evals import require as gate
 
             requirements = gate.parse(require or [])
+            of_model = {"--against": against, "--probes": probes, "--topic": topic, "--output": output}
+            if model is None and (stray := next((name for name, value in of_model.items() if value), None)):
+                raise ConfigError(f"{stray} goes with --model MODEL: give both, or a run's YAML file alone")
+            if model is None and source is None:
+                raise ConfigError("give a run's YAML file, a run, or --model MODEL --against BASE --probes FILE")
+            if model is not None and (against is None or probes is None):
+                raise ConfigError("--model needs the model that it was made from, --against BASE, and --probes FILE")
+            if model is not None and source is not None and "=" not in source:
+                raise ConfigError(f"{source}: give a run or --model, not both")
+        if model is not None and against is not None and probes is not None:
+            with tools.errors():
+                changed = [*([source] if source else []), *(overrides or [])]
+                home = _evaluate_given(tools, model, against, probes, topic or [], output, changed)
+                tools.show(home)
+                tools.console.print(f"{plain(home)}/report.html", soft_wrap=True)
+                _gate(tools, requirements, [home])
+            return
+        assert source is not None
         if _is_run(source):
             with tools.errors():
                 if overrides:
@@ -163,6 +200,31 @@ def _gate(tools: Shell, requirements: "Sequence[Requirement]", homes: Sequence[F
                 failed.append(name + each.line)
     if failed:
         raise CheckError("\n".join(failed))
+
+
+def _evaluate_given(
+    tools: Shell,
+    model: str,
+    against: str,
+    probes: str,
+    topics: Sequence[str],
+    output: str | None,
+    overrides: Sequence[str],
+) -> Folder:
+    from unlearn_ray.console import Progression
+    from unlearn_ray.engines.run_engines import RunEngines
+    from unlearn_ray.given import evaluate_given, given
+
+    what = given(model, against, probes, topics, output, overrides)
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progression(tools.console))
+        engines = RunEngines(what.config, progress.update, stack, on_wait=progress.say)
+
+        def evaluator() -> "Generator":
+            engines.connect()
+            return engines.evaluator
+
+        return evaluate_given(what, evaluator)
 
 
 def _certify(tools: Shell, run: str, key: Path) -> None:
