@@ -21,6 +21,7 @@ from unlearn_ray.plan import check_files, check_model, identity_of, model_identi
 from unlearn_ray.rows import Example, slug_of
 from unlearn_ray.stages.card import EXPORT
 from unlearn_ray.stages.evaluate import EVALUATE, Before, evaluate, evaluate_identity
+from unlearn_ray.stages.finetune import FINETUNE
 from unlearn_ray.stages.stage import STARTED, open_stage
 from unlearn_ray.synth.guardrails import guardrails_of
 from unlearn_ray.train.inspection import Inspected, inspect_model
@@ -209,6 +210,8 @@ def _check_tokenizer(folder: Path, base: Inspected, model: str, config: RunConfi
 
 
 def _name_of(model: str) -> str:
-    """What the report calls it."""
-    folder = Path(model.rstrip("/"))
-    return slug_of(folder.parent.name if folder.name == EXPORT and folder.parent.name else folder.name)
+    """What the report calls it: of a run's export, the name of the model in the run."""
+    parts = [part for part in model.rstrip("/").split("/") if part not in ("", ".", "..")]
+    while len(parts) > 1 and parts[-1] in (EXPORT, FINETUNE.name):
+        parts.pop()
+    return slug_of(parts[-1] if parts else model)

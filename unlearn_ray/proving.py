@@ -122,6 +122,36 @@ def add_commands(app: typer.Typer, shell: Callable[[], Shell]) -> None:
                 _gate(tools, requirements, _evaluations(tools, source, overrides or []))
 
     @app.command()
+    def probes(
+        source: Annotated[
+            str,
+            typer.Argument(
+                metavar="FILE|HUB_NAME", help="Rows of TOFU, RWKU, MUSE, WMDP or RETURN, known by their columns."
+            ),
+        ],
+        output: Annotated[Path, typer.Option(metavar="FILE", help="The .jsonl file to write.")],
+        topic: Annotated[
+            str, typer.Option(metavar="NAME", help="What the rows are about, where they do not say.")
+        ] = "",
+        near: Annotated[
+            list[str] | None, typer.Option(metavar="NAME", help="A topic to forget that they stand beside.")
+        ] = None,
+        kind: Annotated[
+            str, typer.Option("--as", metavar="KIND", help="probes, questions (to forget) or retain (rows to keep).")
+        ] = "probes",
+        config: Annotated[str | None, typer.Option(metavar="NAME", help="Part of a data set on the hub.")] = None,
+        split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of a data set on the hub.")] = None,
+    ) -> None:
+        """Make a file of probes, questions or retained rows from a public benchmark."""
+        tools = shell()
+        with tools.errors():
+            from unlearn_ray.converting import convert
+            from unlearn_ray.evals.benchmarks import Asked
+
+            number = convert(source, output, Asked(topic, tuple(near or ())), kind, config, split)
+            tools.console.print(f"[green]✓[/] {number:,} rows: {plain(output)}", soft_wrap=True)
+
+    @app.command()
     def certify(
         run: Annotated[
             str, typer.Argument(metavar="RUN", help="A run's folder, its name below runs/, or its YAML file.")
