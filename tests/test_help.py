@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from unlearn_ray import cli
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "plan", "forget", "questions", "answers", "dataset", "finetune", "evaluate", "status", "report", "attack", "compare", "serve", "publish", "rollback", "models", "demo", "version")  # fmt: skip
+COMMANDS = ("run", "plan", "forget", "questions", "answers", "dataset", "finetune", "evaluate", "probes", "certify", "verify", "status", "report", "attack", "compare", "serve", "publish", "rollback", "models", "demo", "version")  # fmt: skip
 
 
 def shown(*arguments: str) -> str:

@@ -1,19 +1,28 @@
 """The commands that prove a result, on a run whose engines are scripted."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from scripted_run import Engines, config_of
 from typer.testing import CliRunner
 
-from unlearn_ray import pipeline
+from unlearn_ray import pipeline, pocket
 from unlearn_ray.cli import app
 from unlearn_ray.plan import claimed
-
-Said = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="session")
@@ -118,3 +127,174 @@ def test_a_run_that_is_named_is_shown_and_not_done_again(run: Path) -> None:
 def test_what_is_neither_a_run_nor_a_file_is_refused_as_ever(tmp_path: Path) -> None:
     (line,) = said("evaluate", tmp_path / "nowhere", code=2)
     assert "nowhere" in line
+
+
+def write_keys(folder: Path, name: str = "key", form: str = "pem") -> tuple[Path, Path]:
+    """A user's key, private and public, as openssl or ssh-keygen writes them."""
+    key = Ed25519PrivateKey.generate()
+    is_ssh = form == "ssh"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH if is_ssh else PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(
+        Encoding.OpenSSH if is_ssh else Encoding.PEM,
+        PublicFormat.OpenSSH if is_ssh else PublicFormat.SubjectPublicKeyInfo,
+    )
+    files = folder / f"{name}.pem", folder / f"{name}.pub"
+    for file, content in zip(files, (private, public), strict=True):
+        file.write_bytes(content)
+    return files
+
+
+@dataclass(frozen=True)
+class Certified:
+    certificate: Path
+    model: Path
+    key: Path
+    public: Path
+
+    def verify(self, *arguments: object, code: int = 0) -> list[str]:
+        return said("verify", self.certificate, "--public-key", self.public, *arguments, code=code)
+
+    def change(self, **values: object) -> None:
+        found = json.loads(self.certificate.read_text())
+        self.certificate.write_text(json.dumps(found | values))
+
+
+@pytest.fixture
+def certified(run: Path, tmp_path: Path) -> Certified:
+    key, public = write_keys(tmp_path)
+    attack(run, "dune")
+    said("certify", run, "--key", key)
+    return Certified(run / "models/dune/certificate.json", run / "models/dune/finetune/model", key, public)
+
+
+def test_a_certificate_says_what_was_done_to_which_weights_with_what_result(certified: Certified, run: Path) -> None:
+    found = json.loads(certified.certificate.read_text())
+    assert (found["topics"], found["model"], found["unlearned"]["kind"]) == (["Dune"], "dune", "adapter")
+    sha = hashlib.sha256((pocket.MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
+    assert found["base"]["files"]["model.safetensors"] == sha
+    assert set(found["unlearned"]["files"]) == {"adapter_config.json"}, "the card is not a part of the weights"
+    assert set(found["data"]) >= {"forget", "retain"} and found["training"]["objective"]["kind"] == "relabel"
+    assert found["scores"]["models"]["unlearned"]["forget"]["fact_recall"]["num"] == 1
+    assert [each["value"] for each in found["attacks"]] == [0.12]
+    assert found["report"] == hashlib.sha256((run / "models/dune/evaluate/report.json").read_bytes()).hexdigest()
+    assert str(run) not in certified.certificate.read_text(), "no path of the machine"
+    assert (run / "models/solaris/certificate.json").exists()
+
+
+def test_what_was_certified_is_verified_with_its_weights(certified: Certified) -> None:
+    lines = certified.verify("--model", certified.model, "--base", pocket.MODEL_DIR)
+    assert lines[0].startswith("✓ signed with this key on 20") and "has the files of the certificate" in lines[1]
+    assert "unlearned Dune: recall on forget 0 % before, 0 % after" in lines[-1]
+    lines = certified.verify()
+    assert sum("were not checked" in line for line in lines) == 2
+    (certified.model / "README.md").write_text("A card that an evaluation completed.")
+    certified.verify("--model", certified.model)
+
+
+def test_a_key_as_openssh_writes_it_signs_as_well(run: Path, tmp_path: Path) -> None:
+    key, public = write_keys(tmp_path, form="ssh")
+    said("certify", run, "--key", key)
+    lines = said("verify", run / "models/dune/certificate.json", "--public-key", public)
+    assert lines[0].startswith("✓ signed with this key")
+
+
+def change_weights(certified: Certified) -> None:
+    (certified.model / "adapter_config.json").write_text('{"r": 1}')
+
+
+def add_weights(certified: Certified) -> None:
+    (certified.model / "adapter_model.safetensors").write_text("more")
+
+
+def remove_weights(certified: Certified) -> None:
+    (certified.model / "adapter_config.json").rename(certified.model / "config.json")
+
+
+def change_score(certified: Certified) -> None:
+    text = certified.certificate.read_text()
+    assert '"value": 0.12' in text
+    certified.certificate.write_text(text.replace('"value": 0.12', '"value": 0.02'))
+
+
+def change_topic(certified: Certified) -> None:
+    certified.change(topics=["Dune", "Solaris"])
+
+
+def sign_with_another_key(certified: Certified) -> None:
+    write_keys(certified.public.parent, certified.public.stem)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (change_weights, ["adapter_config.json is not the file of the certificate"]),
+        (add_weights, ["adapter_model.safetensors is not in the certificate"]),
+        (remove_weights, ["adapter_config.json is not there", "config.json is not in the certificate"]),
+        (change_score, ["the signature does not fit the certificate"]),
+        (change_topic, ["the signature does not fit the certificate"]),
+        (sign_with_another_key, ["names another public key than the one given"]),
+    ],
+)
+def test_what_does_not_hold_is_named_with_exit_code_3(
+    certified: Certified, spoil: Callable[[Certified], None], expected: list[str]
+) -> None:
+    spoil(certified)
+    lines = certified.verify("--model", certified.model, code=3)
+    assert len(lines) == len(expected) and all(part in line for part, line in zip(expected, lines, strict=True)), lines
+
+
+def test_a_certificate_is_the_same_however_its_json_is_written(certified: Certified) -> None:
+    values = json.loads(certified.certificate.read_text())
+    certified.certificate.write_text(json.dumps(dict(reversed(values.items()))))
+    certified.verify("--model", certified.model)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "is not valid JSON"),
+        ("[1]", "is no certificate"),
+        ("{}", "version: Field required"),
+        ('{"version": 1, "version": 1}', "a key is given twice"),
+        ('{"version": NaN}', "NaN is no JSON"),
+        ("\x80\x81", "is no certificate"),
+    ],
+)
+def test_what_is_no_certificate_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    _, public = write_keys(tmp_path)
+    file = tmp_path / "certificate.json"
+    file.write_text(text, encoding="latin-1")
+    (line,) = said("verify", file, "--public-key", public, code=2)
+    assert str(file) in line and expected in line
+
+
+def test_bad_files_and_keys_are_one_line_each(certified: Certified, run: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.pem"
+    whole = Ed25519PrivateKey.generate()
+    secret.write_bytes(whole.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")))
+    rsa = tmp_path / "rsa.pem"
+    rsa.write_bytes(generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "noise.pem").write_text("-----BEGIN PRIVATE KEY-----\nnoise\n-----END PRIVATE KEY-----\n")
+    for file, expected in (
+        (tmp_path / "nowhere.pem", "can't be read"),
+        (tmp_path, "can't be read"),
+        (tmp_path / "noise.pem", "is no private key in PEM"),
+        (certified.public, "is a public key"),
+        (secret, "has a password"),
+        (rsa, "is no ed25519 key"),
+    ):
+        (line,) = said("certify", run, "--key", file, code=2)
+        assert str(file) in line and expected in line
+    for file, expected in (
+        (tmp_path / "nowhere.pem", "can't be read"),
+        (certified.certificate, "is no public key in PEM"),
+        (certified.key, "is a private key: give the public one"),
+    ):
+        (line,) = said("verify", certified.certificate, "--public-key", file, code=2)
+        assert str(file) in line and expected in line
+    (line,) = certified.verify("--model", tmp_path / "nowhere", code=2)
+    assert "has no files: give the model's folder" in line
+    certified.change(version=2)
+    assert "is no certificate: version" in certified.verify(code=2)[0]
+    (line,) = said("certify", tmp_path / "nowhere", "--key", certified.key, code=2)
+    assert "is no run" in line

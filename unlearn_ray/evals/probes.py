@@ -86,7 +86,7 @@ def numbered_probes(path: str) -> Iterator[tuple[int, Probe]]:
     """Line number and probe, as `read_probes`, for messages about a line."""
     for line, row in read_rows(path, (".jsonl", ".parquet")):
         # A column that a row of Parquet has no value in is a null there.
-        yield line, _probe(f"{path}, line {line}", {key: value for key, value in row.items() if value is not None})
+        yield line, probe_of(f"{path}, line {line}", {key: value for key, value in row.items() if value is not None})
 
 
 def with_topics(probes: Iterable[Probe], topics: Sequence[Topic]) -> Iterator[Probe]:
@@ -233,7 +233,12 @@ def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _probe(where: str, row: dict[str, Any]) -> Probe:
+def probe_of(where: str, row: dict[str, Any]) -> Probe:
+    """The probe that a row of a file is.
+
+    Raises:
+        InputError: names the place and the key.
+    """
     for key in row:
         if key not in _KNOWN:
             near = difflib.get_close_matches(key, _KNOWN, 1)
