@@ -266,7 +266,7 @@ def test_from_says_what_it_does_again_and_goes_on_after_ctrl_c(work: Work) -> No
     said("run", "run.yaml", "--until", "finetune")
     again = ("run", "run.yaml", "--from", "answers", "--until", "finetune")
     work.stop_after = "answers"
-    assert "answers   asked for with --from: done again" in said(*again, code=130)
+    assert "answers   requested with --from: done again" in said(*again, code=130)
     assert work.done == ["answers"]
     said(*again)
     assert work.done == ["dataset", "finetune"]

@@ -315,7 +315,7 @@ def test_an_odd_answer_is_its_rows_drop_and_never_an_empty_text(answer: dict[str
             "RemoteProtocolError",
         ),
         (Answer(200, b"no gzip", {"Content-Encoding": "gzip"}), EngineError, "3 tries: DecodingError"),
-        (Answer(200, "[" * 100_000), EngineError, "no JSON object"),
+        (Answer(200, "[" * 100_000), EngineError, "not a JSON object"),
         (Answer(204, ""), EngineError, "204, not a JSON object: nothing"),
         (Answer(200, LATER), EngineError, "3 tries: 200 with an error: try later"),
         (Answer(200, {"choices": [{"finish_reason": "error", "text": "x"}]}), EngineError, "a choice with an error"),
