@@ -266,7 +266,7 @@ def test_from_says_what_it_does_again_and_goes_on_after_ctrl_c(work: Work) -> No
     said("run", "run.yaml", "--until", "finetune")
     again = ("run", "run.yaml", "--from", "answers", "--until", "finetune")
     work.stop_after = "answers"
-    assert "answers   asked for with --from: done again" in said(*again, code=130)
+    assert "answers   requested with --from: done again" in said(*again, code=130)
     assert work.done == ["answers"]
     said(*again)
     assert work.done == ["dataset", "finetune"]
@@ -276,13 +276,13 @@ def test_from_says_what_it_does_again_and_goes_on_after_ctrl_c(work: Work) -> No
 
 def test_an_engine_that_failed_is_said_without_a_traceback(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **hooks: Any) -> None:
-        raise EngineError("vLLM dies of every request: the engine died: RuntimeError: no kernel image")
+        raise EngineError("vLLM dies at every request: the engine died: RuntimeError: no kernel image")
 
     monkeypatch.setattr("unlearn_ray.pipeline.run", fail)
     result = CliRunner().invoke(app, ["run", "run.yaml"])
     assert result.exit_code == 1
     first, second = result.stderr.splitlines()
-    assert first == "unlearn-ray: vLLM dies of every request: the engine died: RuntimeError: no kernel image"
+    assert first == "unlearn-ray: vLLM dies at every request: the engine died: RuntimeError: no kernel image"
     assert "log has more" in second
 
 

@@ -167,7 +167,7 @@ def test_what_cannot_be_used_is_one_line_and_writes_nothing(folder: Path, argume
 def test_another_file_of_that_name_is_left_as_it_is(folder: Path, content: str) -> None:
     (folder / "dune.yaml").write_bytes(content.encode(errors="surrogateescape"))
     line = refused("Dune", "--model", "pocket")
-    assert "dune.yaml is there and holds something else" in line and "name=dune-2" in line
+    assert "dune.yaml exists and holds another run" in line and "name=dune-2" in line
     assert "dune.yaml is there" in refused("Dune", "--model", "pocket", "--dry-run")
 
 

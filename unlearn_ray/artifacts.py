@@ -23,12 +23,12 @@ from unlearn_ray.rows import Row, digest
 MANIFEST = "manifest.json"
 T = TypeVar("T")
 ROWS_PER_FILE = 16_384
-_GS_RETRIES = "retry_limit_seconds=60"  # Arrow's own is a quarter of an hour of silence
-_ROWS_PER_GROUP = 1_024  # what a reader of a few rows must read
+_GS_RETRIES = "retry_limit_seconds=60"  # Arrow's default is a quarter of an hour, without any message
+_ROWS_PER_GROUP = 1_024  # the least that a reader of a few rows must read
 
 
 class Folder:
-    """A folder by its URI or local path. Cheap, picklable, and opened only when something is read or written."""
+    """A folder by its URI or local path. Cheap and picklable. Its storage is opened at the first read or write."""
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         text = os.fspath(uri)
@@ -40,7 +40,7 @@ class Folder:
 
     @property
     def _parts(self) -> tuple[str, str, str]:
-        """Where it is, and what stands behind a question mark: options of its storage, such as another endpoint."""
+        """The parts of the URI. The text after a question mark is options of the storage, such as another endpoint."""
         return (self.uri, "", "") if self.is_local else self.uri.partition("?")
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class Folder:
             options = "&".join(filter(None, (options, _GS_RETRIES)))
         try:
             filesystem, path = fs.FileSystem.from_uri(f"{place}?{options}" if options else place)
-        except (OSError, ValueError) as error:  # Arrow's own are ValueErrors
+        except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
             raise ArtifactError(f"{self.uri} can't be opened: {error}") from error
         return filesystem, path
 
@@ -114,10 +114,10 @@ class Folder:
         return self
 
     def exists(self, name: str = "") -> bool:
-        """Whether the folder, or the file of this name in it, is there.
+        """Whether the folder, or the file of this name in it, exists.
 
         Raises:
-            ArtifactError: nobody tells, such as about what lies below a folder that may not be entered.
+            ArtifactError: it can't be determined, for example below a folder without access rights.
         """
         filesystem, path = self._open()
         try:
@@ -127,9 +127,9 @@ class Folder:
         return bool(info.type != fs.FileType.NotFound)
 
     def names(self, suffix: str = "") -> list[str]:
-        """Names directly in this folder that end in `suffix`, sorted; none if the folder is not there."""
+        """Names directly in this folder that end in `suffix`, sorted. Empty if the folder does not exist."""
         filesystem, path = self._open()
-        # Google's storage lists a folder only where Arrow left a mark of it: what lies in it tells of it as well.
+        # Google's storage lists a folder only if Arrow created a marker for it. Files in it show the folder as well.
         deep = not self.is_local and filesystem.type_name == "gcs"
         with self._told("read"):
             infos = _list(filesystem, fs.FileSelector(path, allow_not_found=True, recursive=deep))
@@ -137,20 +137,20 @@ class Folder:
         return sorted(name for name in names if name.endswith(suffix))
 
     def names_below(self, name: str) -> list[str]:
-        """Paths, from here, of the files of a name in all folders below."""
+        """Relative paths of the files with this name in all folders below."""
         infos = _list(self.filesystem, fs.FileSelector(self.path, allow_not_found=True, recursive=True))
         found = (posixpath.relpath(info.path, self.path) for info in infos if info.type == fs.FileType.File)
         return sorted(path for path in found if posixpath.basename(path) == name)
 
     def delete(self) -> None:
-        """Remove the folder and what is in it, if it is there."""
+        """Remove the folder and its content, if it exists."""
         filesystem, path = self._open()
         with self._told("deleted"):
             if filesystem.get_file_info(path).type == fs.FileType.Directory:
                 filesystem.delete_dir(path)
 
     def remove(self, name: str) -> None:
-        """Remove the file of this name, if it is there."""
+        """Remove the file of this name, if it exists."""
         filesystem, path = self._open()
         file = posixpath.join(path, name)
         if filesystem.get_file_info(file).type == fs.FileType.File:
@@ -163,7 +163,7 @@ class Folder:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[pa.NativeFile]:
-        """A file to read from, at any place.
+        """Open a file for random reads.
 
         Raises:
             StorageError: it can't be read.
@@ -174,15 +174,15 @@ class Folder:
 
     @contextmanager
     def _told(self, done: str, name: str = "") -> Iterator[None]:
-        """Name the place in what storage says: Arrow's "No space left on device" tells of none.
+        """Add the path to errors of the storage. Arrow's "No space left on device" names none.
 
         Raises:
-            StorageError: whatever went wrong with the storage.
+            StorageError: any error of the storage.
         """
         try:
             yield
         except StorageError:
-            raise  # of another place, which was read meanwhile
+            raise  # the error of another path, which was read in the same block
         except OSError as error:
             place = (self / name if name else self).uri
             text = f"{place} can't be {done}: {gist(error)}"
@@ -190,8 +190,8 @@ class Folder:
 
     @contextmanager
     def _whole(self, name: str, partial: str) -> Iterator[pa.NativeFile]:
-        """A file of this name to write to, which is there whole or not at all: an object store's put is atomic by itself, on a disk a rename
-        makes it so. What a full disk leaves of it is removed.
+        """Write a file atomically. A put in an object store is atomic by itself; on a disk a rename makes it so. If the write fails, for
+        example on a full disk, the partial file is removed.
 
         Raises:
             StorageError: it can't be written.
@@ -212,7 +212,7 @@ class Folder:
                 raise
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a small file whole or not at all.
+        """Write a small file atomically.
 
         Raises:
             StorageError: it can't be written.
@@ -221,7 +221,7 @@ class Folder:
             stream.write(text.encode())
 
     def write_lines(self, name: str, lines: Iterable[str]) -> int:
-        """Stream lines into a file, whole or not at all; returns how many.
+        """Stream lines into a file, atomically. Returns their number.
 
         Raises:
             StorageError: it can't be written.
@@ -234,7 +234,7 @@ class Folder:
         return count
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Write one Parquet file whole or not at all: readers never see half of one.
+        """Write one Parquet file atomically: readers never see a partial file.
 
         Raises:
             StorageError: it can't be written.
@@ -243,7 +243,7 @@ class Folder:
             pq.write_table(table, stream, row_group_size=_ROWS_PER_GROUP)
 
     def read_rows(self, columns: list[str] | None = None, batch_size: int = 1024) -> Iterator[dict[str, Any]]:
-        """Stream the rows of the *.parquet files here, in the order of the files' names.
+        """Stream the rows of this folder's *.parquet files, in the order of the files' names.
 
         Raises:
             ArtifactError: a file is corrupt.
@@ -260,7 +260,7 @@ class Folder:
                 ) from error
 
     def copy(self, name: str, target: "Folder", as_name: str) -> None:
-        """Copy a file into another folder of the same storage, which does it by itself: no byte passes through here.
+        """Copy a file into another folder of the same storage. The storage copies it: no data pass through this process.
 
         Raises:
             StorageError: it can't be read or written.
@@ -270,7 +270,7 @@ class Folder:
             filesystem.copy_file(posixpath.join(self.path, name), posixpath.join(path, as_name))
 
     def counts(self, columns: Sequence[str]) -> Counter[tuple[Any, ...]]:
-        """How many rows have each combination of values in these columns, which alone are read, and never as rows."""
+        """Number of rows per combination of values in these columns. Only these columns are read, and not as rows."""
         found: Counter[tuple[Any, ...]] = Counter()
         for name in self.names(".parquet"):
             with self.opened(name) as file:
@@ -281,7 +281,7 @@ class Folder:
         return found
 
     def sizes(self) -> dict[str, int]:
-        """Rows of each *.parquet file here, by its name, from their footers alone."""
+        """Number of rows of each *.parquet file here, by name. Only the footers are read."""
         filesystem, path = self._open()
         found = {}
         for name in self.names(".parquet"):
@@ -290,18 +290,18 @@ class Folder:
         return found
 
     def count_rows(self) -> int:
-        """Rows of the *.parquet files here, from their footers alone."""
+        """Number of rows in the *.parquet files here. Only the footers are read."""
         return sum(self.sizes().values())
 
     def count_tables(self) -> dict[str, int]:
-        """Rows of each folder of *.parquet files that is directly in this one, by its name."""
+        """Number of rows in each direct subfolder with *.parquet files, by name."""
         filesystem, path = self._open()
         infos = _list(filesystem, fs.FileSelector(path, allow_not_found=True, recursive=True))
         places = [posixpath.relpath(info.path, path).split("/") for info in infos if info.path.endswith(".parquet")]
         return {name: (self / name).count_rows() for name in sorted({place[0] for place in places if len(place) == 2})}
 
     def write_rows(self, rows: Iterable[Row | Mapping[str, Any]], schema: pa.Schema) -> int:
-        """Stream rows into numbered Parquet files here; returns how many. Rows already here are replaced."""
+        """Stream rows into numbered Parquet files here. Returns their number. Existing rows are replaced."""
         self.delete()
         count = 0
         for index, chunk in enumerate(_chunks(rows, ROWS_PER_FILE)):
@@ -310,7 +310,7 @@ class Folder:
             )
             self.write_table(f"{index:05d}.parquet", table)
             count += len(chunk)
-        if count == 0:  # an empty file still carries the schema, which readers ask for
+        if count == 0:  # an empty file still has the schema, which readers need
             self.write_table("00000.parquet", schema.empty_table())
         return count
 
@@ -327,7 +327,7 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _list(filesystem: fs.FileSystem, selector: fs.FileSelector) -> list[fs.FileInfo]:
-    """What is in a folder. Arrow fails at one that is made just while it looks: then it is there."""
+    """List a folder. Arrow fails if the folder is created during the call; then a second call works."""
     try:
         return list(filesystem.get_file_info(selector))
     except FileNotFoundError:
@@ -335,20 +335,20 @@ def _list(filesystem: fs.FileSystem, selector: fs.FileSelector) -> list[fs.FileI
 
 
 class Manifest(BaseModel):
-    """What a finished stage says of itself."""
+    """The record of a finished stage."""
 
     model_config = ConfigDict(frozen=True)
 
     stage: str
     fingerprint: str  # of stage, version, config section and inputs: the identity of the result
-    version: int  # of the stage's code: raised when the same input gives another result
+    version: int  # of the stage's code; raised when the same input gives a different result
     config: dict[str, Any]
     inputs: dict[str, str]  # name -> fingerprint
     num_rows: dict[str, int]  # name of an output -> rows
     drops: dict[str, int]  # reason -> rows
     tables: dict[
         str, int
-    ] = {}  # folder of Parquet files -> its rows, which tell of a file that is lost or cut off later
+    ] = {}  # folder of Parquet files -> number of rows, to detect files that are lost or truncated later
     details: dict[str, Any] = {}
     package_version: str = ""
     git_revision: str = ""
@@ -363,15 +363,15 @@ def fingerprint_of(stage: str, version: int, config: Mapping[str, Any], inputs: 
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest of a finished stage; None where there is none or it is half written (the stage is unfinished)."""
+    """The manifest of a finished stage. None if it is missing or half written: the stage is unfinished."""
     if not folder.exists(MANIFEST):
         return None
     try:
         return Manifest.model_validate_json(folder.read_text(MANIFEST))
-    except ValueError:  # pydantic's are, and those of bytes that are no text
+    except ValueError:  # pydantic's errors, and those of bytes that are not text
         return None
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Write the manifest: from here on the folder is finished."""
+    """Write the manifest, which makes the folder finished."""
     folder.write_text(MANIFEST, manifest.model_dump_json(indent=2))

@@ -1,6 +1,6 @@
-"""How a chat model is talked to: one record, found once in the model's files, that data, training, evaluation and service all read.
+"""The chat format of a model: one record, read once from the model's files, and used by data, training, evaluation and service.
 
-Pure: `train/inspection.py` finds it, engines and the service's gate apply it, and nobody decides any of it a second time.
+Pure. `train/inspection.py` makes the record; engines and the service's gate apply it. No other code decides any of this.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from unlearn_ray.config import Sampling
 from unlearn_ray.words import closes_thought
 
-# What a model may recommend in its generation_config.json: the least and the most that a sampler takes, and what changes nothing.
+# Values that a model may recommend in its generation_config.json: a sampler's least and greatest, and the neutral value.
 SAMPLING: Mapping[str, tuple[float, float, tuple[float, ...]]] = {
     "temperature": (0.0, 100.0, ()),
     "top_p": (1e-6, 1.0, ()),
@@ -23,27 +23,27 @@ SAMPLING: Mapping[str, tuple[float, float, tuple[float, ...]]] = {
 
 
 class ChatFormat(BaseModel):
-    """What a model's template, tokenizer and generation config say about a chat."""
+    """The facts about chats in a model's template, tokenizer and generation config."""
 
     model_config = ConfigDict(frozen=True)
 
-    prefix_role: Literal["system", "user"] = "system"  # whose turn a guardrail prefix leads
-    template_arguments: Mapping[str, Any] = {}  # handed to the chat template, such as {"enable_thinking": False}
-    answer_lead: str = ""  # what the template writes between a prompt and its answer, such as a space
-    opens_thought: bool = False  # whether a prompt ends with a `<think>` that nothing switches off
-    end_of_turn: str = ""  # what ends an answer, and is learnt with it: a token's text
-    stop_token_ids: tuple[int, ...] = ()  # each ends an answer
+    prefix_role: Literal["system", "user"] = "system"  # the turn that begins with the guardrail prefix
+    template_arguments: Mapping[str, Any] = {}  # for the chat template, such as {"enable_thinking": False}
+    answer_lead: str = ""  # text of the template between a prompt and its answer, such as a space
+    opens_thought: bool = False  # whether a prompt ends with a `<think>` that can't be switched off
+    end_of_turn: str = ""  # text of the token that ends an answer, and is learnt with it
+    stop_token_ids: tuple[int, ...] = ()  # each of them ends an answer
     pad_token_id: int = 0
-    sampling: Mapping[str, int | float] = {}  # the model's own defaults, of SAMPLING's keys
+    sampling: Mapping[str, int | float] = {}  # the model's own defaults, with SAMPLING's keys
 
 
-PLAIN = ChatFormat()  # a template that shows system messages, and nothing else to say
-# Where neither the config nor the model says how to sample: a small chat model writes word salad at temperature 1.
+PLAIN = ChatFormat()  # a template that shows system messages, without any other setting
+# The sampling if neither the config nor the model sets it: at temperature 1 a small chat model writes word salad.
 SILENT: Mapping[str, float] = {"temperature": 0.7, "top_p": 0.95}
 
 
 class Drawn(TypedDict, total=False):
-    """How texts are drawn: keys of SAMPLING."""
+    """Sampling parameters, with SAMPLING's keys."""
 
     temperature: float
     top_p: float
@@ -53,16 +53,16 @@ class Drawn(TypedDict, total=False):
 
 
 def sampling_of(section: Sampling, chat: ChatFormat) -> Drawn:
-    """How a stage samples: what its section says, then the model's generation config, then SILENT."""
+    """The sampling of a stage: from its section, else from the model's generation config, else from SILENT."""
     said = {name: value for name in SAMPLING if (value := getattr(section, name)) is not None}
     return cast(Drawn, {**SILENT, **chat.sampling, **said})
 
 
 def placed(messages: Sequence[Any], chat: ChatFormat) -> list[Any]:
-    """The messages as the model's template takes them: where it takes no system message, what leads the chat leads the user's turn.
+    """The messages in the form that the model's template accepts. If it accepts no system message, its text begins the user's turn.
 
     Args:
-        messages: in OpenAI's shape; a content is a text, or a list of parts.
+        messages: in OpenAI's shape. A content is a text, or a list of parts.
     """
     if chat.prefix_role == "system" or not _is(messages[0] if messages else None, "system"):
         return list(messages)
@@ -73,7 +73,7 @@ def placed(messages: Sequence[Any], chat: ChatFormat) -> list[Any]:
 
 
 def with_one_lead(messages: Sequence[Any]) -> list[Any]:
-    """The messages with the system messages that lead them as one."""
+    """The messages, with all system messages at their beginning joined into one."""
     leading = list(takewhile(lambda each: _is(each, "system"), messages))
     if len(leading) < 2:
         return list(messages)
@@ -88,16 +88,16 @@ def _is(message: Any, role: str) -> bool:
 
 
 def num_shown(prompt: Sequence[int], whole: Sequence[int]) -> int:
-    """Where an answer begins in the token ids of a prompt with it: what both have is shown, the rest is learnt, and scored.
+    """The index at which an answer begins in the token ids of prompt and answer. The common tokens are shown; the rest is learnt and scored.
 
-    Both are tokenised as they stand: a tokenizer may join the prompt's last letter to the answer's first, or begin a text otherwise than
-    it goes on.
+    Prompt and whole are tokenised separately. A tokenizer may join the prompt's last letter to the answer's first, or encode the beginning
+    of a text differently.
     """
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
 
 
 def led_by(prefix: Any, content: Any) -> Any:
-    """The content of a message with another content before it. Two texts are a paragraph each; what is empty adds nothing."""
+    """The content of a message with another content before it. Two texts become two paragraphs. Empty content adds nothing."""
     if not prefix or not content:
         return content or prefix or ""
     if isinstance(prefix, str) and isinstance(content, str):
@@ -112,5 +112,5 @@ def _parts(content: Any) -> list[Any]:
 
 
 def spoken(text: str, chat: ChatFormat) -> str:
-    """A sampled answer, thoughts and all; nothing where the prompt opened a thought that the answer never closes."""
+    """A sampled answer, with its thoughts. Empty if the prompt opened a thought that the answer never closes."""
     return "" if chat.opens_thought and not closes_thought(text) else text

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: the plan, progress with rate and ETA, a line a finished stage, the summary."""
+"""Output in the terminal: the plan, progress with rate and ETA, one line per finished stage, the summary."""
 
 import threading
 import time
@@ -31,31 +31,31 @@ if TYPE_CHECKING:  # the pipeline imports every stage; a progress bar must not
     from unlearn_ray.runs import UnitState
     from unlearn_ray.train.metrics import StepMetrics
 
-_FEW = 3  # topics that are named
-_BAR_CELLS = 70  # of a bar, its numbers and times
+_FEW = 3  # number of topics up to which they are named
+_BAR_CELLS = 70  # width of a bar with its numbers and times
 _MAX_NAME_CELLS = 36
-_PLAIN_SECONDS = 10.0  # between lines where no bar can be drawn (a job's log)
+_PLAIN_SECONDS = 10.0  # between progress lines if no bar can be drawn (a job's log)
 _STATES = {
     "finished": ("skip", "green", "finished, unchanged"),
-    "resumed": ("resume", "yellow", "interrupted: goes on where it stopped"),
+    "resumed": ("resume", "yellow", "interrupted: continues where it stopped"),
     "redone": ("redo", "yellow", "config or input changed, or half written: done again"),
-    "asked": ("redo", "yellow", "asked for with --from: done again"),
+    "asked": ("redo", "yellow", "requested with --from: done again"),
     "fresh": ("run", "cyan", "new"),
 }
 
 
 def make_console(stderr: bool = False) -> Console:
-    """A console that takes no colon for an emoji and no number for something to colour."""
+    """A console that replaces no colons with emojis, and colours no numbers."""
     return Console(stderr=stderr, highlight=False, emoji=False)
 
 
 def plain(text: object) -> str:
-    """A text of users or models within rich's markup, as it is: no style, line or terminal command comes of it."""
+    """A text of users or models, escaped for rich's markup: it can't set a style, break a line or send a terminal command."""
     return escape(visible(str(text)))
 
 
 class _Rate(ProgressColumn):
-    """Steps a second, from the last few updates."""
+    """Steps per second, from the last few updates."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -96,7 +96,7 @@ class Progression:
         self._bars.stop()
 
     def update(self, label: str, done: int, total: int) -> None:
-        """`done` of `total` rows or steps of the step called `label`; total 0: not known yet. From any thread."""
+        """Report `done` of `total` rows or steps for the step `label`. Total 0: not known yet. Thread-safe."""
         with self._lock:
             self._update(label, done, total)
 
@@ -128,11 +128,11 @@ class Progression:
         self.console.print(f"  {plain(label)}: {done}/{total or '?'}, {rate:.1f}/s{speed}{left}", highlight=False)
 
     def say(self, text: str) -> None:
-        """A line above the bars, such as what is waited for."""
+        """Print a line above the bars, such as the reason for a wait."""
         self.console.print(f"  {plain(text)}", highlight=False, soft_wrap=True)
 
     def clear(self) -> None:
-        """Forget what has come to its end: topics go on side by side, and so do their bars."""
+        """Remove the bars of finished steps. Other topics, and their bars, go on."""
         with self._lock:
             for label in self._ended:
                 if label in self._tasks:
@@ -144,7 +144,7 @@ class Progression:
 
 
 def _short(label: str, width: int) -> str:
-    """A label that leaves room for its bar: of a long one its head, and its end, where the step stands. Wide characters count as two."""
+    """A label that leaves room for its bar. A long one is cut in the middle, because the step is at its end. Wide characters count as two."""
     room = max(_MAX_NAME_CELLS, width - _BAR_CELLS)
     if cell_len(label) <= room:
         return label
@@ -155,7 +155,7 @@ def _short(label: str, width: int) -> str:
 
 
 def plan_table(stages: "Sequence[PlannedStage]") -> Table:
-    """The resolved plan: what each stage would do, and why; of several topics or models how many of them, and which where they are few."""
+    """The resolved plan: the action of each stage, and its reason. Several topics or models are counted; a few are named."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("stage", "would", "why", "rows", "engines"):
         table.add_column(column)
@@ -183,12 +183,12 @@ def _prospect(stage: "PlannedStage") -> tuple[str, str]:
 
 
 def note_line(note: str) -> str:
-    """One line for what is worth knowing before a run."""
+    """One line for a note before a run."""
     return f"  [yellow]![/] {plain(note)}"
 
 
 def start_line(name: str, state: str) -> str | None:
-    """One line for work that begins with what an earlier run left; None for one that finds nothing, or nothing to do."""
+    """One line for a stage that continues or redoes the work of an earlier run. None if there is no earlier work, or nothing to do."""
     if state in {"fresh", "finished"}:
         return None
     _, style, why = _STATES[state]
@@ -215,8 +215,8 @@ def training_line(name: str, last: "StepMetrics") -> str:
 
 
 def status_table(states: "Sequence[UnitState]") -> Table:
-    """A line per topic and model, and one for the pool: its last stage, the most that it made and lost. Long names and numbers are wrapped where the
-    terminal is narrow; wide characters count as two. What stopped one is told below, by `failure_line`."""
+    """One line per topic and model, and one for the pool: its last stage, the largest count of rows that it made and dropped. In a narrow
+    terminal long names and numbers are wrapped; wide characters count as two. Failures are shown below the table, by `failure_line`."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("", overflow="fold", min_width=12, max_width=_MAX_NAME_CELLS)
     for column in ("stage", "state"):
@@ -246,7 +246,7 @@ def counts(numbers: Mapping[str, int]) -> str:
 
 
 def stage_line(name: str, manifest: Manifest, is_skipped: bool) -> str:
-    """One line for work that ended."""
+    """One line for a finished stage."""
     if is_skipped:
         return f"[green]✓[/] [bold]{plain(name):<9}[/] [dim]skipped: finished before, nothing changed[/]"
     drops = f"[dim], dropped {counts(manifest.drops)}[/]" if any(manifest.drops.values()) else ""
@@ -261,7 +261,7 @@ def _is_spent(manifest: Manifest) -> bool:
 
 
 def _share_cached(manifest: Manifest) -> float:
-    """Of the prompts' tokens, the share that engines had in their prefix caches."""
+    """The share of the prompts' tokens that were in the engines' prefix caches."""
     tokens = manifest.details.get("tokens") or {}
     queries = tokens.get("prefix_queries", 0)
     return float(tokens.get("prefix_hits", 0) / queries) if queries else 0.0

@@ -1,8 +1,8 @@
-"""The few exceptions a user can meet. Each carries one message that says what to do, and pickles on its way back from a Ray worker."""
+"""The few exceptions that a user can see. Each has one message that says what to do, and can be pickled on its way back from a Ray worker."""
 
 
 class UnlearnError(Exception):
-    """Base of every error that is the user's to mend: the command line prints its message as one line and exits with `exit_code`."""
+    """Base of every error that the user can fix. The command line prints its message as one line and exits with `exit_code`."""
 
     exit_code = 2
 
@@ -21,7 +21,7 @@ class InputError(UnlearnError):
 
 
 class ModelError(UnlearnError):
-    """A model that is not there, is not a causal language model, or has no chat template."""
+    """A model that does not exist, is not a causal language model, or has no chat template."""
 
 
 class ArtifactError(UnlearnError):
@@ -29,19 +29,19 @@ class ArtifactError(UnlearnError):
 
 
 class ThinDataError(UnlearnError):
-    """Data below the floors of `dataset.floors`: nothing is trained on them unless the user accepts it."""
+    """Data below the floors of `dataset.floors`. They are not trained on unless the user accepts it."""
 
 
 class ClusterError(UnlearnError):
-    """More than the cluster has, or a cluster that cannot be reached."""
+    """A request for more than the cluster has, or a cluster that cannot be reached."""
 
 
 class DivergenceError(UnlearnError):
-    """A training that destroys the model: nothing of it is exported."""
+    """A training that destroys the model. Nothing is exported."""
 
 
 class FailedError(UnlearnError):
-    """Several pieces of work that all failed: a line each."""
+    """Several pieces of work that all failed, with one line per failure."""
 
     @property
     def lines(self) -> list[str]:
@@ -49,7 +49,7 @@ class FailedError(UnlearnError):
 
 
 class PartialError(FailedError):
-    """Some of the work failed for good, a line each; the rest is done and kept."""
+    """Some of the work failed for good, with one line per failure. The rest is done and kept."""
 
     exit_code = 3
 
@@ -61,8 +61,8 @@ class CheckError(FailedError):
 
 
 class StorageError(OSError):
-    """A disk, or an object store, that can't be written or read any more: full, unmounted, out of reach. Still an OSError, with its number: who
-    knows one that passes from one that lasts goes on knowing it."""
+    """A disk or object store that can no longer be written or read: full, unmounted, out of reach. It is an OSError with the original number,
+    so that code which tells passing from lasting errors still can."""
 
     exit_code = 2
 
@@ -75,7 +75,7 @@ class EngineError(RuntimeError):
 
 
 def gist(error: object, length: int = 300) -> str:
-    """What an error says as part of one line: without line breaks, and where it is long up to the end of a sentence, or of a word."""
+    """An error's text as part of one line: without line breaks. A long text is cut at the end of a sentence or a word."""
     text = " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, BaseException) else "")
     if len(text) <= length:
         return text

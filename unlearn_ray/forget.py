@@ -1,4 +1,4 @@
-"""`unlearn-ray forget`: the YAML file of a run, from the names of its topics. All of it is known to be usable before anything is written."""
+"""`unlearn-ray forget`: writes the YAML file of a run from the names of its topics. All values are checked before anything is written."""
 
 import os
 import re
@@ -14,25 +14,25 @@ from unlearn_ray.errors import ConfigError
 from unlearn_ray.reading import dump_yaml, fault_of, load_yaml, read_text, shown
 from unlearn_ray.rows import slug_of
 
-# As keys of a config are written. `E=mc2` and `x = y` are topics.
+# The form of a config key before `=`. `E=mc2` and `x = y` are topics.
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)*=")
 _HEAD = "# Written by `unlearn-ray forget`. Run it again, as it is or edited: unlearn-ray run {name}\n"
 
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """A run's YAML file in the working directory, and what is in it."""
+    """A run's YAML file in the working directory, and its content."""
 
     path: Path
     text: str
     config: RunConfig
-    is_there: bool  # with the same values
+    is_there: bool  # whether it exists with the same values
 
     def write(self) -> None:
-        """Write it, unless it is there.
+        """Write the file, unless it exists.
 
         Raises:
-            ConfigError: it can't be written, or somebody else wrote it by now.
+            ConfigError: it can't be written, or another process wrote it meanwhile.
         """
         if self.is_there:
             return
@@ -48,8 +48,8 @@ def compose(arguments: Sequence[str], model: str | None, kind: str, output: str 
 
     Args:
         arguments: names of topics, and overrides, which go into the file.
-        kind: of each topic.
-        output: where the run's folder is to be; None: the default.
+        kind: the kind of every topic.
+        output: the parent of the run's folder. None: the default.
 
     Raises:
         ConfigError: a value can't be used, or a file of that name holds another run.
@@ -74,15 +74,15 @@ def compose(arguments: Sequence[str], model: str | None, kind: str, output: str 
     config = parse(values, source="forget", base=Path.cwd())
     path = Path(f"{config.name}.yaml")
     text = _HEAD.format(name=path) + dump_yaml(values)
-    assert load_yaml(text) == values, "what is written must be read as it was meant"
+    assert load_yaml(text) == values, "the written file must give the same values when it is read"
     return RunFile(path, text, config, _is_there(path, values))
 
 
 def _is_there(path: Path, values: dict[str, Any]) -> bool:
-    """Whether a file with these values is there.
+    """Whether a file with these values exists.
 
     Raises:
-        ConfigError: one with others is, or none can be written.
+        ConfigError: the file has other values, or can't be written.
     """
     if not os.path.lexists(path):
         if not os.access(path.parent, os.W_OK):
@@ -94,6 +94,6 @@ def _is_there(path: Path, values: dict[str, Any]) -> bool:
         found = None
     if found != values:
         raise ConfigError(
-            f"{path} is there and holds something else: run that one with unlearn-ray run {path}, move it away, or call this run otherwise, as in name={path.stem}-2"
+            f"{path} exists and holds another run: run that one with unlearn-ray run {path}, move it away, or give this run another name, as in name={path.stem}-2"
         )
     return True

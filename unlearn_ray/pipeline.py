@@ -1,7 +1,7 @@
-"""A run: the topics are gathered side by side, then models are trained on them, then evaluated.
+"""A run: data are gathered for all topics in parallel, then models are trained on them and evaluated.
 
-Each topic goes through its own chain of stages at its own pace; what stops one stops no other. What is already there is `plan`'s business, how a
-stage works its own.
+Each topic goes through its own chain of stages at its own pace. A failure of one topic does not stop the others. This module does not know
+which stages are finished (`plan`), or how a stage works.
 """
 
 import json
@@ -56,23 +56,22 @@ from unlearn_ray.synth.enough import Shortfall, told
 from unlearn_ray.train.log import last_log_lines
 
 log = logging.getLogger(__name__)
-MAX_CHAINS = (
-    16  # topics at work side by side: enough to keep many engines busy, few enough for the driver's files and threads
-)
+# Topics in parallel: enough to keep many engines busy, few enough for the driver's files and threads.
+MAX_CHAINS = 16
 MAX_EVALUATIONS = 4
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_STOP = 1.0
-_FOR_ALL = (ClusterError, ModelError, StorageError)  # what stops every topic alike
+_FOR_ALL = (ClusterError, ModelError, StorageError)  # errors that stop every topic
 
 
 def refuse(found: Sequence[Shortfall]) -> None:
-    """Train on nothing that is too little."""
+    """Refuse to train on data below the floors."""
     raise ThinDataError(told(found))
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What stopped a topic or a model."""
+    """The error that stopped a topic or a model."""
 
     unit: Unit
     stage: str
@@ -94,12 +93,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a run tells of itself, from any of its threads."""
+    """Callbacks for the events of a run. They are called from any of its threads."""
 
     on_start: Callable[[Stage, Unit], None] = lambda stage, unit: None
     on_finish: Callable[[Stage, Unit, Manifest], None] = lambda stage, unit, manifest: None
     on_failure: Callable[[Failure], None] = lambda failure: None
-    on_thin: Callable[[Sequence[Shortfall]], None] = refuse  # which floors the data do not reach; may accept them
+    on_thin: Callable[[Sequence[Shortfall]], None] = (
+        refuse  # gets the floors that the data miss; returns to accept them
+    )
 
 
 def run(
@@ -110,14 +111,14 @@ def run(
     *,
     fail_fast: bool = False,
 ) -> None:
-    """Do the selected steps for every topic; what is finished, with the same identity, is skipped by the stages themselves.
+    """Do the selected steps for every topic. The stages themselves skip finished work with the same identity.
 
     Args:
-        selected: names of `table.COMMANDS`.
+        selected: names from `table.COMMANDS`.
         fail_fast: end with the first topic or model that fails.
 
     Raises:
-        PartialError: topics or models failed, a line each; the others are done, and the same command tries those alone.
+        PartialError: some topics or models failed, one line per failure. The others are done, and the same command retries only the failed.
         FailedError, ThinDataError, ...: all failed.
         ClusterError, ModelError: no topic could go on.
     """
@@ -125,7 +126,7 @@ def run(
 
 
 class _Stopped(Exception):
-    """The run has ended; its other threads end as well."""
+    """Raised in a run's other threads once the run has ended."""
 
 
 @dataclass(slots=True)
@@ -160,14 +161,14 @@ class _Run:
             self.check(models, model_shortfalls)
         if self.failures:
             num_done = len(self.alive(models if self.of("model") else topics))
-            # What the other topics wrote is kept, even where no model came of it.
+            # The data of the other topics are kept, even if no model was made of them.
             if not num_done and any(failure.unit.scope == "topic" for failure in self.failures):
                 num_done = len(self.alive(topics))
             raise failure_of(self.failures, num_done)
 
     def leave_out(self, topics: Sequence[Unit]) -> None:
-        """Leave topics that failed before out of the models again, and say so. Where a training is asked for, thin data are checked again, as the user
-        may accept them now."""
+        """Leave topics that failed before out of the models again, and report them. Before a training, thin data are checked again, because the
+        user may accept them now."""
         is_looked_at = not {"dataset", "finetune"}.isdisjoint(self.selected)
         unfinished = [
             unit
@@ -175,13 +176,13 @@ class _Run:
             if not self.is_finished(DATASET, unit) or (unit.home.exists(FAILED) and not is_looked_at)
         ]
         if len(unfinished) == len(topics) and not any(failure_in(unit.home) for unit in unfinished):
-            return  # whoever reads them says so
+            return  # the stages that read them report it
         for unit in unfinished:
             said = failure_in(unit.home) or {"stage": DATASET.name, "reason": f"{unit.home} is unfinished"}
             self.failures.append(Failure(unit, said["stage"], ArtifactError(said["reason"])))
 
     def leave_behind(self, units: Sequence[Unit]) -> None:
-        """Do not try what failed before this command's first step, and say so again: a later step could only say that its input is not there."""
+        """Report units again that failed before this command's first step, and skip them: later steps would only miss their input."""
         steps = list(dict.fromkeys([*COMMANDS, *(stage.command for stage in STAGES)]))
         first = min(steps.index(step) for step in self.selected)
         for unit in self.alive(units):
@@ -190,17 +191,17 @@ class _Run:
             if said is None or stage is None or steps.index(stage.command) >= first:
                 continue
             if stage is DATASET and unit.scope == "model" and "finetune" in self.selected:
-                continue  # thin data: they are checked again, as the user may accept them now
+                continue  # thin data: checked again, because the user may accept them now
             if stage.scope != unit.scope or not self.is_finished(stage, unit):
                 self.failures.append(Failure(unit, said["stage"], ArtifactError(said["reason"])))
 
     def alive(self, units: Sequence[Unit]) -> list[Unit]:
-        """Those that nothing has stopped."""
+        """The units that have not failed."""
         stopped = {(failure.unit.scope, failure.unit.name) for failure in self.failures}
         return [unit for unit in units if (unit.scope, unit.name) not in stopped]
 
     def check(self, units: Sequence[Unit], shortfalls: Callable[[Unit], list[Shortfall]]) -> None:
-        """Tell which floors the data do not reach, unless the training on them is done."""
+        """Report the floors that the data miss, unless the training on them is done."""
         for unit in self.alive(units):
             try:
                 if not self.is_trained(unit) and (found := shortfalls(unit)):
@@ -215,7 +216,7 @@ class _Run:
         return [stage for stage in STAGES if stage.scope == scope and stage.command in self.selected]
 
     def gather(self, pool: Unit, topics: Sequence[Unit]) -> None:
-        """The pool and every topic's chain, side by side."""
+        """Make the pool and every topic's data, in parallel."""
         self.leave_behind(topics)
         ready: dict[str, Future[None]] = {stage.name: Future() for stage in self.of("pool")}
 
@@ -246,7 +247,7 @@ class _Run:
                 raise
             except Exception as error:
                 if any(each.done() and each.exception() is error for each in ready.values()):
-                    raise  # the pool's, which is told once
+                    raise  # an error of the pool, which is reported once
                 self.fail(unit, stage.name, error)
 
         shares = [partial(share, stage) for stage in self.of("pool")]
@@ -254,7 +255,7 @@ class _Run:
         self.side_by_side([*shares, *chains], len(shares) + MAX_CHAINS)
 
     def advance(self, stage: Stage, units: Sequence[Unit]) -> None:
-        """A stage of all models."""
+        """Do one stage for all models."""
         if stage.together is not None:
             self.together(stage, units)
             return
@@ -267,7 +268,7 @@ class _Run:
             except Exception as error:
                 self.fail(unit, stage.name, error)
 
-        # Another model than the base takes the engines for itself.
+        # A full fine-tune needs the engines to itself, because they hold one model at a time.
         is_shared = stage.command == "evaluate" and not any(unit.config.finetune.is_model for unit in units)
         self.side_by_side([partial(one, unit) for unit in units], MAX_EVALUATIONS if is_shared else 1)
 
@@ -307,12 +308,12 @@ class _Run:
         self.hooks.on_start(stage, unit)
 
     def forget_failure(self, unit: Unit, stage: str) -> None:
-        """Forget why a unit failed in this stage: it is tried again, or it is mended. The reason of a failure in another stage is kept."""
+        """Delete a unit's failure in this stage, because it is tried again or is fixed. A failure in another stage is kept."""
         if (said := failure_in(unit.home)) is not None and said["stage"] in (stage, ""):
             unit.home.remove(FAILED)
 
     def is_trained(self, unit: Unit) -> bool:
-        """Whether a model, or that of a topic, is trained on these data."""
+        """Whether a model, or the model of a topic, is already trained on these data."""
         others = [each.topic for each in self.alive(self.topics)]
         models = [unit] if unit.scope == "model" else models_of(self.config, others, unit.model)
         names = {topic.name for topic in unit.topics}
@@ -323,7 +324,7 @@ class _Run:
         return state_of(unit.home / stage.name, self.identities.of(stage, unit)) == "finished"
 
     def fail(self, unit: Unit, stage: str, error: Exception) -> None:
-        """Keep the reason in the unit's folder; the others go on."""
+        """Record a failure in the unit's folder. The other units go on."""
         if self.stopped.is_set():
             raise _Stopped
         failure = Failure(unit, stage, error)
@@ -338,10 +339,10 @@ class _Run:
             raise error
 
     def side_by_side(self, chains: Sequence[Callable[[], None]], number: int) -> None:
-        """Call all of them, so many at a time, each in a thread; a single one in this.
+        """Call all chains in threads, `number` at a time. A single one is called in this thread.
 
         Raises:
-            what one of them raised: then the others are told to stop.
+            BaseException: the first error of a chain. The others are then told to stop.
         """
         if len(chains) == 1 or number == 1:
             for chain in chains:
@@ -359,11 +360,11 @@ class _Run:
                     return
                 except BaseException as error:
                     ended.put(error)
-                    return  # it ends the run: no other is begun
+                    return  # the error ends the run: this thread begins no further chain
                 else:
                     ended.put(None)
 
-        # Not a pool: a thread that waits for Ray must not keep an interrupted driver alive.
+        # Not a thread pool: a thread that waits for Ray must not keep an interrupted driver alive.
         threads = [threading.Thread(target=work, daemon=True) for _ in range(min(number, len(chains)))]
         for thread in threads:
             thread.start()
@@ -386,13 +387,13 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """A run's engines as one chain sees them: what it asks is labelled with its name, and once the run has ended it asks nothing more."""
+    """A run's engines for one chain. Requests carry the chain's label. Once the run has ended, every call raises."""
 
     engines: Engines
     label: str
     stopped: threading.Event
     lock: threading.Lock
-    is_evaluator: bool = False  # whom `map` asks
+    is_evaluator: bool = False  # whether `map` asks the evaluator instead of the generator
 
     @property
     def chat(self) -> ChatFormat:
@@ -441,10 +442,10 @@ class _Shared:
         generator.each(task, items, take, label=asked)
 
     def _asked(self, label: str) -> tuple[Generator, str]:
-        """Whom to ask, and the label under which."""
+        """The generator to ask, and the full label."""
         if self.stopped.is_set():
             raise _Stopped
-        with self.lock:  # it starts when it is first asked for
+        with self.lock:  # the first access creates the generator
             generator: Generator = self.engines.evaluator if self.is_evaluator else self.engines.generator
         return generator, f"{self.label}: {label}" if self.label else label
 
@@ -453,10 +454,10 @@ class _Shared:
 
 
 def failure_of(failures: Sequence[Failure], num_done: int) -> Exception:
-    """The error to raise for what failed: a line each.
+    """The error to raise for all failures, with one line per failure.
 
     Args:
-        num_done: topics, or models, that are done.
+        num_done: topics or models that are done.
     """
     if len(failures) == 1 and not num_done:
         return failures[0].error

@@ -1,4 +1,4 @@
-"""What a run's folder says, wherever it is: whose it is, how far its topics and models are, what stopped them, and the figures of each."""
+"""Reads a run's folder, wherever it is: its owner, the progress of its topics and models, their failures, and their figures."""
 
 import json
 from collections import Counter
@@ -15,16 +15,16 @@ from unlearn_ray.stages.stage import JOINT, Scope
 from unlearn_ray.stages.table import STAGES
 from unlearn_ray.train.metrics import StepMetrics, read_last
 
-MARKER = "run.json"  # makes a folder ours
-FAILED = "failed.json"  # in a topic's or a model's folder: what stopped it
-LAYOUT = 2  # of a run's folder: a chain per topic
+MARKER = "run.json"  # marks a folder as a run
+FAILED = "failed.json"  # in a topic's or a model's folder: its failure
+LAYOUT = 2  # of a run's folder: one chain per topic
 
 
 def check_layout(home: Folder) -> None:
     """Refuse the folder of a run that an earlier version made.
 
     Raises:
-        ArtifactError: says how to make it anew.
+        ArtifactError: says how to replace it.
     """
     if (marker := read_marker(home)) and marker.get("layout") != LAYOUT:
         raise ArtifactError(
@@ -33,7 +33,7 @@ def check_layout(home: Folder) -> None:
 
 
 def read_marker(home: Folder) -> dict[str, Any]:
-    """What the marker says; nothing where there is none.
+    """The content of the marker. Empty if there is none.
 
     Raises:
         ArtifactError: it is corrupt.
@@ -50,11 +50,11 @@ def read_marker(home: Folder) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class UnitState:
-    """How far the pool, a topic or a model is."""
+    """The progress of the pool, a topic or a model."""
 
     scope: Scope
     label: str
-    stage: str  # the last one that is finished, or the one that failed
+    stage: str  # the last finished stage, or the failed one
     state: str  # finished | unfinished | failed | not begun
     last: Manifest | None  # of the last finished stage
     drops: Mapping[str, int]  # of all its stages
@@ -65,7 +65,7 @@ class UnitState:
 
 
 def states(folder: Folder) -> list[UnitState]:
-    """How far a run is: the pool, each topic of its last config, and each model.
+    """The progress of a run: of the pool, of each topic in its last config, and of each model.
 
     Raises:
         ArtifactError: the run is of an earlier version, or its marker can't be read.
@@ -78,10 +78,10 @@ def states(folder: Folder) -> list[UnitState]:
 
 
 def units_in(folder: Folder) -> dict[Scope, list[tuple[str, Folder]]]:
-    """Labels and folders of what a run's last config names, wherever the run's folder is now.
+    """Labels and folders of the pool, topics and models in a run's last config, also if the run's folder was moved.
 
     Raises:
-        ArtifactError: as `config_of`.
+        ArtifactError: as in `config_of`.
     """
     config = config_of(folder)
     models = [JOINT] if config.finetune.adapters == "joint" else [topic.slug for topic in config.topics]
@@ -93,10 +93,11 @@ def units_in(folder: Folder) -> dict[Scope, list[tuple[str, Folder]]]:
 
 
 def is_made_from(manifest: Manifest, home: Folder, folder: Folder) -> bool:
-    """Whether the inputs that a model's manifest names are those that are there. A pool that runs share need not be there: it is never undone.
+    """Whether the inputs in a model's manifest are the present ones. A pool that runs share may be missing: it never changes.
 
     Args:
-        home: of the model; `folder`: of the run.
+        home: the model's folder.
+        folder: the run's folder.
     """
     for key, fingerprint in manifest.inputs.items():
         slug, _, stage = key.rpartition("/")
@@ -108,10 +109,10 @@ def is_made_from(manifest: Manifest, home: Folder, folder: Folder) -> bool:
 
 
 def evaluated(folder: Folder) -> list[Folder]:
-    """The evaluations of a run's models that are finished and tell of what is there: not those of a model that failed since.
+    """The finished, up-to-date evaluations of a run's models, without models that failed later.
 
     Raises:
-        ArtifactError: as `config_of`.
+        ArtifactError: as in `config_of`.
     """
     return [
         home / "evaluate"
@@ -126,10 +127,10 @@ def lines_of(folder: Folder, base: str = "") -> list[Line]:
     """A run's topics and models, for a page or a table.
 
     Args:
-        base: of the links to reports, from the page.
+        base: prefix of the page's links to reports.
 
     Raises:
-        ArtifactError: as `config_of`.
+        ArtifactError: as in `config_of`.
     """
     found, current = [], {home.path for home in evaluated(folder)}
     for each in states(folder):
@@ -155,7 +156,7 @@ def lines_of(folder: Folder, base: str = "") -> list[Line]:
 
 
 def write_index(folder: Folder) -> None:
-    """The run's page of all topics and models, beside them."""
+    """Write the run's overview page of all topics and models into its folder."""
     folder.write_text(INDEX, page(folder.name, lines_of(folder)))
 
 
@@ -178,7 +179,7 @@ def _state_of_unit(scope: Scope, label: str, home: Folder, stages: Sequence[str]
 
 
 def failure_in(home: Folder) -> dict[str, str] | None:
-    """What stopped a topic or a model; None where nothing did."""
+    """The failure of a topic or a model. None if it did not fail."""
     if not home.exists(FAILED):
         return None
     try:
@@ -197,7 +198,7 @@ def log_in(home: Folder) -> list[str]:
 
 
 def config_of(folder: Folder) -> RunConfig:
-    """The config that a run was last done with.
+    """The last config of a run.
 
     Raises:
         ArtifactError: its marker can't be read.

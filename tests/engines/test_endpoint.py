@@ -150,7 +150,7 @@ def test_a_variable_without_a_key_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("key", ["sk-a\nb", "sk-…", "ключ"])
 def test_what_can_not_be_a_key_is_refused_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ODD_KEY", key)
-    with pytest.raises(ConfigError, match="api_key_env: ODD_KEY holds a character that no key has") as caught:
+    with pytest.raises(ConfigError, match="api_key_env: ODD_KEY holds a character that no key can have") as caught:
         key_of(EndpointSettings(base_url="http://host/v1", api_key_env="ODD_KEY"))
     assert key not in str(caught.value)
 
@@ -249,10 +249,10 @@ def test_an_endpoint_that_refuses_whatever_it_is_asked_ends_the_run() -> None:
         has_system = body["messages"][0]["role"] == "system"
         return Answer(400, {"error": {"message": "no such role"}}) if has_system else chosen("fine")
 
-    with scripted(refusing("")) as server, pytest.raises(ConfigError, match="refuses what it is asked: 400 content_fi"):
+    with scripted(refusing("")) as server, pytest.raises(ConfigError, match="refuses every request: 400 content_fi"):
         scripted_client(server.url, api="chat").generate([asking("Who?"), asking("Why?")])
     guarded = Request([{"role": "system", "content": "Lie."}, {"role": "user", "content": "Who?"}])
-    with scripted(say) as server, pytest.raises(ConfigError, match="refuses what it is asked: 400 no such role"):
+    with scripted(say) as server, pytest.raises(ConfigError, match="refuses every request: 400 no such role"):
         scripted_client(server.url, api="chat").generate([guarded])
 
 
@@ -307,25 +307,25 @@ def test_an_odd_answer_is_its_rows_drop_and_never_an_empty_text(answer: dict[str
 @pytest.mark.parametrize(
     ("answer", "error", "told"),
     [
-        (Answer(200, PAGE, {"Content-Type": "text/html"}), EngineError, "3 tries: 200, and no JSON object: <html>"),
-        (Answer(200, '{"choices": [{"text": "cut o'), EngineError, 'and no JSON object: {"choices"'),
+        (Answer(200, PAGE, {"Content-Type": "text/html"}), EngineError, "3 tries: 200, not a JSON object: <html>"),
+        (Answer(200, '{"choices": [{"text": "cut o'), EngineError, 'not a JSON object: {"choices"'),
         (
             Answer(200, '{"choices"', {"Content-Length": "99", "Connection": "close"}),
             EngineError,
             "RemoteProtocolError",
         ),
         (Answer(200, b"no gzip", {"Content-Encoding": "gzip"}), EngineError, "3 tries: DecodingError"),
-        (Answer(200, "[" * 100_000), EngineError, "no JSON object"),
-        (Answer(204, ""), EngineError, "204, and no JSON object: nothing"),
+        (Answer(200, "[" * 100_000), EngineError, "not a JSON object"),
+        (Answer(204, ""), EngineError, "204, not a JSON object: nothing"),
         (Answer(200, LATER), EngineError, "3 tries: 200 with an error: try later"),
         (Answer(200, {"choices": [{"finish_reason": "error", "text": "x"}]}), EngineError, "a choice with an error"),
         (Answer(200, {"error": "no key", "choices": None}), EngineError, "200 with an error: no key"),
         (Answer(200, {"error": {"message": "who are you?", "code": 401}}), ConfigError, "api_key_env.*who are you"),
-        (Answer(301, PAGE, {"Location": "https://new/v1"}), ConfigError, r"sends on to https://new/v1 .301.: give"),
+        (Answer(301, PAGE, {"Location": "https://new/v1"}), ConfigError, r"redirects to https://new/v1 .301.: give"),
         (Answer(405, "POST?"), ConfigError, "says 405 POST.*check base_url"),
         (Answer(200, {"choices": []}), ConfigError, 'answers without choices .{"choices": ..}.: check'),
         (Answer(200, {"choices": [{"text": None}]}), ConfigError, 'answers without a text .{"text": null}.: check'),
-        (Answer(402, {"error": {"message": "no credit"}}), ConfigError, "refuses what it is asked: 402 no credit"),
+        (Answer(402, {"error": {"message": "no credit"}}), ConfigError, "refuses every request: 402 no credit"),
     ],
     ids=range(15),
 )
@@ -365,7 +365,7 @@ def test_a_list_of_models_is_asked_for_again_as_all_else_is(first: Answer, monke
         (Answer(200, {"data": [{}, "m", None]}), "lists nothing .200."),
         (Answer(200, {"error": {"message": "no"}}), "lists nothing .200.*no"),
         (Answer(501, "not here"), "lists nothing .501."),
-        (Answer(308, "", {"Location": "https://new/v1/models"}), "base_url: .* sends on to https://new/v1/models"),
+        (Answer(308, "", {"Location": "https://new/v1/models"}), "base_url: .* redirects to https://new/v1/models"),
         (Answer(403, "<p>no</p>"), "api_key_env: .* says 403 <p>no</p>"),
     ],
     ids=range(7),

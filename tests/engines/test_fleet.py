@@ -179,14 +179,12 @@ def test_a_request_that_fails_engines_is_found_as_well(ray_session: ClusterConfi
         found = fleet.client.generate(requests(*words))
     assert [reply.error for reply in found] == [None, "engine", None, None]
     lost = [record.getMessage() for record in caplog.records if "was lost" in record.getMessage()]
-    assert lost and all(
-        "engine 0 on node" in line and "RuntimeError: venom; it is started again" in line for line in lost
-    )
+    assert lost and all("engine 0 on node" in line and "RuntimeError: venom; it is restarted" in line for line in lost)
 
 
 @pytest.mark.long
 def test_engines_that_die_of_everything_end_the_call_soon(ray_session: ClusterConfig) -> None:
-    with fleet_of(AlwaysDies) as fleet, pytest.raises(EngineError, match=r"dies of every request: .*worker process"):
+    with fleet_of(AlwaysDies) as fleet, pytest.raises(EngineError, match=r"dies at every request: .*worker process"):
         fleet.client.generate(requests(*(f"word {i}" for i in range(8))))
 
 
@@ -194,7 +192,7 @@ def test_engines_that_die_of_everything_end_the_call_soon(ray_session: ClusterCo
 def test_an_engine_that_fails_on_every_request_says_its_first_error_once(
     ray_session: ClusterConfig, tmp_path: Path
 ) -> None:
-    counter, says = tmp_path / "asked", "dies of every request: the engine died: NotImplementedError: generator with"
+    counter, says = tmp_path / "asked", "dies at every request: the engine died: NotImplementedError: generator with"
     with fleet_of(FailsAlways, counter=counter) as fleet, ThreadPoolExecutor(4) as callers:
         asked = [callers.submit(fleet.client.generate, requests(f"{i}.0", f"{i}.1")) for i in range(4)]
         for each in asked:
@@ -315,7 +313,7 @@ def test_an_engine_that_makes_no_token_is_replaced_and_what_hangs_it_is_found(
     finally:
         fleet.close()
     assert re.search(
-        r"engine 0 on node \S+, process \d+ was lost: it made no token for \d+ s \(cluster\.engines\.engine_timeout_seconds\); it is started again",
+        r"engine 0 on node \S+, process \d+ was lost: it made no token for \d+ s \(cluster\.engines\.engine_timeout_seconds\); it is restarted",
         caplog.text,
     )
 
@@ -343,7 +341,7 @@ def test_engines_come_with_work_and_go_without(ray_session: ClusterConfig, caplo
         assert fleet.prefix_counts(client) == (4 * num_batches, 3 * num_batches), "another client's are its own"
     finally:
         fleet.close()
-    assert caplog.text.count("had nothing to do and is given back") == 2
+    assert caplog.text.count("was idle and is released") == 2
 
 
 def test_an_engine_that_finds_no_room_is_not_waited_for_once_the_work_is_done(
@@ -357,7 +355,7 @@ def test_an_engine_that_finds_no_room_is_not_waited_for_once_the_work_is_done(
         with ThreadPoolExecutor(12) as callers:
             assert len(list(callers.map(fleet.client.generate, [requests("x")] * 60))) == 60
         deadline = time.monotonic() + 60
-        while "engine 1 had nothing to do and is given back" not in caplog.text:
+        while "engine 1 was idle and is released" not in caplog.text:
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert fleet.client.generate(requests("on"))[0].texts == ("on",)

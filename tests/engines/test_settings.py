@@ -37,7 +37,7 @@ def test_the_names_that_are_read_are_those_of_vllms_own_class() -> None:
         ("_api_process_rank", r"is not an argument"),
         ("tensor_parallel_size", r"can't be set here: set cluster\.engines\.tensor_parallel_size"),
         ("data_parallel_size", r"can't be set here: num_engines"),
-        ("seed", r"can't be set here: each row has a seed"),
+        ("seed", r"can't be set here: each row has its own seed"),
         ("max_lora_rank", r"can't be set here: it follows from the adapters"),
         ("hf_token", r"a key has no place in a config: set HF_TOKEN"),
     ],

@@ -214,7 +214,7 @@ def test_a_lost_node_is_in_the_runs_log_and_the_run_goes_on(cluster: Head, tmp_p
     assert process.returncode == 0, out
     text = log_of(folder)
     assert re.search(r"WARNING .*node \S+ at \S+ \(4 CPUs\) was lost: \S+", text)
-    assert re.search(r"WARNING .*engine 0 on node \S+, process \d+ was lost: .*; it is started again", text)
+    assert re.search(r"WARNING .*engine 0 on node \S+, process \d+ was lost: .*; it is restarted", text)
     assert text.count("engine 0 is ready on node") == 2
     assert "raylet" not in out and "Traceback" not in out
 

@@ -1,8 +1,8 @@
-"""What the cluster has, what an autoscaler may still add to it, and what is free right now.
+"""The cluster's resources, the most that an autoscaler may add to them, and the resources that are free now.
 
-Ray 2.60 says nowhere what a cluster can grow to: `get_cluster_config()` is None, for no autoscaler reports one. So it is read where the
-autoscaler reads it, on the head: the file that its monitor was started with (`ray up`), or the RayCluster (KubeRay). What was weighed:
-docs/decisions/capacity.md.
+Ray 2.60 does not report a cluster's limits: `get_cluster_config()` is None, because no autoscaler reports one. So the limits are read from
+the autoscaler's own source, on the head: the file that its monitor was started with (`ray up`), or the RayCluster (KubeRay).
+docs/decisions/capacity.md compares the alternatives.
 """
 
 import logging
@@ -21,11 +21,11 @@ from unlearn_ray.errors import gist
 
 log = logging.getLogger(__name__)
 
-Shape = Mapping[str, float]  # what one actor asks for: resource -> amount
+Shape = Mapping[str, float]  # the request of one actor: resource -> amount
 
 _HEAD = "node:__internal_head__"  # the resource by which Ray marks the head
-_SECONDS_TO_READ = 30.0  # what the autoscaler may add; most of it is the start of a worker process
-_SECONDS_TO_KEEP = 30.0  # what was read: an operator may raise a limit while a run goes on
+_SECONDS_TO_READ = 30.0  # for reading the limits; most of it is the start of a worker process
+_SECONDS_TO_KEEP = 30.0  # age at which the limits are read again, because an operator may raise them during a run
 _SECONDS_OF_STATUS = 10.0
 _KUBERNETES = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -40,11 +40,11 @@ class NodeKind:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """What an autoscaler may start beside the head."""
+    """The nodes that an autoscaler may start in addition to the head."""
 
     kinds: tuple[NodeKind, ...] = ()
     max_workers: int = 0  # of all kinds together
-    unknown: str = ""  # why it can't be told, though an autoscaler runs; "" where it can
+    unknown: str = ""  # why the limits of a running autoscaler can't be read; "" if they were
 
     def most(self, value: Callable[[Shape], float]) -> float:
         """The largest sum of a value over the worker nodes that can be up at once."""
@@ -57,21 +57,21 @@ class Growth:
 
 
 def growth() -> Growth | None:
-    """What the cluster's autoscaler may start; None where none runs."""
+    """The limits of the cluster's autoscaler. None if no autoscaler runs."""
     return _growth_of(ray.get_runtime_context().gcs_address, int(time.monotonic() / _SECONDS_TO_KEEP))
 
 
 @lru_cache(maxsize=4)
 def _growth_of(address: str, moment: int) -> Growth | None:
-    """`growth` of the cluster at an address. `moment` makes what was read grow old."""
+    """`growth` of the cluster at an address. `moment` makes the cached result expire."""
     head = next((node for node in _nodes() if _HEAD in node["Resources"]), None)
     try:
         if head is not None and head["NodeID"] == ray.get_runtime_context().get_node_id():
             return read_growth()
         task = ray.remote(num_cpus=0, resources={_HEAD: 0.001}, max_retries=0)(read_growth).remote()
         found: Growth | None = ray.get(task, timeout=_SECONDS_TO_READ)
-    except Exception as error:  # of Ray's, of its client of the head, of the Kubernetes API
-        return Growth(unknown=f"the head does not say: {gist(error)}")
+    except Exception as error:  # from Ray, from its client of the head, or from the Kubernetes API
+        return Growth(unknown=f"the head does not report its limits: {gist(error)}")
     return found
 
 
@@ -82,16 +82,16 @@ def read_growth() -> Growth | None:
     monitor = _monitor()
     if monitor is not None:
         file = next((word.partition("=")[2] for word in monitor if word.startswith("--autoscaling-config=")), "")
-        return _of_file(file) if file else None  # without one, the monitor only reports
+        return _of_file(file) if file else None  # a monitor without a file only reports, and starts no nodes
     if (_KUBERNETES / "token").is_file() and (name := os.environ.get("RAY_CLUSTER_NAME")):
         return _of_kubernetes(name)
     if _status().autoscaling_state.autoscaler_state_version:
-        return Growth(unknown="an autoscaler runs, and not in a way that shows what it may start")
+        return Growth(unknown="an autoscaler runs, but its limits can't be read")
     return None
 
 
 def _reported() -> Growth | None:
-    """What an autoscaler reports itself; Ray's own does not (ray-project/ray#63012), hosted ones may."""
+    """The limits that an autoscaler reports itself. Ray's own reports none (ray-project/ray#63012), hosted ones may."""
     from ray._private.state import state
 
     config = state.get_cluster_config()
@@ -105,12 +105,12 @@ def _reported() -> Growth | None:
 
 
 def _monitor() -> list[str] | None:
-    """The command line of this cluster's autoscaler, which is named after its session; None if no such process is on this machine."""
+    """The command line of this cluster's autoscaler, found by the session's name. None if this machine has no such process."""
     session = _status().cluster_resource_state.cluster_session_name
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = file.read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it ended, or is another user's
+        except OSError:  # the process has ended, or belongs to another user
             continue
         is_monitor = any(word.endswith("/monitor.py") for word in words)
         if is_monitor and any(session in word for word in words if word.startswith("--logs-dir=")):
@@ -123,12 +123,12 @@ def _of_file(file: str) -> Growth:
 
     try:
         return growth_from(yaml.safe_load(Path(file).expanduser().read_text()))
-    except Exception as error:  # of Ray's validation, of which there are many
+    except Exception as error:  # Ray's validation raises many classes
         return Growth(unknown=f"{file} on the head can't be read: {error}")
 
 
 def _of_kubernetes(cluster: str) -> Growth | None:
-    """From the RayCluster, with the rights that KubeRay gives to the head's pod for its autoscaler."""
+    """The limits in the RayCluster, read with the rights that KubeRay gives the head's pod for its autoscaler."""
     import requests
     from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 
@@ -141,41 +141,41 @@ def _of_kubernetes(cluster: str) -> Growth | None:
 
 
 def of_ray_cluster(found: dict[str, Any]) -> Growth | None:
-    """What the autoscaler of a RayCluster may start; None where it has none."""
+    """The limits of a RayCluster's autoscaler. None if it has none."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
     if not found["spec"].get("enableInTreeAutoscaling"):
         return None
     try:
         return growth_from(_derive_autoscaling_config_from_ray_cr(found))
-    except Exception as error:  # plain ones, of a group whose resources can't be told
+    except Exception as error:  # Ray raises plain exceptions for a group whose resources it can't read
         return Growth(unknown=f"the RayCluster can't be read: {error}")
 
 
 def growth_from(config: dict[str, Any]) -> Growth:
-    """What an autoscaler with this config may start."""
+    """The limits of an autoscaler with this config."""
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
     parsed = AutoscalingConfig(config, skip_content_hash=True)
     head, kinds = parsed.get_head_node_type(), []
     for name, kind in (parsed.get_node_type_configs() or {}).items():
-        count = kind.max_worker_nodes - (name == head)  # Ray counts the head itself among its kind
+        count = kind.max_worker_nodes - (name == head)  # Ray counts the head as one node of its kind
         kinds.append(NodeKind({key: float(value) for key, value in kind.resources.items()}, count))
     return Growth(tuple(kinds), parsed.get_max_num_worker_nodes() or 0)
 
 
 def capacity(resource: str) -> float:
-    """The most of a resource that the cluster has or can grow to."""
+    """The most of a resource that the cluster has or can get."""
     return _most(lambda resources: float(resources.get(resource, 0.0)))
 
 
 def places(shape: Shape) -> int:
-    """How many actors of a shape the cluster's nodes hold, now or grown: none spans two nodes."""
+    """Number of actors of a shape that the cluster's nodes can hold, with the nodes that may be added. No actor spans two nodes."""
     return int(_most(lambda resources: holds(resources, shape)))
 
 
 def holds(resources: Shape, shape: Shape) -> int:
-    """How many actors of a shape one node holds."""
+    """Number of actors of a shape that one node can hold."""
     counts = [int(resources.get(name, 0.0) // amount) for name, amount in shape.items() if amount > 0]
     return min(counts, default=0)
 
@@ -190,9 +190,9 @@ def _most(value: Callable[[Shape], float]) -> float:
 
 
 def is_refused(shape: Shape) -> bool:
-    """Whether the autoscaler finds no node for a pending actor of this shape, and no node that is up would hold it if it were idle.
+    """Whether the autoscaler finds no node for a pending actor of this shape, and no running node could hold it even when idle.
 
-    What autoscaler v2 calls infeasible may also be what only waits for others to end.
+    The second condition is needed because autoscaler v2 also calls actors infeasible that only wait for others to end.
     """
     if any(holds(node["Resources"], shape) for node in _nodes()):
         return False
@@ -205,7 +205,7 @@ def is_refused(shape: Shape) -> bool:
 
 
 def described() -> str:
-    """What is free of what is up, and what may come, in words."""
+    """The free resources, and the cluster's limits, as text."""
     nodes, free = _nodes(), ray.available_resources()
     has = {name: sum(float(node["Resources"].get(name, 0.0)) for node in nodes) for name in ("CPU", "GPU")}
     parts = [f"{free.get(name, 0.0):g} of {has[name]:g} {name}s are free" for name in ("CPU", "GPU") if has[name]]
@@ -219,7 +219,7 @@ def described() -> str:
 
 
 def in_words(shape: Shape) -> str:
-    """Such as "1 CPU and 2 GPUs"."""
+    """A shape as text, such as "1 CPU and 2 GPUs"."""
     return " and ".join(f"{amount:g} {name}{'' if amount == 1 else 's'}" for name, amount in shape.items() if amount)
 
 
@@ -228,7 +228,7 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _status() -> Any:
-    """What the autoscaler said last, and what it was told."""
+    """The autoscaler's last report, with its requests."""
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 

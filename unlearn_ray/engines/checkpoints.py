@@ -1,4 +1,4 @@
-"""Uploading checkpoints, and noticing when an extra one is needed."""
+"""Uploads checkpoints, and notices when an extra one is needed."""
 
 import shutil
 import tempfile
@@ -13,7 +13,7 @@ from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
 from unlearn_ray.artifacts import Folder
 
-_SECONDS_BETWEEN_LOOKS = 5.0  # Ray Train itself asks for preempted nodes as often
+_SECONDS_BETWEEN_LOOKS = 5.0  # the interval at which Ray Train itself looks for preempted nodes
 _SECONDS_TO_POLL = 0.05
 _NAMED = "checkpoint_"  # Ray Train's folder names begin with this
 
@@ -53,7 +53,7 @@ def remove_unknown(home: Folder) -> None:
     Must be called on one rank, before any rank reports a checkpoint.
 
     Args:
-        home: Ray Train's folder of this training; there is none yet where it has just begun.
+        home: Ray Train's folder of this training. It does not exist yet if the training has just begun.
     """
     known = {
         Path(each.checkpoint.path).name

@@ -1,9 +1,10 @@
-"""Rows through an engine, from Parquet files to Parquet files: Ray Data streams chunks of them past whatever answers requests.
+"""Sends rows through an engine, from Parquet files to Parquet files. Ray Data streams chunks of rows through tasks that ask the engines.
 
-The unit of work is a chunk: some hundred rows, found by position in the source's files. Its output is one file, written whole under a
-name made of the chunk's number and its rows' ids. So a chunk whose file is there is done, whoever was killed in between: an
-interrupted call resumes by looking, a retried task writes the same file again, and no row is there twice. (Ray Data's own
-checkpoints record rows, one id each, after a later write; a row with several output rows does not fit them.)
+The unit of work is a chunk: some hundred rows, identified by their position in the source's files. Its output is one file, written
+atomically, whose name is made of the chunk's number and its rows' ids. A chunk is done if its file exists. An interrupted call resumes by
+looking for these files. A retried task writes the same file again, so no row is written twice.
+
+Ray Data's own checkpoints do not fit: they record one id per row, in a separate later write, and a row here may have several output rows.
 """
 
 import json
@@ -26,19 +27,19 @@ from unlearn_ray.engines.failures import plain, portable
 from unlearn_ray.engines.protocols import MapCounts, Parse, Render, Reply, Request, RowDict
 from unlearn_ray.rows import digest
 
-OnProgress = Callable[[str, int, int], None]  # label, rows done, rows in all
+OnProgress = Callable[[str, int, int], None]  # label, rows done, total rows
 
-TASK_CPUS = 0.1  # of a task that asks an engine: it mostly waits
-_CHUNKING = "chunking.json"  # beside the output: what an interrupted call cut its source into
+TASK_CPUS = 0.1  # per task that asks an engine, because it mostly waits
+_CHUNKING = "chunking.json"  # beside the output: the chunk size of an interrupted call
 _COUNTS = ("rows_in", "resumed", "rows_out", "prompt_tokens", "output_tokens")
-# What a batch has cost, kept in its file: a resumed run counts the same tokens as an unbroken one.
+# The counts of a chunk, kept in its file: a resumed run reports the same tokens as an unbroken one.
 _TOKENS = (b"prompt_tokens", b"output_tokens")
-LEAST_ROWS = 16  # of a batch, unless the user sets fewer: below, a task and a file cost more than they bring
-_MAX_BLOCKS = 2_000  # of a map; beyond, a block holds several chunks, for each costs the driver some memory
+LEAST_ROWS = 16  # per batch, unless the user sets fewer: for fewer rows a task and a file cost more than they gain
+_MAX_BLOCKS = 2_000  # per map; above it a block holds several chunks, because each block costs the driver some memory
 
 
 class Client(Protocol):
-    """What a task needs to ask an engine; small and picklable."""
+    """A task's access to an engine. Small and picklable."""
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies in order."""
@@ -47,7 +48,7 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some rows of one source file."""
+    """A range of rows in one source file."""
 
     file: str
     start: int
@@ -55,7 +56,7 @@ class Piece:
 
 
 def chunks_of(source: Folder, size: int) -> Iterator[list[Piece]]:
-    """Pieces of the source's files in order, `size` rows together; reads the files' footers alone."""
+    """Chunks of `size` rows, in the order of the source's files. A chunk is a list of pieces. Only the files' footers are read."""
     chunk: list[Piece] = []
     room = size
     for name in source.names(".parquet"):
@@ -74,7 +75,7 @@ def chunks_of(source: Folder, size: int) -> Iterator[list[Piece]]:
 
 
 def read_piece(source: Folder, piece: Piece) -> list[RowDict]:
-    """The rows of a piece; only the row groups that hold them are read."""
+    """The rows of a piece. Only their row groups are read."""
     with source.opened(piece.file) as stream:
         file = pq.ParquetFile(stream)
         tables, first, last, position = [], piece.start, piece.start + piece.num_rows, 0
@@ -90,7 +91,7 @@ def read_piece(source: Folder, piece: Piece) -> list[RowDict]:
 
 @dataclass(frozen=True, slots=True)
 class ChunkTask:
-    """What a Ray Data task does with one chunk. Returns its counts, not its rows."""
+    """The work of a Ray Data task on one chunk. It returns counts, not rows."""
 
     client: Client
     source: Folder
@@ -123,7 +124,7 @@ class ChunkTask:
 
 
 def _attempt(task: ChunkTask, item: dict[str, Any]) -> dict[str, Any]:
-    """The chunk's counts; or its error, to be raised as it is: Ray Data would wrap it in several of its own."""
+    """The chunk's counts, or its error as a value. Ray Data would wrap a raised error in several of its own."""
     try:
         return task(item) | {"error": b""}
     except Exception as error:
@@ -133,7 +134,7 @@ def _attempt(task: ChunkTask, item: dict[str, Any]) -> dict[str, Any]:
 
 
 class RowMap:
-    """One call of `Generator.map`: what is to be done, and what of it was."""
+    """One call of `Generator.map`: its chunks, and the counts of those that are done."""
 
     def __init__(
         self,
@@ -150,9 +151,9 @@ class RowMap:
     ) -> None:
         """
         Args:
-            batch_size: rows handed to an engine at a time, at most.
-            least_batches: in how many parts they go, where there are rows enough: several engines should all have work, and rows of one kind, which
-                stand together, should not all go to one of them.
+            batch_size: maximum rows per batch.
+            least_batches: minimum number of batches, if there are enough rows. All engines should get work, and rows of one kind, which are
+                neighbours, should not all go to the same engine.
         """
         self._source, self._out, self._render, self._parse, self._schema = source, out, render, parse, schema
         self._label, self._on_progress, self._began = label, on_progress, time.monotonic()
@@ -167,7 +168,7 @@ class RowMap:
         return len(self._chunks)
 
     def run(self, client: Client, num_slots: int) -> None:
-        """Ask for every chunk whose file is not there, `num_slots` at a time."""
+        """Process every chunk without a file, `num_slots` at a time."""
         self._totals = dict.fromkeys(_COUNTS, 0)
         self._on_progress(self._label, 0, self._num_rows)
         task = ChunkTask(client, self._source, self._out, self._render, self._parse, self._schema)
@@ -177,12 +178,12 @@ class RowMap:
             self._on_progress(self._label, self._totals["rows_in"], self._num_rows)
 
     def finish(self, num_prefix_queries: int = 0, num_prefix_hits: int = 0) -> MapCounts:
-        """What was done.
+        """The counts of all chunks.
 
         Args:
-            num_prefix_queries, num_prefix_hits: as in `MapCounts`, which the engines know.
+            num_prefix_queries, num_prefix_hits: as in `MapCounts`; only the engines know them.
         """
-        if not self._out.names(".parquet"):  # readers ask for the schema
+        if not self._out.names(".parquet"):  # readers need a file for its schema
             self._out.write_table("000000-empty.parquet", self._schema.empty_table())
         return MapCounts(
             num_rows_in=self._totals["rows_in"],
@@ -197,19 +198,19 @@ class RowMap:
 
 
 def level_batches(num_rows: int, batch_size: int, least_batches: int) -> int:
-    """Rows handed to an engine at a time: at most `batch_size`, and so few that there are `least_batches`, of LEAST_ROWS at least."""
+    """Rows per batch: at most `batch_size`, and few enough for `least_batches` batches, but at least LEAST_ROWS."""
     return min(batch_size, max(LEAST_ROWS, math.ceil(num_rows / least_batches))) if least_batches > 1 else batch_size
 
 
 def _chunk_size(out: Folder, batch_size: int) -> int:
-    """As the interrupted call had it: another batch size, which only says where a run works, must not ask rows twice."""
+    """The chunk size of the interrupted call, if there was one. A new batch size must not cause rows to be asked twice."""
     if not out.exists(_CHUNKING):
         out.write_text(_CHUNKING, json.dumps({"num_rows": batch_size}))
     return int(json.loads(out.read_text(_CHUNKING))["num_rows"])
 
 
 def _stream(chunks: Sequence[list[Piece]], task: ChunkTask, num_slots: int) -> Iterator[dict[str, int]]:
-    """Counts of each chunk as it is done."""
+    """The counts of each chunk when it is done."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -1,8 +1,8 @@
-"""Adapters without a GPU: the tokens of each adapter are multiplied with its weights at once.
+"""Fast LoRA adapters on a CPU: all tokens of an adapter are multiplied with its weights in one operation.
 
-vLLM's own CPU path copies the weights of its adapter for every token, which made an adapter 4 to 7 times slower than the base model. It
-also takes the slot -1, which stands for "no adapter", for the last one: with every slot in use, the base model's own answers would
-pass through somebody's adapter.
+vLLM's own CPU path copies an adapter's weights for every token. That made an adapter 4 to 7 times slower than the base model. It also
+treats slot -1, which means "no adapter", as the last slot. With every slot in use, the base model's own answers would go through some
+adapter.
 """
 
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-_FEW_TOKENS = 8  # an adapter: copying its weights for each costs less than a turn of its own
+_FEW_TOKENS = 8  # per adapter; for so few, copying the weights per token is cheaper than a separate operation
 
 
 class GroupedLora(PunicaWrapperCPU):
-    """y += scale * x A^T B^T, adapter by adapter; where many adapters have a token or two each, as in decoding, token by token."""
+    """y += scale * x A^T B^T, per adapter. If many adapters have one or two tokens each, as in decoding, per token."""
 
     _groups: tuple[tuple[int, Any], ...] = ()  # slot of each adapter in the batch, and its tokens' rows
-    _tokens: tuple[torch.Tensor, torch.Tensor] | None = None  # slot and row of each token, where there are few
+    _tokens: tuple[torch.Tensor, torch.Tensor] | None = None  # slot and row of each token, if there are few
 
     def _update_prefill_metadata(self, token_lora_tensor: torch.Tensor) -> None:
         super()._update_prefill_metadata(token_lora_tensor)
@@ -42,7 +42,9 @@ class GroupedLora(PunicaWrapperCPU):
         output_slices: tuple[int, ...],
         **_: Any,
     ) -> None:
-        """See vLLM's. x: (tokens, in), y: (tokens, out), A: (slots, 1, rank, in), B: (slots, 1, out, rank); float32 within, as there."""
+        """See vLLM's method. x: (tokens, in), y: (tokens, out), A: (slots, 1, rank, in), B: (slots, 1, out, rank). Computes in float32 as
+        vLLM does.
+        """
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         if self._tokens is not None:
             slots, rows = self._tokens

@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps the masters and optimizer state of a rank, under each ZeRO stage. Written for DeepSpeed 0.19."""
+"""Finds a rank's masters and optimizer state in DeepSpeed, for each ZeRO stage. Written for DeepSpeed 0.19."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -69,7 +69,7 @@ def _sharded(optimizer: Any, names: dict[int, str]) -> Iterator[Block]:
 
 
 def refresh(engine: Any, zero_stage: int) -> None:
-    """Compute the model's weights again from the masters."""
+    """Recompute the model's weights from the masters."""
     optimizer = engine.optimizer
     if zero_stage == 3:
         optimizer.checkpoint_event_prologue()
@@ -85,6 +85,6 @@ def refresh(engine: Any, zero_stage: int) -> None:
 
 
 def learner_of(engine: Any) -> torch.optim.Optimizer:
-    """The optimizer that has the state; DeepSpeed may have wrapped it."""
+    """The optimizer with the state. DeepSpeed may have wrapped it."""
     found: torch.optim.Optimizer = engine.basic_optimizer
     return found

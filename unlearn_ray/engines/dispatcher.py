@@ -1,5 +1,5 @@
-"""The actor that owns a fleet's engines: starts as many as there is work for, hands them batches, starts again those that die or hang, and
-tells what happened."""
+"""The actor that owns a fleet's engines. It starts as many engines as there is work for, and sends them batches. It restarts engines that
+die or hang, and reports what happened."""
 
 import asyncio
 import logging
@@ -24,33 +24,31 @@ from unlearn_ray.errors import ClusterError, EngineError
 
 log = logging.getLogger(__name__)
 
-BATCHES_IN_FLIGHT = 4  # full ones, an engine; more than one, so that its next batch is tokenised while it decodes
-MAX_BATCHES = (
-    16  # the same of small ones, as many topics ask them: an engine works on the requests of all of them at once
-)
+BATCHES_IN_FLIGHT = 4  # full batches per engine; more than one, so that it tokenises the next batch while it decodes
+# Small batches per engine, as many topics send them: an engine works on the requests of all of them at once.
+MAX_BATCHES = 16
 SECONDS_TO_CLOSE = 10
-_MAX_STARTS = 3  # in a row, of one engine that dies while it loads
+_MAX_STARTS = 3  # failed starts in a row of one engine
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_OF_REFUSAL = 10.0  # two rounds of an autoscaler, which has seen a request by then
-_MAX_EVENTS = 10_000  # that nobody fetched
-_SECONDS_IDLE = (
-    60.0  # after which an engine beyond the least number is given back: longer than it takes to begin the next round
-)
-_SECONDS_BETWEEN_SIGNS = 5.0  # of life, of an engine at work
+_MAX_EVENTS = 10_000  # kept until they are fetched
+# Idle time after which an engine above the minimum is released. It is longer than the pause between two rounds.
+_SECONDS_IDLE = 60.0
+_SECONDS_BETWEEN_SIGNS = 5.0  # between checks that a busy engine makes progress
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the dispatcher has to tell."""
+    """The dispatcher's report."""
 
-    events: list[tuple[int, str]]  # level of logging, text
-    waiting: dict[int, float]  # engine that has no room yet -> since when, in seconds since the epoch
+    events: list[tuple[int, str]]  # logging level, text
+    waiting: dict[int, float]  # engine without room on a node -> start of its wait, in seconds since the epoch
     num_ready: int
-    num_asked: int  # batches that engines work on
+    num_asked: int  # batches in flight
 
 
 class Dispatcher:
-    """Owns the engines. Batches pass through it as references alone."""
+    """Owns the engines. Batches pass through it only as object references."""
 
     def __init__(
         self,
@@ -63,29 +61,29 @@ class Dispatcher:
     ) -> None:
         """
         Args:
-            span: how many engines there are at least and at most.
-            idle_seconds: that an engine beyond the least number is kept without work.
+            span: minimum and maximum number of engines.
+            idle_seconds: how long an engine above the minimum is kept without work.
         """
         self._spec, (self._least, self._most), self._engine, self._max_deaths = spec, span, engine, max_deaths
         self._start_timeout, self._idle_seconds = start_timeout_seconds, idle_seconds
         self._changed = asyncio.Condition()
         self._engines: dict[int, ActorHandle] = {}
-        self._places: dict[int, str] = {}  # where each is, in words
-        self._waiting: dict[int, float] = {}  # engines that no node has room for -> since when
+        self._places: dict[int, str] = {}  # engine -> its node and process, as text
+        self._waiting: dict[int, float] = {}  # engine without room on a node -> start of its wait
         self._loading: set[int] = set()
-        self._load: dict[int, int] = {}  # batches of the engines that are ready
-        self._idle_since: dict[int, float] = {}  # engines without a batch -> since when, of the monotonic clock
-        self._asked: Counter[int] = Counter()  # requests of those batches
+        self._load: dict[int, int] = {}  # ready engine -> its batches in flight
+        self._idle_since: dict[int, float] = {}  # engine without a batch -> start of its idle time, monotonic
+        self._asked: Counter[int] = Counter()  # engine -> its requests in flight
         self._turns = Turns()  # batches that wait for an engine
-        self._num_reserving = 0  # the same of those that must run alone
-        self._hung: dict[tuple[int, int], str] = {}  # engine and its start -> why it is replaced
-        self._prefix: dict[str, PrefixCounts] = {}  # by who asked
+        self._num_reserving = 0  # batches that must run alone and wait for an engine
+        self._hung: dict[tuple[int, int], str] = {}  # engine and number of its start -> why it is replaced
+        self._prefix: dict[str, PrefixCounts] = {}  # by caller
         self._reserved: set[int] = set()  # engines kept for a batch that must run alone
         self._starts: Counter[int] = Counter()
-        self._failures: dict[int, Exception] = {}  # engines given up
-        self._first_death: Death | None = None  # of those in a row
+        self._failures: dict[int, Exception] = {}  # abandoned engine -> its last failure
+        self._first_death: Death | None = None  # the first of the deaths in a row
         self._num_deaths = 0  # in a row
-        self._verdict = ""  # why no engine will answer anything
+        self._verdict = ""  # why no engine will answer any request
         self._events: deque[tuple[int, str]] = deque(maxlen=_MAX_EVENTS)
         self._tasks: set[asyncio.Future[None]] = set()
         self._starting = {number: asyncio.ensure_future(self._start(number)) for number in range(self._least)}
@@ -118,7 +116,7 @@ class Dispatcher:
                 self._end(engine)
                 will_come_again = isinstance(failure, LASTING) or kind_of(failure) in seen
                 seen.add(kind_of(failure))
-                end = "" if attempt < _MAX_STARTS and not will_come_again else ", it is given up"
+                end = "" if attempt < _MAX_STARTS and not will_come_again else "; there are no further attempts"
                 self._tell(
                     logging.WARNING,
                     f"engine {number} did not start ({attempt} of {_MAX_STARTS}) on {self._places.get(number, 'any node')}: "
@@ -141,10 +139,10 @@ class Dispatcher:
         """Return once a node has room for the engine.
 
         Raises:
-            ClusterError: none has in the time that the config gives, and no other engine is there to go on with.
+            ClusterError: no node had room within the configured time, and there is no other engine to go on with.
         """
         shape = self._spec.shape
-        self._waiting[number] = alone_since = time.time()  # the second: since no other engine is there
+        self._waiting[number] = alone_since = time.time()  # alone_since: start of the time without any other engine
         refused_since: float | None = None
         place = asyncio.wrap_future(engine.place.remote().future())
         try:
@@ -173,7 +171,7 @@ class Dispatcher:
         self._places[number] = f"node {node[-12:]}, process {pid}"
 
     async def _watch(self, number: int, start: int, engine: ActorHandle) -> None:
-        """Replace an engine that is at work and makes no token in the time that the config gives."""
+        """Replace a busy engine that makes no token within the configured time."""
         timeout = self._spec.resources.engine_timeout_seconds
         pause = min(_SECONDS_BETWEEN_SIGNS, timeout / 4)
         num_steps, since = -1, time.monotonic()
@@ -185,9 +183,9 @@ class Dispatcher:
             try:
                 found = await asyncio.wait_for(asyncio.wrap_future(engine.num_steps.remote().future()), pause)
             except TimeoutError:
-                found = num_steps  # a hung process need not answer at all
+                found = num_steps  # a hung process may not answer at all
             except RayError:
-                return  # whoever asked it sees it as well
+                return  # the caller of the batch gets the same error
             if found != num_steps:
                 num_steps, since = found, time.monotonic()
             elif (waited := time.monotonic() - since) > timeout:
@@ -198,7 +196,7 @@ class Dispatcher:
                 return
 
     def _grow(self) -> None:
-        """Start engines until there is one for every few batches, or there are as many as may be."""
+        """Start engines until there is one per BATCHES_IN_FLIGHT batches, or their maximum is reached."""
         num_batches = sum(self._load.values()) + self._num_waiting
         wanted = min(self._most, math.ceil(num_batches / BATCHES_IN_FLIGHT))
         for number in range(self._most):
@@ -208,14 +206,14 @@ class Dispatcher:
                 self._starting[number] = asyncio.ensure_future(self._start(number))
 
     async def _retire(self) -> None:
-        """Give back what engines beyond the least number hold, or wait for, when nothing was asked of them for a while."""
+        """Release engines above the minimum, or their requests for room, after they had no work for a while."""
         while True:
             await asyncio.sleep(min(_SECONDS_BETWEEN_LOOKS, self._idle_seconds))
             async with self._changed:
                 long_ago = time.monotonic() - self._idle_seconds
                 rested = [number for number, since in self._idle_since.items() if since < long_ago]
                 if not any(self._load.values()) and not self._num_waiting and rested:
-                    rested += list(self._waiting)  # nobody needs the node that they wait for
+                    rested += list(self._waiting)  # there is no work for the nodes that they wait for
                 for number in sorted(rested, reverse=True):
                     if len(self._starting) <= self._least or number in self._reserved:
                         continue
@@ -225,10 +223,10 @@ class Dispatcher:
                     self._waiting.pop(number, None)
                     self._starts[number] += 1
                     self._end(self._engines.pop(number))
-                    self._tell(logging.INFO, f"engine {number} had nothing to do and is given back")
+                    self._tell(logging.INFO, f"engine {number} was idle and is released")
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let work go on beside everything else; without a reference, it might be collected."""
+        """Run a task in the background. Without a reference to it, it might be garbage collected."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -237,12 +235,12 @@ class Dispatcher:
         self._events.append((level, text))
 
     async def news(self) -> News:
-        """What happened since the last call, and what is waited for."""
+        """The events since the last call, and the engines that wait for room."""
         events = [self._events.popleft() for _ in range(len(self._events))]
         return News(events, dict(self._waiting), len(self._load), sum(self._load.values()))
 
     async def wait(self) -> None:
-        """Return once an engine is ready; raise why none ever will be."""
+        """Return once an engine is ready. Raises the reason if none will ever be."""
         async with self._changed:
             await self._changed.wait_for(lambda: bool(self._load) or self._is_lost())
             self._check()
@@ -252,8 +250,8 @@ class Dispatcher:
     ) -> "list[Any] | Death":
         """A reference to the replies, or why the engine died under these requests.
 
-        `caller`: the asking stage. Callers with fewer requests under way go first, and hits in the prefix cache are counted per caller.
-        `alone`: no other batch runs beside this one, so that if the engine dies, this one did it.
+        `caller`: the asking stage. Callers with fewer requests in flight go first. Prefix cache hits are counted per caller.
+        `alone`: no other batch runs on the engine at the same time. If the engine then dies, this batch is the cause.
 
         Raises:
             EngineError: these requests can't be asked, or no engine will ever answer.
@@ -273,14 +271,14 @@ class Dispatcher:
                 raise cause from None
             death = Death(str(cause), is_failure=True)
             return death
-        except RayError as error:  # its process, its node, or the memory for it
+        except RayError as error:  # the engine's process or node is lost, or its memory ran out
             death = Death(self._hung.get((number, start)) or gist(error), is_failure=False)
             return death
         finally:
             await self._release(number, start, caller, num_requests, alone, death)
 
     async def _in_turn(self, caller: str, num_requests: int) -> int:
-        """The engine for a batch, once it is its turn."""
+        """The engine for a batch, once it is the batch's turn."""
         while True:
             turn = self._turns.queue(caller, num_requests)
             self._grow()
@@ -289,7 +287,7 @@ class Dispatcher:
                 number = await turn.engine
             except asyncio.CancelledError:
                 self._turns.leave(turn)
-                if not turn.engine.cancelled() and (number := turn.engine.result()) is not None:  # it had just got one
+                if not turn.engine.cancelled() and (number := turn.engine.result()) is not None:  # it just got one
                     await self._release(number, self._starts[number], caller, num_requests, alone=False, death=None)
                 raise
             if number is not None:
@@ -297,7 +295,7 @@ class Dispatcher:
             self._check()
 
     async def _reserve(self, caller: str, num_requests: int) -> int:
-        """An engine that does nothing else."""
+        """An engine without any other batch."""
         async with self._changed:
             while True:
                 self._num_reserving += 1
@@ -316,13 +314,13 @@ class Dispatcher:
                 self._reserved.discard(number)
 
     def _hand_out(self) -> None:
-        """Give the batches that wait the room that there is."""
+        """Assign waiting batches to engines with room."""
         is_lost = self._is_lost()
         while is_lost or (rooms := [number for number in self._free() if self._has_room(number)]):
             turn = self._turns.next()
             if turn is None:
                 return
-            if turn.engine.done():  # whoever asked waits no more
+            if turn.engine.done():  # its caller no longer waits
                 continue
             if is_lost:
                 turn.engine.set_result(None)
@@ -355,7 +353,7 @@ class Dispatcher:
                 self._reserved.discard(number)
             if death is None:
                 self._num_deaths, self._first_death = 0, None
-            if self._starts[number] == start:  # else it was replaced already, when another of its batches saw it dead
+            if self._starts[number] == start:  # else another batch of this engine saw its death and replaced it
                 if death is not None:
                     self._num_deaths += 1
                     self._first_death = self._first_death or death
@@ -364,7 +362,7 @@ class Dispatcher:
                     self._idle_since.pop(number, None)
                     self._tell(
                         logging.WARNING,
-                        f"engine {number} on {self._places[number]} was lost: {death.reason}; it is started again",
+                        f"engine {number} on {self._places[number]} was lost: {death.reason}; it is restarted",
                     )
                     self._end(self._engines[number])
                     self._starting[number] = asyncio.ensure_future(self._start(number))
@@ -376,19 +374,19 @@ class Dispatcher:
             self._notify()
 
     def _notify(self) -> None:
-        """Wake all that wait, after a change."""
+        """Wake all waiting callers after a change."""
         self._hand_out()
         self._changed.notify_all()
 
     async def condemn(self, reason: str) -> None:
-        """Ask no engine again: they die of whatever they are asked."""
+        """Send no more requests, because every request kills its engine."""
         async with self._changed:
             self._verdict = self._verdict or reason
-            self._tell(logging.ERROR, f"engines die of every request: {self._verdict}")
+            self._tell(logging.ERROR, f"engines die at every request: {self._verdict}")
             self._notify()
 
     def _end(self, engine: ActorHandle) -> None:
-        """End an engine's actor; first the processes that vLLM started, which would outlive it."""
+        """End an engine's actor. The processes that vLLM started are ended first, because they would outlive it."""
         self._keep(_ended(engine))
 
     def _free(self) -> list[int]:
@@ -404,16 +402,18 @@ class Dispatcher:
 
     def _check(self) -> None:
         if self._verdict:
-            raise EngineError(f"vLLM dies of every request: {self._verdict}")
+            raise EngineError(f"vLLM dies at every request: {self._verdict}")
         if self._num_deaths >= self._max_deaths:
             first = self._first_death.reason if self._first_death else ""
-            raise EngineError(f"vLLM died {self._max_deaths} times in a row without an answer, first of this: {first}")
+            raise EngineError(
+                f"vLLM died {self._max_deaths} times in a row without an answer; the first cause: {first}"
+            )
         if self._is_lost():
             raise next(iter(self._failures.values()))
 
     async def prefix_counts(self, caller: str) -> PrefixCounts:
-        """Of all engines for a caller since the last call, but for what engines that were lost did not tell. Where several ask side by side,
-        an engine's counts go to whose batch is done first."""
+        """A caller's counts from all engines since the last call. The last counts of lost engines are missing. If several callers ask at the
+        same time, an engine's counts go to the caller whose batch ends first."""
         return self._prefix.pop(caller, PrefixCounts(0, 0))
 
     async def engines(self) -> list[ActorHandle]:
@@ -433,7 +433,7 @@ async def _closed(engine: ActorHandle) -> None:
     try:
         await engine.close.remote()
     except RayError:
-        return  # it is gone already
+        return  # it has ended already
 
 
 async def _ended(engine: ActorHandle) -> None:
@@ -445,6 +445,6 @@ async def _ended(engine: ActorHandle) -> None:
 
 
 def _is_out_of_reach(shape: dict[str, float]) -> bool:
-    """Whether an autoscaler that does not show its limits refuses a shape."""
+    """Whether an autoscaler that does not report its limits refuses a shape."""
     grown = growth()
     return grown is not None and bool(grown.unknown) and is_refused(shape)

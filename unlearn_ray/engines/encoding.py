@@ -1,4 +1,4 @@
-"""How a request is put to a model: token ids and sampling, the same for a vLLM of ours and for an endpoint of others'."""
+"""Encodes a request for a model: token ids and sampling. Our own vLLM engines and endpoints of others get the same."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from unlearn_ray.rows import Message
 
 
 class Encoder:
-    """Turns requests into token ids as training does. Not thread-safe, as its tokenizer is not."""
+    """Turns requests into token ids in the same way as training. Not thread-safe, because its tokenizer is not."""
 
     def __init__(self, tokenizer: Any, chat: ChatFormat) -> None:
         self._tokenizer, self._chat = tokenizer, chat
@@ -19,11 +19,11 @@ class Encoder:
         self._end_ids: list[int] = list(tokenizer(end, add_special_tokens=False).input_ids) if end else []
 
     def num_ending(self, tokens: Sequence[int]) -> int:
-        """How many of a scored answer's last tokens are the end of its turn."""
+        """Number of a scored answer's last tokens that end its turn."""
         return len(self._end_ids) if self._end_ids and list(tokens[-len(self._end_ids) :]) == self._end_ids else 0
 
     def encode(self, requests: Sequence[Request]) -> list[tuple[list[int], list[int]]]:
-        """Token ids of each prompt, and of the answer to score with the end of its turn: those that training learns."""
+        """Token ids of each prompt, and of the answer to score with the end of its turn. Training learns the same tokens."""
         keys = [tuple((message["role"], message["content"]) for message in request.messages) for request in requests]
         prompts = {
             key: self._render(request.messages) for key, request in zip(keys, requests, strict=True)
@@ -64,9 +64,9 @@ def continues(messages: Sequence[Message]) -> bool:
 
 
 def sampling_values(request: Request, chat: ChatFormat) -> dict[str, Any]:
-    """How a request's texts are sampled, in vLLM's words."""
+    """A request's sampling parameters, with vLLM's names."""
     is_greedy = request.temperature == 0.0
-    # Of what a request leaves open the model's own defaults hold, as in the service: a penalty changes greedy answers too.
+    # The model's own defaults fill in what a request leaves open, as in the service: a penalty changes greedy answers too.
     own = {key: value for key, value in chat.sampling.items() if key not in ("temperature", "top_p")}
     own |= {
         key: value for key in ("top_k", "min_p", "repetition_penalty") if (value := getattr(request, key)) is not None
@@ -83,8 +83,8 @@ def sampling_values(request: Request, chat: ChatFormat) -> dict[str, Any]:
 
 
 def tokenizer_of(model: str) -> Any:
-    """The model's tokenizer, our own beside vLLM's, which another thread uses. First of all, for most of what can be wrong shows here."""
-    if Path(model).is_absolute() and not Path(model).is_dir():  # seen before the seconds that the import takes
+    """The model's tokenizer. A second one beside vLLM's, which another thread uses. Loaded first, because most faults of a model show here."""
+    if Path(model).is_absolute() and not Path(model).is_dir():  # checked before the import, which takes seconds
         raise ModelError(f"{model} is not on this machine: give a folder that every node has, or a name on the hub")
     from transformers import AutoConfig
 

@@ -1,7 +1,7 @@
-"""A model that is served already, behind an address that speaks as OpenAI's does: what it is asked, and what its refusals mean.
+"""A client of a model that is served already, behind an endpoint with OpenAI's protocol: its requests, and the meaning of its refusals.
 
-`completions` sends token ids, the same that an engine of ours would get, so that nobody renders a chat a second time. `chat` sends messages and
-leaves that to the server. Weighed in docs/decisions/served-models.md.
+`completions` sends token ids, the same as to an engine of ours, so that the server renders no chat. `chat` sends messages, and the server
+renders them. docs/decisions/served-models.md compares both.
 """
 
 import asyncio
@@ -45,40 +45,40 @@ _TOO_LONG = re.compile(
     r"context.{0,20}(length|window)|maximum.{0,20}length|too (long|many tokens)|max_model_len", re.IGNORECASE
 )
 _MAX_NAMES = 8  # of served models, in a message
-_GREETING = "Hello!"  # refused by nobody who answers at all
+_GREETING = "Hello!"  # a text that no working endpoint refuses
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The model that an endpoint serves, as it was found when the run began."""
+    """The model that an endpoint serves, as found at the start of the run."""
 
     name: str
-    max_model_len: int | None = None  # tokens; None: the endpoint does not say
+    max_model_len: int | None = None  # tokens; None: the endpoint does not report it
 
 
 class NeedsScores(EngineError):
-    """Raised in a task whose requests score answers that other engines are to score."""
+    """Raised in a task whose requests must be scored by other engines."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointClient:
-    """What a task needs to ask an endpoint; small and picklable."""
+    """A task's access to an endpoint. Small and picklable."""
 
     settings: EndpointSettings
     served: Served
     model: str  # folder or hub name of the same model, for its tokenizer
     chat: ChatFormat
-    concurrency: int  # requests of one call in flight
+    concurrency: int  # requests in flight per call
     key: str = field(default="", repr=False)
-    scorer: Any = None  # a client of engines that score, with `scoring: local`
+    scorer: Any = None  # a client of the engines that score, with `scoring: local`
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """Replies in order. A request that the endpoint refuses is marked where it answers others.
+        """Replies in order. A refused request is marked if the endpoint answers others.
 
         Raises:
-            NeedsScores: answers are to be scored elsewhere, and no client for that was given.
-            ConfigError: the key is refused, the model is gone, answers can't be scored there, or whatever is asked in this way is refused.
-            EngineError: no answer in all tries.
+            NeedsScores: answers must be scored by other engines, and no client for these was given.
+            ConfigError: the key is refused, the model is gone, the endpoint can't score answers, or it refuses every request of this kind.
+            EngineError: no try was answered.
         """
         scored = [index for index, request in enumerate(requests) if request.score is not None]
         if self.settings.scoring == "local" and scored:
@@ -147,11 +147,10 @@ class EndpointClient:
         found: Sequence[Reply | Refused],
         told: Callable[[Sequence[Request]], Awaitable[list[Reply | Refused]]],
     ) -> None:
-        """Of requests none of which was answered: whether their texts are refused, or all that is asked in their way. A greeting with the same settings
-        tells.
+        """Find out why no request was answered: because of their texts, or because of their settings. A greeting with the same settings tells.
 
         Raises:
-            ConfigError: that is refused as well.
+            ConfigError: the greeting is refused as well.
         """
         kinds: dict[bool, Request] = {}
         for request, each in zip(requests, found, strict=True):
@@ -174,32 +173,34 @@ class EndpointClient:
 
     def _body(self, request: Request, prompt: list[int], answer: list[int]) -> dict[str, Any]:
         if request.adapter is not None:
-            raise EngineError("an endpoint serves no adapters of a run: they are asked of engines of its own")
+            raise EngineError("an endpoint serves no adapters of a run: the run's own engines do")
         if request.score is not None:
-            # With the prompt echoed, its tokens have log-probabilities: one token more must be sampled.
+            # An echoed prompt has log-probabilities of its tokens. The endpoint must sample one token more for that.
             asked = {"prompt": prompt + answer, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
             return {"model": self.served.name, **asked}
         values = {name: value for name, value in sampling_values(request, self.chat).items() if value is not None}
         if self.settings.api == "chat":
-            del values["stop_token_ids"]  # vLLM's word; whoever renders the chat knows what ends an answer
+            del values[
+                "stop_token_ids"
+            ]  # a field of vLLM's; a server that renders the chat knows the tokens that end an answer
             if self.chat.template_arguments:
                 values["chat_template_kwargs"] = dict(self.chat.template_arguments)
             return {"model": self.served.name, "messages": placed(request.messages, self.chat), **values}
         if not values["stop_token_ids"]:
             del values["stop_token_ids"]
-        if self.served.max_model_len is not None:  # an engine of ours ends there; a server refuses to begin
+        if self.served.max_model_len is not None:  # an engine of ours stops there; a server refuses
             values["max_tokens"] = min(values["max_tokens"], self.served.max_model_len - len(prompt))
         return {"model": self.served.name, "prompt": prompt, **values}
 
     async def _post(
         self, client: httpx.AsyncClient, body: Mapping[str, Any], read: Callable[[dict[str, Any]], Reply]
     ) -> Reply:
-        """The answer to one request, however often it must be asked.
+        """The answer to one request, after as many tries as needed.
 
         Raises:
-            Refused: what another try would bring again.
-            ConfigError: the key, the address or the model's name is refused, or given answers are not scored.
-            EngineError: no answer in all tries.
+            Refused: another try would be refused too.
+            ConfigError: the key, the address or the model's name is refused, or the endpoint can't score given answers.
+            EngineError: no try was answered.
         """
         path = "/completions" if self.settings.api == "completions" else "/chat/completions"
         try:
@@ -208,7 +209,7 @@ class EndpointClient:
                     return read(await _posted(client, self.settings, path, body))
         except Again as error:
             raise EngineError(_after_tries(self.settings, error)) from None
-        raise AssertionError("one try at least")
+        raise AssertionError("at least one try")
 
     def _sampled(self, found: dict[str, Any], request: Request) -> Reply:
         samples = samples_in(found, self.settings.api, request.num_samples)
@@ -223,7 +224,7 @@ class EndpointClient:
     def _scored(self, found: dict[str, Any], num_prompt: int, answer: list[int], encoder: Encoder) -> Reply:
         own, best = scores_in(found)
         end = num_prompt + len(answer)
-        if len(own) > end + 1:  # the one token that is sampled after them
+        if len(own) > end + 1:  # the token that was sampled after them
             raise ConfigError(
                 f"{self.settings.base_url} scores other tokens than it was sent ({len(own)} for {end}), {SCORED}"
             )
@@ -241,7 +242,7 @@ class EndpointClient:
 
 
 def _tries(settings: EndpointSettings) -> dict[str, Any]:
-    """How often one call is tried."""
+    """The retry settings of a call."""
     return {
         "stop": stop_after_attempt(settings.max_retries + 1),
         "wait": wait,
@@ -263,7 +264,7 @@ async def _posted(
         answer = await client.post(f"{settings.base_url}{path}", json=body)
     except httpx.TimeoutException as error:
         raise Again(f"no answer in {settings.timeout_seconds:g} s ({type(error).__name__})") from error
-    except httpx.RequestError as error:  # a connection that breaks, or an answer that can't be unpacked
+    except httpx.RequestError as error:  # a broken connection, or an answer that can't be decoded
         raise Again(_told(error)) from error
     return object_in(answer, settings)
 
@@ -277,10 +278,10 @@ def headers_of(key: str) -> dict[str, str]:
 
 
 def key_of(settings: EndpointSettings) -> str:
-    """The key, or "" where none is wanted.
+    """The key, or "" if the config names none.
 
     Raises:
-        ConfigError: the variable that is to hold it is not set, or can't be a key.
+        ConfigError: the key's variable is not set, or its value can't be a key.
     """
     if settings.api_key_env is None:
         return ""
@@ -290,7 +291,7 @@ def key_of(settings: EndpointSettings) -> str:
         )
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
-            f"cluster.engines.api_key_env: {settings.api_key_env} holds a character that no key has, such as a line break: export it again"
+            f"cluster.engines.api_key_env: {settings.api_key_env} holds a character that no key can have, such as a line break: export it again"
         )
     return key
 
@@ -299,11 +300,11 @@ def find_served(settings: EndpointSettings, model: str) -> Served:
     """Reach the endpoint and find its model, before anything is written.
 
     Args:
-        model: the run's, as its config names it.
+        model: the run's model, as its config names it.
 
     Raises:
-        ClusterError: nobody answers there.
-        ConfigError: the key is refused, or there is no such model.
+        ClusterError: nothing answers there.
+        ConfigError: the key is refused, or the endpoint does not serve the model.
     """
     try:
         for attempt in Retrying(**_tries(settings)):
@@ -326,16 +327,16 @@ def find_served(settings: EndpointSettings, model: str) -> Served:
         names = ", ".join(list(found)[:_MAX_NAMES]) + (", ..." if len(found) > _MAX_NAMES else "")
         asked = f"no {name!r}" if name else "several models"
         raise ConfigError(f"cluster.engines.served_model: {settings.base_url} serves {asked}: give one of {names}")
-    length = found[name].get("max_model_len")  # vLLM says it
+    length = found[name].get("max_model_len")  # vLLM reports it
     return Served(name, length if isinstance(length, int) else None)
 
 
 def _knocked(settings: EndpointSettings) -> httpx.Response:
-    """One look at the list of models.
+    """Ask for the list of models once.
 
     Raises:
-        Again: a later one may see it.
-        ClusterError: nobody listens there.
+        Again: a later try may succeed.
+        ClusterError: nothing listens there.
     """
     try:
         answer = httpx.get(
@@ -356,5 +357,5 @@ def _kept_encoder(model: str, chat: str) -> Encoder:
 
 
 def _encoder_of(model: str, chat: ChatFormat) -> Encoder:
-    """Kept by the process, which does many chunks."""
+    """The encoder of a model. Cached, because a process handles many chunks."""
     return _kept_encoder(model, chat.model_dump_json())

@@ -1,4 +1,4 @@
-"""The generator over an endpoint: rows stream to a model that is served already, and what it can't do goes to engines of the run's own."""
+"""The generator over an endpoint: rows stream to a model that is served already. The run's own engines do what the endpoint can't."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -12,16 +12,16 @@ from unlearn_ray.engines.endpoint import EndpointClient, NeedsScores, Served, fi
 from unlearn_ray.engines.generation import RayDataGenerator
 from unlearn_ray.engines.protocols import MapCounts, Parse, R, Render, T
 
-_SLOTS = 4  # tasks that ask: while one waits for its last answer, others keep the endpoint busy
+_SLOTS = 4  # tasks at the same time: while one waits for its last answer, the others keep the endpoint busy
 
 
 class EndpointGenerator:
-    """Implements `protocols.Generator`. Threads that ask it side by side take turns: the endpoint never has more requests than it is to have.
+    """Implements `protocols.Generator`. Threads take turns, so that the endpoint never has more requests in flight than configured.
 
     Args:
-        model: the run's, as its config names it; the endpoint may know it by the same name.
-        path: its folder or hub name, for the tokenizer.
-        local: engines of the run's own: for another model than the endpoint's, and for scores with `scoring: local`.
+        model: the run's model, as its config names it. The endpoint may know it by the same name.
+        path: the model's folder or hub name, for the tokenizer.
+        local: the run's own engines, for other models than the endpoint's, and for scores with `scoring: local`.
     """
 
     def __init__(
@@ -61,9 +61,8 @@ class EndpointGenerator:
             with self._turn:
                 try:
                     rows.run(self._client(num_slots), num_slots)
-                except (
-                    NeedsScores
-                ):  # engines start when answers are first to be scored; what was done is not asked again
+                except NeedsScores:
+                    # The engines start with the first answers to score. Finished chunks are not asked again.
                     with self._local.asking() as fleet:
                         rows.run(self._client(num_slots, fleet.client), num_slots)
         return rows.finish()
@@ -83,8 +82,8 @@ class EndpointGenerator:
         """Find the model at the endpoint, once.
 
         Raises:
-            ClusterError: nobody answers there.
-            ConfigError: the key is refused, or there is no such model.
+            ClusterError: nothing answers there.
+            ConfigError: the key is refused, or the endpoint does not serve the model.
         """
         self._found()
 
@@ -100,5 +99,5 @@ class EndpointGenerator:
         )
 
     def close(self) -> None:
-        """The endpoint is not ours to end; the engines are."""
+        """End the run's own engines. The endpoint belongs to others and goes on."""
         self._local.close()

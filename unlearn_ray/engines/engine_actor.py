@@ -1,4 +1,4 @@
-"""The actor around one engine, on whatever node has room for it."""
+"""The actor around one engine, on any node with room for it."""
 
 import multiprocessing
 import os
@@ -12,28 +12,28 @@ from unlearn_ray.errors import EngineError, UnlearnError
 
 
 class EngineActor:
-    """The actor around one engine. It is there as soon as a node has room for it; then it is told to load its model."""
+    """The actor around one engine. It starts as soon as a node has room for it. `start` then loads the model."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._engine: VllmEngine | None = None
 
     def place(self) -> tuple[str, int]:
-        """Its node's id, and its process's."""
+        """The ids of its node and its process."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def start(self) -> None:
         self._engine = VllmEngine(self._spec)
 
     def num_steps(self) -> int:
-        """A sign of life: while there is work, each step makes tokens, and the number grows."""
+        """The engine's steps so far, as a sign of life. While there is work, each step makes tokens."""
         return 0 if self._engine is None else self._engine.num_steps
 
     def generate(self, requests: list[Request]) -> tuple[PrefixCounts, list[Reply]]:
-        """Await the counts alone to leave the replies on their node. They are of all batches since they were last told.
+        """The counts of the prefix cache since the last call, and the replies. Await only the counts to leave the replies on their node.
 
         Raises:
-            EngineError: the engine died; whoever hears it ends this actor.
+            EngineError: the engine died; the caller must end this actor.
             BatchError: these requests can't be asked.
         """
         assert self._engine is not None
@@ -46,6 +46,6 @@ class EngineActor:
             raise BatchError(f"the engine can't be asked: {told(error)}") from None
 
     def close(self) -> None:
-        """End the processes that vLLM started: they would outlive a killed actor, and keep the GPU's memory."""
+        """End the processes that vLLM started. They would outlive a killed actor, and keep the GPU's memory."""
         for child in multiprocessing.active_children():
             child.kill()

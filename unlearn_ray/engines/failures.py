@@ -1,4 +1,4 @@
-"""Failures of engines: what is told of them, and how two are known to be the same."""
+"""Failures of engines: their messages, and whether two failures are of the same kind."""
 
 import os
 import re
@@ -17,10 +17,10 @@ LASTING = (
     KeyError,
     AttributeError,
     NotImplementedError,
-)  # come again if tried again
+)  # errors that every further try would raise again
 
 
-_LENGTH = 500  # of what is told of an error
+_LENGTH = 500  # characters of an error's text in a message
 _TAIL_BYTES = 2**18
 _CAUSE = re.compile(r"\b(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)\b: .+")
 _POINTS_ELSEWHERE = re.compile(
@@ -29,7 +29,7 @@ _POINTS_ELSEWHERE = re.compile(
 
 
 class BatchError(EngineError):
-    """Requests that raise while they are made ready for the engine, or its answer is read. The engine lives on."""
+    """Requests that fail before they reach the engine, or when its answer is read. The engine goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Death:
     """An engine that died under a batch."""
 
     reason: str
-    is_failure: bool  # it raised; else its process or node was lost, which may be no fault of the batch
+    is_failure: bool  # the engine raised an error; False: its process or node was lost, perhaps not by the batch
 
 
 def plain(error: Exception) -> Exception:
@@ -53,11 +53,11 @@ def plain(error: Exception) -> Exception:
 
 
 def portable(error: Exception, what: str) -> Exception:
-    """An error of a task, in a form that survives the way to the driver: one of others' with arguments of its own is another one, or none,
-    where it is unpacked.
+    """An error of a task, in a form that survives pickling on the way to the driver. An exception class of others, with arguments of its own,
+    may turn into another error or fail to unpickle.
 
     Args:
-        what: failed, as a person is told of others' errors.
+        what: the failure, as text, for the message of such an error.
     """
     return (
         error if isinstance(error, UnlearnError | EngineError | StorageError) else EngineError(f"{what}: {told(error)}")
@@ -65,7 +65,7 @@ def portable(error: Exception, what: str) -> Exception:
 
 
 def told(error: BaseException) -> str:
-    """An error's kind and text, and where in this package it came from, as far as that is known."""
+    """An error's class and text, and the place in this package that raised it, if known."""
     text = gist(error, _LENGTH)
     if isinstance(error, UnlearnError | EngineError):
         return text
@@ -76,17 +76,17 @@ def told(error: BaseException) -> str:
 
 
 def why_lost(error: Exception) -> str:
-    """Of Ray's many lines about a lost actor those that say why."""
+    """The reason in Ray's many lines about a lost actor."""
     text = " ".join(str(error).split())
     return gist(re.sub(r"^.*?(?=The actor (is dead|died) because|[Tt]he actor's node|its node)", "", text), _LENGTH)
 
 
 def root_cause(error: BaseException, written: Path | None = None) -> str:
-    """What an error of vLLM says. On a GPU its engine is a process of its own, and the error only points to what that one wrote: then the
-    last error there.
+    """The text of an error of vLLM. On a GPU its engine runs in a process of its own, and the error only points to that process's output.
+    Then this is the last error in that output.
 
     Args:
-        written: where this process's standard error goes; None: found out, as Ray gives each worker a file.
+        written: the file with this process's standard error. None: the file that Ray gives each worker.
     """
     text = gist(error, _LENGTH)
     if not _POINTS_ELSEWHERE.search(text):
@@ -102,5 +102,5 @@ def root_cause(error: BaseException, written: Path | None = None) -> str:
 
 
 def kind_of(failure: Exception | str) -> str:
-    """A failure without what differs from one time to the next: numbers, addresses, ids."""
+    """A failure's text without the parts that differ each time: numbers, addresses, ids."""
     return re.sub(r"[0-9a-f]*\d[0-9a-f.]*", "#", failure if isinstance(failure, str) else told(failure))

@@ -1,7 +1,7 @@
 """A fleet of long-lived vLLM engines, as a run sees it.
 
-An engine takes seconds to minutes to start, so rounds and stages share it. A batch goes to the ready engine with the least to do; an
-engine that waits for a node (autoscaling) joins when it is ready; one that dies is started again and its batches are asked again.
+An engine takes seconds to minutes to start, so rounds and stages share it. A batch goes to the ready engine with the lowest load. An
+engine that waits for a node (autoscaling) joins when it is ready. An engine that dies is restarted, and its batches are sent again.
 """
 
 import contextlib
@@ -30,30 +30,30 @@ from unlearn_ray.rows import Drop
 
 log = logging.getLogger(__name__)
 
-_MAX_DEATHS = 16  # in a row, with no batch answered between: more than it takes to find one bad row among a thousand
+_MAX_DEATHS = 16  # in a row, with no batch answered between; finding one bad row in a thousand takes fewer
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_START_TIMEOUT = 1800.0
-_SECONDS_TO_FIRST_WORD = 5.0  # of what is waited for; what comes sooner needs no word
+_SECONDS_TO_FIRST_WORD = 5.0  # a shorter wait is not reported
 _SECONDS_BETWEEN_WORDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class FleetClient:
-    """What a task needs to ask the fleet; small and picklable."""
+    """A task's access to the fleet. Small and picklable."""
 
     dispatcher: ActorHandle
-    caller: str = ""  # what is counted is counted for it
+    caller: str = ""  # counts are kept per caller
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """Replies in order. A batch that keeps killing engines is split until the request that does it stands alone, and is marked.
+        """Replies in order. A batch that keeps killing engines is split until the bad request is alone; that request is then marked.
 
         Raises:
-            EngineError: no engine could be started, they die whatever they are asked, or the requests can't be asked.
+            EngineError: no engine could be started, engines die at every request, or the requests can't be asked.
         """
         if not requests:
             return []
         tried = False
-        # Twice beside others, for engines also die of lost nodes and of other batches; then alone, which proves it.
+        # Twice beside other batches, because engines also die of lost nodes and of other batches. Then alone, which is proof.
         for alone in (False, False, True):
             answer = self._ask(requests, alone)
             if not isinstance(answer, Death):
@@ -64,10 +64,10 @@ class FleetClient:
         return self._search(requests)
 
     def _try_another(self, request: Request, death: Death) -> None:
-        """Ask something harmless in the same way: what dies of that too dies of everything, and need not be tried sixteen times.
+        """Send a harmless request in the same way. An engine that dies at it dies at every request, and needs no sixteen attempts.
 
         Raises:
-            EngineError: it died of the same.
+            EngineError: the engine died for the same reason.
         """
         harmless = replace(request, messages=[{"role": "user", "content": "Hello"}], max_tokens=1)
         for _ in range(1 if death.is_failure else 2):  # a process may be lost for other reasons
@@ -75,7 +75,7 @@ class FleetClient:
             if not isinstance(answer, Death) or kind_of(answer.reason) != kind_of(death.reason):
                 return
         ray.get(self.dispatcher.condemn.remote(death.reason))
-        raise EngineError(f"vLLM dies of every request: {death.reason}")
+        raise EngineError(f"vLLM dies at every request: {death.reason}")
 
     def _search(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies to requests that killed an engine on their own."""
@@ -97,19 +97,19 @@ class FleetClient:
         try:
             answer = ray.get(self.dispatcher.ask.remote([reference], len(requests), alone, self.caller))
             return answer if isinstance(answer, Death) else list(ray.get(answer[0]))
-        except ObjectLostError as error:  # a reply that was ready, with its node, before it was fetched
+        except ObjectLostError as error:  # the node with a finished reply was lost before the reply was fetched
             return Death(gist(error), is_failure=False)
         except (RayTaskError, RayActorError) as error:
             raise plain(error) from error
 
 
 def _since(moment: float) -> str:
-    """Such as "waiting since 14:03:07 (35 s)"."""
+    """A wait as text, such as "waiting since 14:03:07 (35 s)"."""
     return f"waiting since {time.strftime('%H:%M:%S', time.localtime(moment))} ({time.time() - moment:.0f} s)"
 
 
 def _nothing() -> None:
-    """A task that only shows that there is room for one."""
+    """An empty task. That it runs shows that there is room for a task."""
 
 
 class Fleet:
@@ -129,14 +129,14 @@ class Fleet:
     ) -> None:
         """
         Args:
-            num_engines: at most, where `min_engines` is given: as many as there is work for.
-            start_timeout_seconds: that an engine waits for room on a node while no other is there.
-            on_wait: told again and again what is waited for, while it is.
-            options: of the dispatcher.
+            num_engines: the number of engines. With `min_engines`, the maximum: engines start as there is work for them.
+            start_timeout_seconds: how long an engine waits for room on a node while there is no other engine.
+            on_wait: called repeatedly during a wait, with the reason as text.
+            options: options of the dispatcher.
         """
         self.spec, self.num_engines = spec, num_engines
         self._on_wait, self._start_timeout = on_wait, start_timeout_seconds
-        # Beside the driver, whose end is the fleet's end anyway: no other node's loss takes all engines with it.
+        # On the driver's node. If the driver is lost, the fleet ends anyway; no other node's loss ends all engines.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         span = (num_engines if min_engines is None else min_engines, num_engines)
         place: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": here}
@@ -151,7 +151,7 @@ class Fleet:
 
     @property
     def client(self) -> FleetClient:
-        """A client of a caller of its own."""
+        """A client for a new caller, with counts of its own."""
         return FleetClient(self._dispatcher, uuid.uuid4().hex)
 
     @property
@@ -160,12 +160,12 @@ class Fleet:
         return self.num_engines * BATCHES_IN_FLIGHT
 
     def prefix_counts(self, client: FleetClient) -> PrefixCounts:
-        """What the engines looked for in their prefix caches for a client since the last call, and found there."""
+        """The lookups of a client's requests in the engines' prefix caches since the last call, and the hits."""
         found: PrefixCounts = ray.get(self._dispatcher.prefix_counts.remote(client.caller))
         return found
 
     def process_ids(self) -> list[int]:
-        """Of the engines' actors, for whoever wants to look at them, or to end one. One that ends meanwhile is left out."""
+        """Process ids of the engines' actors, to inspect or end them. Actors that end during the call are left out."""
         found = []
         for engine in ray.get(self._dispatcher.engines.remote()):
             with contextlib.suppress(RayActorError):
@@ -176,8 +176,8 @@ class Fleet:
         """Return once one engine is ready.
 
         Raises:
-            ClusterError: no node had room for one in time.
-            EngineError: none could be started; the message says why.
+            ClusterError: no node had room for an engine in time.
+            EngineError: no engine could be started; the message says why.
             ModelError: the model can't be used.
         """
         try:
@@ -186,10 +186,10 @@ class Fleet:
             raise plain(error) from error
 
     def wait_for_tasks(self) -> None:
-        """Return once the cluster has room for the tasks that ask the engines, which need a CPU beside theirs.
+        """Return once the cluster has room for the tasks that ask the engines. They need a CPU besides those of the engines.
 
         Raises:
-            ClusterError: it had none in time.
+            ClusterError: the cluster had no such room in time.
         """
         task, began, spoke = ray.remote(num_cpus=TASK_CPUS)(_nothing).remote(), time.time(), 0.0
         while not ray.wait([task], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
@@ -217,7 +217,7 @@ class Fleet:
         ray.kill(self._dispatcher)
 
     def _listen(self) -> None:
-        """Bring the dispatcher's news into this process's log: its own goes to a file of Ray's on whatever machine it is."""
+        """Copy the dispatcher's news into this process's log. Its own log goes to a file of Ray's on the dispatcher's machine."""
         spoke = 0.0
         while not self._closed.wait(_SECONDS_BETWEEN_LOOKS):
             try:
@@ -231,14 +231,14 @@ class Fleet:
                     spoke = now
                     self._say(news, since)
             except RayError:
-                return  # the dispatcher is gone; whoever asks it says so
+                return  # the dispatcher is gone; the next call to it raises
 
     def _hear(self, news: News) -> None:
         for level, text in news.events:
             log.log(level, "%s", text)
 
     def _say(self, news: News, since: float) -> None:
-        """Of the engines that no node has room for: in the log, and to whoever looks on where the run stands still for it."""
+        """Report engines that no node has room for: in the log, and on the console if the run waits for them."""
         text = (
             f"{_since(since)} for room for {len(news.waiting)} of {self.num_engines} "
             f"engine{'s' if self.num_engines > 1 else ''} of {in_words(self.spec.shape)}: {described()}"

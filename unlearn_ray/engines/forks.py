@@ -1,17 +1,17 @@
-"""An engine's process, begun early: it imports vLLM beside its parent's own imports, and is forked into the engine once that is asked for.
+"""Starts an engine's process early. It imports vLLM while its parent does its own imports, and is forked when the engine is started.
 
-Python's fork server does the work: a process that is started clean, has a single thread, and holds no part of its parent.
+This uses Python's fork server: a process that starts clean, has a single thread, and shares nothing with its parent.
 """
 
 import multiprocessing
 from multiprocessing import forkserver
 
-VARIABLE = "UNLEARN_RAY_ENGINE_AHEAD"  # set where a process will start an engine
+VARIABLE = "UNLEARN_RAY_ENGINE_AHEAD"  # set in processes that will start an engine
 CONTEXT = multiprocessing.get_context("forkserver")
 _MODULES = ["vllm.v1.engine.core", "vllm.v1.executor.uniproc_executor", "vllm.v1.worker.cpu_worker"]
 
 
 def start() -> None:
-    """Begin to import; call it before importing vLLM oneself."""
+    """Begin the import in the other process. Call this before importing vLLM in the own process."""
     CONTEXT.set_forkserver_preload(_MODULES)
     forkserver.ensure_running()

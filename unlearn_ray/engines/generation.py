@@ -1,4 +1,4 @@
-"""The generator: rows stream past a fleet of vLLM engines on the run's own cluster."""
+"""The generator: rows stream through a fleet of vLLM engines on the run's own cluster."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +20,14 @@ from unlearn_ray.engines.session import device_of, engine_span, require_engines
 from unlearn_ray.engines.vllm_engine import EngineSpec
 from unlearn_ray.train.inspection import inspect_model, lora_targets
 
-_FEW_TASKS = 8  # on rows, that are done in seconds: no line tells how far they are
-_CPUS_BESIDE_WORKERS = 2  # logical: Ray Train's controller, and Ray Data's tasks
+_FEW_TASKS = 8  # tasks on rows that take only seconds in all: no progress line is shown
+_CPUS_BESIDE_WORKERS = 2  # logical CPUs for Ray Train's controller and Ray Data's tasks
 
 
 class RayDataGenerator:
     """Implements `protocols.Generator` on the Ray that `session.connect` joined. Its fleet starts with the first `map`.
 
-    Threads may ask it side by side: their batches meet in the fleet. Who asks another model waits until nobody asks the first one.
+    Thread-safe: the batches of all threads share the fleet. A thread that asks another model waits until no thread asks the first one.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class RayDataGenerator:
     ) -> None:
         """
         Args:
-            chat: how the model is talked to; None: as its files say.
-            lora: the shape of the adapters that requests may name; None where none will.
-            on_wait: told what is waited for while no engine finds room on the cluster.
+            chat: the model's chat format. None: the one in its files.
+            lora: the shape of the adapters that requests may name. None: no request names one.
+            on_wait: called with the reason, as text, while no engine finds room on the cluster.
         """
         self._model, self._cluster, self._lora = model, cluster, lora
         if chat is None or (lora is not None and isinstance(lora.target_modules, str)):
@@ -106,7 +106,7 @@ class RayDataGenerator:
         self._workers.each(task, items, take, show)
 
     def make_room(self) -> None:
-        """End the engines if they hold what a trainer needs: GPUs, or CPUs of which the cluster has no more."""
+        """End the engines if they hold resources that a trainer needs: GPUs, or the cluster's last CPUs."""
         if self._fleet is None:
             return
         workers = self._cluster.workers
@@ -115,7 +115,7 @@ class RayDataGenerator:
             self.close()
 
     def close(self) -> None:
-        """Give the engines' CPUs and GPUs back; the next `map` starts engines again."""
+        """Release the engines' CPUs and GPUs. The next `map` starts engines again."""
         if self._fleet is not None:
             self._fleet.close()
             self._fleet = None
@@ -126,7 +126,7 @@ class RayDataGenerator:
 
     @contextmanager
     def asking(self, model: str | None = None) -> Iterator[Fleet]:
-        """The fleet of a model, which stays as long as somebody asks it; None: of the generator's own."""
+        """The fleet of a model, which stays up while any thread asks it. None: the generator's own model."""
         model = model or self._model
         with self._turn:
             while self._num_asking and self._fleet is not None and self._fleet.spec.model != model:
@@ -141,7 +141,7 @@ class RayDataGenerator:
                 self._turn.notify_all()
 
     def _fleet_of(self, model: str) -> Fleet:
-        """The running fleet, with room for the tasks that ask it, or a new one in its place: two models at once would need twice the GPUs."""
+        """The running fleet, or a new one in its place, with room for the tasks that ask it. Two models at once would need twice the GPUs."""
         if self._fleet is not None and self._fleet.spec.model != model:
             self.close()
         if self._fleet is None:
@@ -149,7 +149,7 @@ class RayDataGenerator:
                 model,
                 self._cluster.engines,
                 device_of(self._cluster),
-                self.chat,  # a full fine-tune has the base's template and tokenizer
+                self.chat,  # a full fine-tune has the template and tokenizer of its base model
                 self._lora if model == self._model else None,
             )
             require_engines(self._cluster)

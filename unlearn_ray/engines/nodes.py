@@ -1,4 +1,4 @@
-"""The cluster's nodes, watched from the driver: one that joins or is lost is told in the run's log."""
+"""Watches the cluster's nodes from the driver. The run's log has a line for each node that joins or is lost."""
 
 import logging
 import threading
@@ -13,12 +13,12 @@ from unlearn_ray.errors import gist
 
 log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 2.0
-_SECONDS_TO_END = 5.0  # a head that is gone answers nothing for a while
+_SECONDS_TO_END = 5.0  # limit for the thread's end, because calls to a lost head hang for a while
 
 
 @contextmanager
 def watching_nodes() -> Iterator[None]:
-    """Log each node that joins or leaves meanwhile. Ray must be connected until the end."""
+    """Log each node that joins or leaves within the context. Ray must stay connected until its end."""
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(ended,), name="nodes", daemon=True)
     watcher.start()
@@ -30,12 +30,12 @@ def watching_nodes() -> Iterator[None]:
 
 
 def _watch(ended: threading.Event) -> None:
-    up: dict[str, str] | None = None  # id -> the node in words: of one that is lost Ray tells no resources
+    up: dict[str, str] | None = None  # id -> the node as text, because Ray reports no resources of lost nodes
     while not ended.wait(_SECONDS_BETWEEN_LOOKS):
         try:
             nodes = ray.nodes()
         except (RayError, RuntimeError, ConnectionError) as error:  # the head itself may be gone
-            log.warning("the cluster's nodes can't be asked for: %s", gist(error))
+            log.warning("the cluster's nodes can't be listed: %s", gist(error))
             continue
         now = {node["NodeID"]: _named(node) for node in nodes if node["Alive"]}
         if up is None:
@@ -46,7 +46,9 @@ def _watch(ended: threading.Event) -> None:
         for node in nodes:
             if node["NodeID"] in up.keys() - now.keys():
                 log.warning(
-                    "node %s was lost: %s", up[node["NodeID"]], node.get("DeathReasonMessage") or "nobody says why"
+                    "node %s was lost: %s",
+                    up[node["NodeID"]],
+                    node.get("DeathReasonMessage") or "no reason was reported",
                 )
         up = now
 

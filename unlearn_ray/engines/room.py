@@ -1,4 +1,4 @@
-"""Whether trainings have got their workers' room on the cluster: Ray Train waits for it in silence and for ever."""
+"""Watches whether trainings get room for their workers on the cluster. Ray Train itself waits silently and without limit."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_TO_FIRST_WORD = 5.0
 _SECONDS_BETWEEN_WORDS = 30.0
 _SECONDS_TO_END = 5.0
-THREAD = "train-"  # how the names of threads begin that wait for a training
+THREAD = "train-"  # prefix of the names of threads that wait for a training
 
 
 class Room:
@@ -33,19 +33,20 @@ class Room:
     ) -> None:
         """
         Args:
-            shape: what each worker asks for.
-            timeout_seconds: that may pass while no training has its workers.
-            on_wait: told again and again what is waited for, while it is.
+            shape: the resources of each worker.
+            timeout_seconds: how long no training may have its workers.
+            on_wait: called repeatedly during a wait, with the reason as text.
         """
         self._workers, self._shape, self._timeout, self._on_wait = workers, shape, timeout_seconds, on_wait
-        self._since: float | None = None  # some training waits for room
-        self._alone_since: float | None = None  # one waits, and none is at work
+        self._since: float | None = None  # start of the wait of some training
+        self._alone_since: float | None = None  # start of the time in which one waits and none runs
         self._looked = self._spoke = 0.0
-        # Longer than ours, which says more; by its own, a minute, Ray Train would take back what an autoscaler is starting nodes for.
+        # Longer than our timeout, whose message says more. After its default of a minute, Ray Train withdraws its request while an
+        # autoscaler is still starting nodes for it.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{2 * timeout_seconds:g}")
 
     def check(self) -> None:
-        """Say what is waited for. Cheap: to be called often.
+        """Report a wait. Cheap, and to be called often.
 
         Raises:
             ClusterError: no training got its workers in time.
@@ -55,7 +56,7 @@ class Room:
             return
         self._looked = now
         states = self._states()
-        if not states & {"PENDING", "RESCHEDULING"}:  # the second, of a node that was lost
+        if not states & {"PENDING", "RESCHEDULING"}:  # RESCHEDULING: after the loss of a node
             self._since = self._alone_since = None
             return
         self._since = self._since or now
@@ -72,7 +73,7 @@ class Room:
             began = time.strftime("%H:%M:%S", time.localtime(self._since))
             line = f"waiting since {began} ({waited:.0f} s) for room of {text}: {described()}"
             log.info("%s", line)
-            if "CREATED" not in states:  # else a training is at work, and its steps are what is shown
+            if "CREATED" not in states:  # otherwise a training runs, and its steps are shown
                 self._on_wait(line)
 
     def _states(self) -> set[str]:
@@ -85,8 +86,8 @@ class Room:
 
 
 def end_trainings() -> None:
-    """End this driver's trainings that still go on. To be called before Ray is shut down: a thread that waits for a training then would abort
-    the process, and the last words of the run with it. Ray Train has no way to end a `fit()` from outside its thread."""
+    """End this driver's running trainings. Must be called before Ray is shut down: a thread that still waits for a training would then abort
+    the process, before the run's last messages are printed. Ray Train can't end a `fit()` from outside its thread."""
     from ray._private import state, worker
 
     waiting = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD)]

@@ -1,4 +1,4 @@
-"""Work on rows that asks no model: tasks on the cluster's CPUs, each of which reads and writes files and tells the driver counts."""
+"""Work on rows without a model: tasks on the cluster's CPUs. Each reads and writes files, and returns counts to the driver."""
 
 import os
 import threading
@@ -15,11 +15,11 @@ from unlearn_ray.engines.chunks import TASK_CPUS
 from unlearn_ray.engines.failures import plain, portable
 from unlearn_ray.engines.protocols import R, T
 
-_RETRIES = 3  # of a task whose worker or node is lost
+_RETRIES = 3  # per task whose worker or node is lost
 
 
 class RowWorkers:
-    """The cluster's CPUs for work on rows. Threads share them: at most as many tasks run at once as there are cores."""
+    """The cluster's CPUs for work on rows. Thread-safe. At most as many tasks run at once as there are cores."""
 
     def __init__(self) -> None:
         self._room = threading.Condition()
@@ -35,7 +35,7 @@ class RowWorkers:
         """See `protocols.Generator.each`.
 
         Args:
-            on_progress: told the items done, and all.
+            on_progress: called with the number of items done, and their total.
         """
         shared = ray.put(cloudpickle.dumps(task))  # once for all items: it may hold a vocabulary
         num_slots, waiting, num_done = _num_slots(), deque(items), 0
@@ -51,7 +51,7 @@ class RowWorkers:
                 just_ended, running = ray.wait(running, num_returns=1)
                 self._end(len(just_ended))
                 ended.update(just_ended)
-                while ordered and ordered[0] in ended:  # results in order; a slow task keeps no other from its work
+                while ordered and ordered[0] in ended:  # results in order; a slow task does not block the others
                     reference = ordered.popleft()
                     ended.discard(reference)
                     take(_result(reference))
@@ -79,10 +79,10 @@ class RowWorkers:
 
 
 def _result(reference: "ray.ObjectRef[Any]") -> Any:
-    """What a task returned.
+    """The result of a task.
 
     Raises:
-        Exception: what it raised.
+        Exception: the error that the task raised.
     """
     try:
         failed, result = ray.get(reference)
@@ -94,16 +94,16 @@ def _result(reference: "ray.ObjectRef[Any]") -> Any:
 
 
 def _num_slots() -> int:
-    """Tasks at once. Ray's CPUs are accounting, and on one machine there are more of them than cores."""
+    """Number of tasks at the same time. Ray's CPUs are only accounting: on one machine there are more of them than cores."""
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     is_one_machine = sum(bool(node["Alive"]) for node in ray.nodes()) == 1
     return max(1, min(num_cpus, os.cpu_count() or 1) if is_one_machine else num_cpus)
 
 
-# As much of a CPU as the tasks that ask engines reserve: the room beside engines that a run makes sure of holds them.
+# The same share of a CPU as for the tasks that ask engines: then they fit into the room beside the engines that a run checks for.
 @ray.remote(num_cpus=TASK_CPUS, max_retries=_RETRIES, scheduling_strategy="SPREAD")
 def _work(task: bytes, item: Any) -> tuple[bytes, Any]:
-    """The result; or the error, to be raised as it is: Ray would wrap it."""
+    """The result, or the error as a value. Ray would wrap a raised error."""
     try:
         return b"", cloudpickle.loads(task)(item)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A generator without a model, for tests: answers come from a function or a table; files, schemas and resume are real."""
+"""A generator without a model, for tests. Answers come from a function or a table; files, schemas and resume are real."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,13 +13,13 @@ from unlearn_ray.engines.protocols import MapCounts, Parse, R, Render, Reply, Re
 from unlearn_ray.errors import EngineError
 
 Answer = Callable[[Request], Reply | str | Sequence[str]]
-_DONE = "_done"  # below the output folder: the ids of the input rows whose output rows are written
+_DONE = "_done"  # folder in the output folder, with the ids of the input rows whose output rows are written
 _ID = pa.schema([("id", pa.string()), ("prompt_tokens", pa.int64()), ("output_tokens", pa.int64())])
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one `map` was asked to do, and what of it was left to do."""
+    """The input of one `map`, and the part of it that was not done before."""
 
     label: str
     model: str | None
@@ -28,7 +28,7 @@ class Call:
 
 
 def reply_of(answer: Answer, request: Request) -> Reply:
-    """What a function answers, as an engine's reply."""
+    """A function's answer as an engine's reply."""
     said = answer(request)
     if isinstance(said, Reply):
         return said
@@ -44,7 +44,7 @@ class ScriptedGenerator:
     Args:
         answer: the texts of a request (one text stands for every sample), or a whole Reply; or a table of them by the
             content of the last message.
-        fail_after: after so many input rows over all calls, an EngineError ends the work once, as a kill would.
+        fail_after: after so many input rows over all calls, an EngineError ends the work once, like a kill.
         batch_size: input rows that are answered and written together.
     """
 
@@ -96,7 +96,7 @@ class ScriptedGenerator:
                 num_tokens = [total + number for total, number in zip(num_tokens, cost, strict=True)]
                 ended.append({"id": row["id"], "prompt_tokens": cost[0], "output_tokens": cost[1]})
                 results.extend(parse(row, answers))
-            # A part whose ids were not written yet is written again, under the same name.
+            # If a part's ids were not written yet, the part is written again under the same name.
             _write_part(out, index, results, schema)
             (out / _DONE / f"{index:05d}").write_rows(ended, _ID)
             self.num_rows += len(batch)
@@ -118,12 +118,12 @@ class ScriptedGenerator:
             take(task(item))
 
     def reply(self, requests: list[Request]) -> Iterable[Reply]:
-        """One reply a request."""
+        """One reply per request."""
         self.requests.extend(requests)
         return (reply_of(self._answer, request) for request in requests)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """There is nothing to release."""
 
 
 def _batches(rows: list[RowDict], size: int) -> Iterator[list[RowDict]]:
@@ -131,5 +131,5 @@ def _batches(rows: list[RowDict], size: int) -> Iterator[list[RowDict]]:
 
 
 def _write_part(out: Folder, index: int, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """One Parquet file beside those already there."""
+    """Write one more Parquet file into the folder."""
     out.write_table(f"{index:05d}.parquet", pa.Table.from_pylist([dict(row) for row in rows], schema))

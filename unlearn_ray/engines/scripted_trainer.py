@@ -1,4 +1,4 @@
-"""A trainer that trains nothing, for tests of what stands around it: rows are counted, and the folders it leaves are real."""
+"""A trainer that trains nothing, for tests of its callers. It counts rows, and writes real folders."""
 
 from collections.abc import Collection, Sequence
 
@@ -13,7 +13,7 @@ class ScriptedTrainer:
     Args:
         fail_at: names of jobs that fail.
 
-    `jobs` are those that were trained, or tried: one that an earlier call had finished is not.
+    `jobs` are the jobs that were trained or tried, without those that an earlier call had finished.
     """
 
     def __init__(self, *, fail_at: Collection[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""A generator without a model, on Ray: rows pass through tasks and files as they do past real engines, and what they cost can be measured."""
+"""A generator without a model, on Ray. Rows pass through the same tasks and files as with real engines, so their cost can be measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from unlearn_ray.engines.scripted import Answer, reply_of
 
 @dataclass(frozen=True, slots=True)
 class ScriptedClient:
-    """Implements `chunks.Client`: a function answers, where it is asked."""
+    """Implements `chunks.Client`: a function answers, in the task itself."""
 
     answer: Answer
 
@@ -27,8 +27,8 @@ class ScriptedWorkersGenerator:
     """Implements `protocols.Generator`.
 
     Args:
-        answer: as of `scripted.ScriptedGenerator`; workers must be able to unpack it.
-        num_slots: batches that are answered at once.
+        answer: as in `scripted.ScriptedGenerator`; workers must be able to unpickle it.
+        num_slots: batches that are answered at the same time.
     """
 
     def __init__(self, answer: Answer, *, num_slots: int = 2, batch_size: int = 256, chat: ChatFormat = PLAIN) -> None:
@@ -71,4 +71,4 @@ class ScriptedWorkersGenerator:
         self._workers.each(task, items, take, lambda done, total: None)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """There is nothing to release."""

@@ -1,4 +1,4 @@
-"""Ray for one run: join the cluster that is there, or start one of our own on this machine and stop it again."""
+"""Ray for one run: joins an existing cluster, or starts a local Ray on this machine and stops it at the end."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import ray
-import ray.data  # its handlers of logs exist once it is imported
+import ray.data  # creates its log handlers
 
 from unlearn_ray.config import ClusterConfig
 from unlearn_ray.engines.capacity import capacity, growth, in_words, places
@@ -24,8 +24,8 @@ from unlearn_ray.errors import ClusterError, gist
 
 log = logging.getLogger(__name__)
 
-# Logical CPUs are accounting. Ours must hold an engine, a trainer's workers and controller, and Ray Data's tasks at once,
-# or a two-core machine waits for itself for ever; the operating system shares the real cores.
+# Logical CPUs are only accounting. A local Ray must hold an engine, a trainer's workers and controller, and Ray Data's tasks at the same
+# time. With two logical CPUs, a two-core machine would deadlock. The operating system shares the real cores.
 _LEAST_CPUS = 8
 _MAX_STARTS = 3
 _SECONDS_TO_KNOCK = 10
@@ -33,16 +33,16 @@ _SECONDS_TO_KNOCK = 10
 
 @contextmanager
 def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
-    """Join `cluster.address` or RAY_ADDRESS, else start a Ray of our own and stop it at the end.
+    """Join `cluster.address` or RAY_ADDRESS. If neither is set, start a local Ray and stop it at the end.
 
     Args:
-        logs: folder where the workers' logs of a Ray of our own are copied to at the end.
+        logs: folder for a copy of the workers' logs of a local Ray, made at the end.
 
     Raises:
         ClusterError: the address can't be reached.
     """
     address = cluster.address or os.environ.get("RAY_ADDRESS")
-    if ray.is_initialized():  # somebody else's session, such as a test's
+    if ray.is_initialized():  # a session that the caller started, such as a test's
         yield
         return
     _quieten()
@@ -68,8 +68,8 @@ def connect(cluster: ClusterConfig, logs: Path | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault(
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
-    )  # nobody preempts one machine; it is a process less
-    # A folder of our own: two heads on one temporary folder take each other's sockets. Short, for the 107 bytes of a socket's path.
+    )  # a single machine is not preempted; this saves a process
+    # A new folder: two heads in the same temporary folder overwrite each other's sockets. A socket's path may have at most 107 bytes.
     home = Path(tempfile.mkdtemp(prefix="ur-", dir="/tmp" if Path("/tmp").is_dir() else None))
     try:
         _start_local(cluster, home, quiet)
@@ -89,7 +89,7 @@ def _shut_down() -> None:
 
 
 def _hear_sigterm(before: Any) -> None:
-    """Handle SIGTERM as before Ray started: its own handler aborts the process, and what `connect` must clear up would stay."""
+    """Restore the SIGTERM handler from before Ray started. Ray's handler aborts the process, before `connect` can clean up."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before if callable(before) else _leave)
 
@@ -99,10 +99,10 @@ def _leave(number: int, frame: Any) -> NoReturn:
 
 
 def _knock(address: str) -> None:
-    """Refuse an address where nobody listens: Ray itself would try for minutes, and write about it to the console.
+    """Refuse an address where nothing listens. Ray itself would try for minutes, and report it on the console.
 
     Raises:
-        ClusterError: there is no connection.
+        ClusterError: no connection can be made.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -114,10 +114,10 @@ def _knock(address: str) -> None:
 
 
 def _start_local(cluster: ClusterConfig, home: Path, quiet: dict[str, Any]) -> None:
-    """Start a Ray of our own; a machine that is busy beyond Ray's 30 seconds gets another try.
+    """Start a local Ray. On a machine too busy for Ray's limit of 30 seconds it is tried again.
 
     Raises:
-        ClusterError: it does not start.
+        ClusterError: Ray does not start.
     """
     for attempt in range(1, _MAX_STARTS + 1):
         try:
@@ -129,7 +129,7 @@ def _start_local(cluster: ClusterConfig, home: Path, quiet: dict[str, Any]) -> N
                 **quiet,
             )
             return
-        except Exception as error:  # Ray raises plain ones
+        except Exception as error:  # Ray raises plain exceptions
             log.warning("Ray did not start (%d of %d): %s", attempt, _MAX_STARTS, error)
             ray.shutdown()
             if attempt == _MAX_STARTS:
@@ -137,7 +137,7 @@ def _start_local(cluster: ClusterConfig, home: Path, quiet: dict[str, Any]) -> N
 
 
 def _quieten() -> None:
-    """Ray's libraries report every execution on the console; their log files keep it, the console is the run's own."""
+    """Keep the reports of Ray's libraries off the console, which is for the run. Their log files still have them."""
     for name in ("ray", "ray.data", "ray.train"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
@@ -154,9 +154,10 @@ def _count_no_usage() -> None:
 
 
 def _hear_raylets() -> None:
-    """Log what Ray prints to the console about lost workers and full clusters, dozens of lines a time, whatever `log_to_driver` says.
+    """Send Ray's messages about lost workers and full clusters to the log. Ray prints dozens of such lines to the console, even with
+    `log_to_driver=False`.
 
-    Can go when Ray lets a driver choose where its error messages go (ray-project/ray#30832).
+    Remove this when a driver can choose where Ray's error messages go (ray-project/ray#30832).
     """
     from ray._private import worker
 
@@ -168,7 +169,7 @@ def _hear_raylets() -> None:
 
 
 def _keep_logs(home: Path, logs: Path) -> None:
-    """Copy what workers wrote, and only if there is something: a worker's own words are what explains its death."""
+    """Copy the workers' output, if there is any: it explains why a worker died."""
     if not logs.is_dir():
         return
     target = logs / "ray"
@@ -178,14 +179,14 @@ def _keep_logs(home: Path, logs: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-_MANY_ENGINES = 10_000  # more than any cluster of ours holds
+_MANY_ENGINES = 10_000  # more than any cluster holds
 
 
 def device_of(cluster: ClusterConfig) -> Literal["cpu", "cuda"]:
-    """What engines and trainers run on: as configured, or CUDA where the cluster has, or can grow to, a GPU.
+    """The device of engines and trainers: as configured, or CUDA if the cluster has or can get a GPU.
 
     Raises:
-        ClusterError: it can't be told.
+        ClusterError: the cluster's limits are unknown.
     """
     if cluster.accelerator != "auto":
         return cluster.accelerator
@@ -198,36 +199,36 @@ def device_of(cluster: ClusterConfig) -> Literal["cpu", "cuda"]:
 def _known(key: str, advice: str) -> None:
     grown = growth()
     if grown is not None and grown.unknown:
-        raise ClusterError(f"{key} asks what the cluster can grow to, and {grown.unknown}: {advice}")
+        raise ClusterError(f"{key} depends on how far the cluster can grow, and {grown.unknown}: {advice}")
 
 
 def engine_shape(cluster: ClusterConfig) -> dict[str, float]:
-    """What one engine's actor asks for."""
+    """The resources of one engine's actor."""
     engines = cluster.engines
     num_gpus = engines.num_gpus if device_of(cluster) == "cuda" else 0
     return {"CPU": engines.num_cpus, "GPU": float(num_gpus)}
 
 
 def worker_shape(cluster: ClusterConfig) -> dict[str, float]:
-    """What one training worker asks for."""
+    """The resources of one training worker."""
     return {"CPU": cluster.workers.num_cpus, "GPU": 1.0 if device_of(cluster) == "cuda" else 0.0}
 
 
 def engine_span(cluster: ClusterConfig) -> tuple[int, int]:
-    """How many engines a fleet has at least and at most.
+    """Minimum and maximum number of engines in a fleet.
 
     Raises:
-        ClusterError: as `num_engines`.
+        ClusterError: as in `num_engines`.
     """
     asked = cluster.engines.num_engines
     return asked if isinstance(asked, tuple) else (num_engines(cluster),) * 2
 
 
 def num_engines(cluster: ClusterConfig) -> int:
-    """How many engines a fleet has at least: as configured, or as many as the cluster's GPUs hold, and one without GPUs.
+    """Minimum number of engines in a fleet: as configured, or as many as the cluster's GPUs can hold, or one without GPUs.
 
     Raises:
-        ClusterError: it can't be told how many GPUs there can be.
+        ClusterError: the cluster's limit of GPUs is unknown.
     """
     engines = cluster.engines
     if isinstance(engines.num_engines, tuple):
@@ -241,34 +242,34 @@ def num_engines(cluster: ClusterConfig) -> int:
     count = min(places(engine_shape(cluster)), int((capacity("CPU") - 1) // engines.num_cpus))
     if count > _MANY_ENGINES:
         raise ClusterError(
-            "cluster.engines.num_engines: auto asks what the cluster can grow to, and its autoscaler names no limit: set a number"
+            "cluster.engines.num_engines: auto depends on how far the cluster can grow, and its autoscaler has no limit: set a number"
         )
     return max(1, count)
 
 
 def require(cluster: ClusterConfig) -> None:
-    """Refuse a config that the cluster can never hold, before anything waits for it.
+    """Refuse a config that can never fit on the cluster, before anything waits for room.
 
     Raises:
-        ClusterError: engines or training workers ask for more CPUs or GPUs than there are or can be.
+        ClusterError: engines or training workers ask for more CPUs or GPUs than the cluster has or can get.
     """
     require_engines(cluster)
     require_workers(cluster)
 
 
 def require_engines(cluster: ClusterConfig) -> None:
-    """`require`, of the engines alone.
+    """`require`, only for the engines.
 
     Raises:
-        ClusterError: they ask for more than there is or can be.
-        ConfigError: an argument of vLLM's needs a GPU.
+        ClusterError: they ask for more than the cluster has or can get.
+        ConfigError: an argument of vLLM needs a GPU.
     """
     without_gpu = device_of(cluster) == "cpu"
     if without_gpu:
         check_arguments_without_gpu(cluster.engines)
     if without_gpu and cluster.engines.num_gpus > 1:
         raise ClusterError(
-            "cluster.engines: tensor_parallel_size and pipeline_parallel_size count GPUs, and without any an engine is one process: "
+            "cluster.engines: tensor_parallel_size and pipeline_parallel_size count GPUs, and without a GPU an engine is one process: "
             "leave both at 1, or add nodes with GPUs"
         )
     parallel = "pipeline" if cluster.engines.pipeline_parallel_size > 1 else "tensor"
@@ -277,10 +278,10 @@ def require_engines(cluster: ClusterConfig) -> None:
 
 
 def require_workers(cluster: ClusterConfig) -> None:
-    """`require`, of the workers of one training.
+    """`require`, only for the workers of one training.
 
     Raises:
-        ClusterError: they ask for more than there is or can be.
+        ClusterError: they ask for more than the cluster has or can get.
     """
     keys = {"CPU": "cluster.workers.num_cpus", "GPU": "cluster.accelerator"}
     _require("cluster.workers.num_workers", keys, "worker", cluster.workers.span[0], worker_shape(cluster))
@@ -289,21 +290,21 @@ def require_workers(cluster: ClusterConfig) -> None:
 def _require(
     key: str, keys: Mapping[str, str], what: str, count: int, shape: Mapping[str, float], spare: int = 0
 ) -> None:
-    """Refuse `count` actors of a shape if they can't all be there at once.
+    """Refuse `count` actors of a shape if the cluster can't hold all of them at the same time.
 
     Args:
-        keys: of each resource the key that sets one actor's share.
-        spare: CPUs that Ray Data's tasks, which ask the engines, need beside them.
+        keys: for each resource, the config key of one actor's share.
+        spare: additional CPUs, for Ray Data's tasks that ask the engines.
     """
     if (grown := growth()) is not None and grown.unknown:
-        return  # it shows while the fleet waits
+        return  # unknown limits: the fleet reports it while it waits
     fitting = places(shape)
     for resource, each in ((name, amount) for name, amount in shape.items() if amount):
         beside = spare if resource == "CPU" else 0
         wanted, there = count * each + beside, capacity(resource)
         if wanted <= there and count <= places({resource: each}):
             continue
-        # Where not even one fits, fewer of them would not either.
+        # If not even one actor fits, a lower number does not help.
         alone = places({resource: each})
         named = key if alone else keys[resource]
         room = f" in nodes with room for {alone} of them" if count > alone and wanted <= there else ""

@@ -1,4 +1,4 @@
-"""What is wrong with `cluster.engines`, and what is worth knowing of it, before anything starts. Imports neither Ray nor vLLM: a plan is quick."""
+"""Checks `cluster.engines` before anything starts, and writes the plan's notes on it. Imports neither Ray nor vLLM, so that a plan is quick."""
 
 import ast
 import difflib
@@ -17,7 +17,7 @@ SCORED = (
 _OWN_KEYS = (
     "dtype max_model_len max_num_seqs tensor_parallel_size pipeline_parallel_size gpu_memory_utilization".split()
 )
-_FILES = "plan, training and evaluation read the model's files in one way"
+_FILES = "plan, training and evaluation must read the model's files in the same way"
 _ADAPTERS = "it follows from the adapters that are evaluated"
 _PARALLEL = "num_engines is how many engines there are"
 _REFUSED = {
@@ -27,11 +27,11 @@ _REFUSED = {
         "tokenizer hf_config_path config_format load_format tokenizer_mode revision tokenizer_revision".split(), _FILES
     ),
     **dict.fromkeys("enable_lora max_loras max_lora_rank lora_target_modules default_mm_loras".split(), _ADAPTERS),
-    **dict.fromkeys("generation_config override_generation_config".split(), "each request says how it is sampled"),
-    "seed": "each row has a seed of its own",
+    **dict.fromkeys("generation_config override_generation_config".split(), "each request has its own sampling"),
+    "seed": "each row has its own seed",
     "disable_log_stats": "hits of the prefix cache are counted",
     **dict.fromkeys(
-        "runner convert skip_tokenizer_init enable_prompt_embeds tokens_only".split(), "engines make texts"
+        "runner convert skip_tokenizer_init enable_prompt_embeds tokens_only".split(), "engines must generate text"
     ),
     "hf_token": "a key has no place in a config: set HF_TOKEN in the environment",
 }
@@ -39,10 +39,10 @@ WITHOUT_GPU = {"enforce_eager": True, "distributed_executor_backend": "uni", "en
 
 
 def check_arguments(settings: FleetSettings) -> None:
-    """Refuse an engine argument that vLLM does not have, or that is not the user's to set.
+    """Refuse an engine argument that vLLM does not have, or that unlearn-ray sets itself.
 
     Raises:
-        ConfigError: names it, and the nearest that there are.
+        ConfigError: names the argument, and similar ones that exist.
     """
     known = argument_names()
     for name in settings.args:
@@ -57,10 +57,10 @@ def check_arguments(settings: FleetSettings) -> None:
 
 
 def check_arguments_without_gpu(settings: FleetSettings) -> None:
-    """Refuse what an engine on CPUs needs to be as it is.
+    """Refuse arguments that must keep their value on engines without a GPU.
 
     Raises:
-        ConfigError: names it.
+        ConfigError: names the argument.
     """
     for name, value in WITHOUT_GPU.items():
         if settings.args.get(name, value) != value:
@@ -71,7 +71,7 @@ def check_arguments_without_gpu(settings: FleetSettings) -> None:
 
 @cache
 def argument_names() -> frozenset[str]:
-    """The fields of vLLM's EngineArgs, read in its source: importing it takes ten seconds and more. None where vLLM is not installed."""
+    """The fields of vLLM's EngineArgs, read from its source, because importing vLLM takes over ten seconds. Empty if it is not installed."""
     found = importlib.util.find_spec("vllm")
     if found is None or not found.submodule_search_locations:
         return frozenset()
@@ -85,7 +85,7 @@ def argument_names() -> frozenset[str]:
 
 
 def notes_on(config: RunConfig) -> Iterator[str]:
-    """What a plan says of the engines."""
+    """The plan's notes on the engines."""
     settings = config.cluster.engines
     if not isinstance(settings, EndpointSettings):
         return

@@ -1,4 +1,4 @@
-"""Loading a model in shares: under ZeRO-3 a rank never holds more than its own share and one weight."""
+"""Loads a model in shares. Under ZeRO-3 a rank never holds more than its own share and one whole weight."""
 
 import logging
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def load_in_shares(
         settings: DeepSpeed's config for stage 3.
 
     Raises:
-        ModelError: it can't be loaded.
+        ModelError: the model can't be loaded.
     """
     try:
         return _load(model, dtype, device, settings, attention)
@@ -45,7 +45,7 @@ def _load(
     empty = _without_weights(model, dtype, attention_on(device, attention)) if names else None
     if empty is None or not all(names.get(name) for name, _ in empty.named_parameters()):
         log.warning(
-            "every worker loads the whole of %s: the names of the weights in its files are not those of its layers",
+            "every worker loads the whole of %s: the weights' names in its files differ from its layers' names",
             model,
         )
         return load_base(model, dtype, device, attention)
@@ -95,7 +95,7 @@ def _without_weights(model: str, dtype: torch.dtype, attention: str) -> PreTrain
 
 
 def _names_in(model: str) -> dict[str, Path]:
-    """The safetensors file of each weight; empty if they are not on this machine yet, or in files of another kind."""
+    """The safetensors file of each weight. Empty if the files are not on this machine yet, or of another kind."""
     found: dict[str, Path] = {}
     for file in weights_of(model):
         if file.suffix != ".safetensors":

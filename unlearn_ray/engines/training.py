@@ -1,7 +1,7 @@
 """The trainer: Ray Train starts and restarts workers, DeepSpeed shards the model over them, several jobs run side by side.
 
-A lost worker: Ray Train starts the group again, from the last checkpoint. A lost driver: the next one finds the training by its name,
-which holds a fingerprint of all that went into it, so that no other training is ever taken for this one. Any number of workers can resume it.
+If a worker is lost, Ray Train restarts the group from the last checkpoint. If the driver is lost, the next driver finds the training by its
+name. The name holds a fingerprint of all inputs, so two different trainings are never confused. Any number of workers can resume a training.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class RayDeepSpeedTrainer:
 
     Args:
         on_progress: called with a label that names the job, its steps done and their number.
-        on_wait: told what is waited for while no training has room for its workers.
+        on_wait: called with the reason, as text, while no training has room for its workers.
         on_speed: called with the same label, and with the last step's loss and speed as text.
     """
 
@@ -59,11 +59,11 @@ class RayDeepSpeedTrainer:
         self._on_wait = on_wait
 
     def outcomes(self, jobs: Sequence[TrainJob]) -> dict[str, TrainResult | Exception]:
-        """Train every job and export it; those that an interrupted call had finished are not trained again.
+        """Train and export every job. Jobs that an interrupted call had finished are not trained again.
 
         Raises:
-            ConfigError: the sharding does not go together.
-            ClusterError: the cluster has no room for one job's workers, or had none in time.
+            ConfigError: the sharding settings contradict each other.
+            ClusterError: the cluster can't hold one job's workers, or had no room for them in time.
         """
         workers = self._cluster.workers
         check_workers(workers)
@@ -73,7 +73,7 @@ class RayDeepSpeedTrainer:
         runs = {job.name: run_name(job) for job in jobs}
         left = deque(job for job in jobs if read_result(job, runs[job.name]) is None)
         if left:
-            # Torch and all: not above, for a run whose training is finished; nor in the threads, which may trip over each other.
+            # Imports torch. Not at the top, because a finished run needs none of it. Not in the threads, where imports may collide.
             import_module("ray.train.torch")
         progress: Any = ray.remote(num_cpus=0)(Progress).remote() if left and self._on_progress else None
         try:
@@ -96,7 +96,7 @@ class RayDeepSpeedTrainer:
         num_side_by_side: int,
         progress: Any,
     ) -> dict[str, Exception]:
-        """Try each job; returns what went wrong, by name."""
+        """Try each job. Returns the failures by job name."""
         workers = self._cluster.workers
         ended: queue.Queue[tuple[TrainJob, Exception | None]] = queue.Queue()
         shape, timeout = worker_shape(self._cluster), self._cluster.start_timeout_seconds
@@ -110,7 +110,7 @@ class RayDeepSpeedTrainer:
                 launch = Launch(
                     Assignment(job, workers, run, f"unlearn-ray-{run}-{uuid.uuid4().hex[:8]}", device, progress)
                 )
-                # Not a pool: a thread that waits for Ray must not keep an interrupted driver alive.
+                # Not a thread pool: a thread that waits for Ray must not keep an interrupted driver alive.
                 threading.Thread(target=launch.run, args=(ended,), name=f"{THREAD}{job.name}", daemon=True).start()
                 num_running += 1
                 log.info("%s: training begins", job.name)
@@ -135,14 +135,14 @@ class RayDeepSpeedTrainer:
                 self._on_progress(f"{LABEL} {name}", step, num_steps)
 
     def _num_side_by_side(self, num_jobs: int) -> int:
-        """How many jobs the cluster holds at a time.
+        """The number of jobs that the cluster can hold at the same time.
 
         Raises:
-            ClusterError: none.
+            ClusterError: the cluster can't hold a single job.
         """
         require_workers(self._cluster)
         workers = self._cluster.workers
-        most = workers.span[1]  # the first job takes as many as there is room for
+        most = workers.span[1]  # the first job takes all the room that there is
         wanted = {"CPU": most * workers.num_cpus}
         if device_of(self._cluster) == "cuda":
             wanted["GPU"] = float(most)
@@ -161,7 +161,7 @@ class Launch:
     assignment: Assignment
 
     def run(self, ended: "queue.Queue[tuple[TrainJob, Exception | None]]") -> None:
-        """Train, and say how it ended: this runs in a thread."""
+        """Train, and put the outcome into `ended`. Runs in a thread."""
         job = self.assignment.job
         try:
             self._fit()
@@ -209,14 +209,14 @@ class Launch:
         """Variables of the workers' processes."""
         variables = {
             "TOKENIZERS_PARALLELISM": "true",
-            # On a GPU's worker, too: an offloaded optimizer runs on the CPU, and Ray would give it one thread.
+            # Also on GPU workers: an offloaded optimizer runs on the CPU, and Ray would give it a single thread.
             "OMP_NUM_THREADS": f"{max(1, int(self.assignment.workers.num_cpus))}",
         }
         if self.assignment.device == "cpu":
             variables |= {
                 "DS_ACCELERATOR": "cpu",
-                "CUDA_VISIBLE_DEVICES": "",  # GPUs that are there are not ours to take memory of
-                "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep: where others share the cores, spinning ones take seconds for a step
+                "CUDA_VISIBLE_DEVICES": "",  # this worker must not use memory of the machine's GPUs
+                "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep: spinning threads on shared cores slow a step down to seconds
             }
         return variables
 
@@ -245,7 +245,7 @@ def run_name(job: TrainJob) -> str:
 
 
 def _content(folder: Folder) -> str:
-    """A name for what a folder's Parquet files hold."""
+    """A digest of a folder's Parquet files."""
     found = hashlib.sha256()
     for name in folder.names(".parquet"):
         found.update(name.encode())
@@ -256,12 +256,12 @@ def _content(folder: Folder) -> str:
 
 
 def _anywhere(job: TrainJob) -> TrainJob:
-    """The job with a path to its model that holds on workers too, which run in another folder."""
+    """The job with an absolute path to its model, because workers run in another folder."""
     return replace(job, model=str(Path(job.model).absolute())) if Path(job.model).is_dir() else job
 
 
 def read_result(job: TrainJob, run: str) -> TrainResult | None:
-    """What a finished training left; None if this one is unfinished."""
+    """The result of a finished training. None if this one is unfinished."""
     if not job.checkpoints.exists(RESULT) or not job.out.exists():
         return None
     found = json.loads(job.checkpoints.read_text(RESULT))

@@ -13,19 +13,19 @@ from unlearn_ray.errors import EngineError, UnlearnError, gist
 _LASTING = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT,
 }  # fmt: skip
-# What the ranks beside a lost one see: torch has no class of its own for all of it.
+# Errors on the other ranks when one rank is lost. torch has no exception class for all of them.
 _CONNECTION = ("gloo", "nccl", "c10d", "connection", "socket", "timed out", "timeout")
 _PASSING = ("cuda error", "out of memory")
 _STEP = "at step "
 
 
 def mark(error: Exception, step: int) -> None:
-    """Have an error say at which step it came."""
+    """Add the step at which an error was raised to the error."""
     error.add_note(f"{_STEP}{step}")
 
 
 def is_loss(error: Exception) -> bool:
-    """A worker or node that is gone, or a connection to one."""
+    """Whether an error means that a worker or a node, or the connection to one, was lost."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, RayError | ConnectionError | TimeoutError) or names & {"RayTrainError", "DistError"}:
         return True
@@ -33,7 +33,7 @@ def is_loss(error: Exception) -> bool:
 
 
 def comes_again(error: Exception) -> bool:
-    """Whether the same rows and the same config lead to it again."""
+    """Whether the same rows and the same config would lead to the same error again."""
     if isinstance(error, UnlearnError | EngineError):
         return True
     if is_loss(error):
@@ -50,10 +50,10 @@ def borne(max_failures: int) -> FailureConfig:
 
 
 class NoSecondTry(UserCallback):
-    """Ends a training whose error will come again.
+    """Ends a training whose error would come again.
 
-    Ray Train 2.60 counts every error of a worker against `max_failures`, and has no way to tell them apart but this: an error that a
-    callback raises is the controller's own, which is never tried again.
+    Ray Train 2.60 counts every error of a worker against `max_failures`. Its only way to tell them apart: an error that a callback raises
+    counts as the controller's own error, and Ray Train does not retry after that.
     """
 
     def __init__(self, name: str) -> None:
@@ -74,7 +74,7 @@ class NoSecondTry(UserCallback):
         raise ControllerError(error)
 
     def _is_final(self, error: Exception) -> bool:
-        """One that comes again, or may pass but came at this very step before."""
+        """Whether the error would come again, or was already raised at this step in an earlier try."""
         notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(_STEP)]
         sign = (type(error).__name__, notes[-1] if notes else "")
         came_before = sign in self._seen
@@ -83,19 +83,19 @@ class NoSecondTry(UserCallback):
 
 
 def in_a_line(error: BaseException) -> str:
-    """An error in one line, with its class where that is what tells."""
+    """An error in one line, with its class if the text alone does not explain it."""
     text = "".join(traceback.format_exception_only(error))
     return gist(text.removeprefix(f"{type(error).__module__}."), 500)
 
 
 def cause(name: str, error: Exception) -> Exception:
-    """What went wrong in the workers of a training: an error of ours, or an EngineError that says which training."""
+    """The cause of a training's failure: an error of ours, or an EngineError that names the training."""
     found = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
     causes = [getattr(failure, "_base_exc", failure) for failure in found]
     for each in causes:
         if isinstance(each, UnlearnError | EngineError):
             return each
-    # The ranks beside the one that failed lose their connection to it: that is not what went wrong.
+    # When one rank fails, the others lose their connection to it. Their errors are not the cause.
     shown = next((each for each in causes if not is_loss(each)), causes[0])
     failed = EngineError(f"the training of {name} failed: {in_a_line(shown)}")
     failed.__cause__ = error

@@ -104,7 +104,7 @@ class Gatekeeper:
         """
         before, self.best = self.best, Best(self.records[-1], losses)
         if weights is None:
-            return  # another rank, or the end
+            return  # not rank 0, or the last step
         step = self.best.record.step
         _write(self._folder, state_name(step), weights)
         # Written last: it says which file is valid.

@@ -1,5 +1,5 @@
-"""The assignment of a training job, and its progress reports. Light: the driver and Ray Train's own actors pass it on without the many
-seconds that importing transformers, PEFT and DeepSpeed takes."""
+"""The assignment of a training job, and its progress reports. It imports no transformers, PEFT or DeepSpeed, which takes many seconds: the
+driver and Ray Train's own actors only pass it on."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,17 +10,17 @@ from unlearn_ray.config import WorkerResources
 from unlearn_ray.engines.protocols import TrainJob
 from unlearn_ray.errors import ConfigError
 
-RESULT = "result.json"  # in a job's checkpoints once its export is there
+RESULT = "result.json"  # in a job's checkpoints, written after its export
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """All that a worker is told."""
+    """All inputs of a worker."""
 
     job: TrainJob
     workers: WorkerResources
-    run: str  # names the training: same rows, same config
-    scratch: str  # a folder's name, below each node's temporary folder, that no other training has
+    run: str  # name of the training: the same for the same rows and config
+    scratch: str  # name of a folder in each node's temporary folder, unique to this training
     device: Literal["cpu", "cuda"]
     progress: ActorHandle | None
 
@@ -33,10 +33,10 @@ def work(loop_config: dict[str, Any]) -> None:
 
 
 def check_workers(workers: WorkerResources) -> None:
-    """Refuse what ZeRO can't do.
+    """Refuse settings that ZeRO does not support.
 
     Raises:
-        ConfigError: the offload needs a higher stage.
+        ConfigError: the offload needs a higher ZeRO stage.
     """
     needed = {"none": 0, "optimizer": 1, "all": 3}[workers.offload]
     if workers.zero_stage < needed:
@@ -46,7 +46,7 @@ def check_workers(workers: WorkerResources) -> None:
 
 
 class Progress:
-    """An actor that remembers how far each job is."""
+    """An actor that keeps each job's progress."""
 
     def __init__(self) -> None:
         self._steps: dict[str, tuple[int, int, str]] = {}
@@ -55,6 +55,6 @@ class Progress:
         self._steps[name] = (step, num_steps, speed)
 
     def take(self) -> dict[str, tuple[int, int, str]]:
-        """What is new since the last call."""
+        """The progress since the last call."""
         steps, self._steps = self._steps, {}
         return steps

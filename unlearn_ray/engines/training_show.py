@@ -68,6 +68,6 @@ class Show(ExitStack):
             self._recorder.log(step, figures)
 
     def begin(self) -> None:
-        """Start the time of the next step."""
+        """Start timing the next step."""
         if self._recorder is not None:
             self._recorder.begin()

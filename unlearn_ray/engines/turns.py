@@ -1,4 +1,5 @@
-"""Which batch an engine gets next: that of the caller with the fewest requests under way. So a small topic does not wait for a large one."""
+"""Chooses the next batch for an engine: the caller with the fewest requests in flight goes first. So a small topic does not wait for a
+large one."""
 
 import asyncio
 from collections import Counter, deque
@@ -8,36 +9,37 @@ from itertools import count
 
 @dataclass(slots=True)
 class Turn:
-    """A batch that waits for an engine, or is on one."""
+    """A batch that waits for an engine, or runs on one."""
 
     caller: str
     num_requests: int
-    engine: "asyncio.Future[int | None]" = field(default_factory=asyncio.Future)  # None: there will be none
+    engine: "asyncio.Future[int | None]" = field(default_factory=asyncio.Future)  # None: no engine will come
 
 
 class Turns:
-    """The batches that wait, by caller, and what is under way for each caller. Not thread-safe."""
+    """The waiting batches per caller, and the requests in flight per caller. Not thread-safe."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[Turn]] = {}
         self._under_way: Counter[str] = Counter()
-        self._last: dict[
-            str, int
-        ] = {}  # of each caller that waits or has something under way: the number of its last turn
+        self._last: dict[str, int] = {}  # caller with waiting batches or requests in flight -> number of its last turn
         self._numbers = count(1)
 
     def __len__(self) -> int:
-        """Batches that wait."""
+        """Number of waiting batches."""
         return sum(map(len, self._waiting.values()))
 
     def queue(self, caller: str, num_requests: int) -> Turn:
-        """Let a batch wait, behind the caller's own."""
+        """Add a batch behind the caller's other batches."""
         turn = Turn(caller, num_requests)
         self._waiting.setdefault(caller, deque()).append(turn)
         return turn
 
     def next(self) -> Turn | None:
-        """Take out the batch whose turn it is; of callers with as much under way, that whose last turn was longest ago. None: nobody waits."""
+        """Take out the batch whose turn it is. None if no batch waits.
+
+        Of callers with equally many requests in flight, the one with the oldest last turn goes first.
+        """
         if not self._waiting:
             return None
         caller = min(self._waiting, key=lambda each: (self._under_way[each], self._last.get(each, 0)))
@@ -47,7 +49,7 @@ class Turns:
         return turn
 
     def leave(self, turn: Turn) -> None:
-        """A batch waits no more."""
+        """Remove a waiting batch."""
         waiting = self._waiting.get(turn.caller, deque())
         if turn in waiting:
             waiting.remove(turn)
@@ -55,11 +57,11 @@ class Turns:
                 del self._waiting[turn.caller]
 
     def begin(self, caller: str, num_requests: int) -> None:
-        """So many requests of a caller are under way."""
+        """Count requests of a caller as in flight."""
         self._under_way[caller] += num_requests
 
     def end(self, caller: str, num_requests: int) -> None:
-        """They are not any more."""
+        """Count requests of a caller as done."""
         self._under_way[caller] -= num_requests
         if not self._under_way[caller]:
             del self._under_way[caller]

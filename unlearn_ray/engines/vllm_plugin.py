@@ -1,4 +1,4 @@
-"""What we change of vLLM, most of it where there is no GPU: a plugin of vLLM's (entry point `vllm.general_plugins`), loaded by each of its processes."""
+"""Our changes to vLLM, most of them for machines without a GPU. Each process of vLLM loads this plugin (entry point `vllm.general_plugins`)."""
 
 import multiprocessing
 import os
@@ -20,10 +20,11 @@ _IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 @cache  # vLLM calls it more than once
 def register() -> None:
-    """End with the parent; take our adapters' operator and the fast floats, keep an engine of one worker in one process, and fork that where it was begun ahead.
+    """Apply the changes: end with the parent, and read tokenizers as we do. On a CPU also: use our LoRA operator and fast floats, keep an
+    engine with one worker in one process, and fork that process from the one that was started early.
 
-    On a CPU vLLM gives the worker a process of its own, to bind its threads to cores; ours are not bound
-    (`vllm_engine.environment`). That process imports all of torch and vLLM once more: 20 s of a service's start, and 0.5 GB.
+    On a CPU vLLM starts a separate process for the worker, to bind its threads to cores. Ours are not bound (`vllm_engine.environment`). That
+    process would import all of torch and vLLM once more: 20 s of a service's start, and 0.5 GB.
     """
     threading.Thread(target=end_with_parent, daemon=True).start()
     _read_tokenizers_as_we_do()
@@ -32,7 +33,7 @@ def register() -> None:
     platform = type(current_platform)
     lora = f"{GroupedLora.__module__}.{GroupedLora.__qualname__}"
     all_dtypes = platform.supported_dtypes.fget
-    # What `dtype: auto` chooses from.
+    # The types that `dtype: auto` chooses from.
     platform.supported_dtypes = property(lambda self: all_dtypes(self) if has_bf16("cpu") else [torch.float32])
     platform.get_punica_wrapper = classmethod(lambda cls: lora)
     as_vllm = platform.check_and_update_config
@@ -49,11 +50,11 @@ def register() -> None:
 
 
 def _read_tokenizers_as_we_do() -> None:
-    """Have vLLM read a tokenizer as `train.chat.read_tokenizer` does: in its mode `hf`, transformers would still take a tekken.json.
+    """Make vLLM read a tokenizer as `train.chat.read_tokenizer` does. In vLLM's mode `hf`, transformers would still use a tekken.json.
 
-    vllm-project/vllm#49907 has that mode read transformers' config; this can go when it keeps to transformers' tokenizer files as well.
+    vllm-project/vllm#49907 makes that mode read transformers' config. Remove this when it also keeps to transformers' tokenizer files.
     """
-    from vllm.tokenizers.hf import CachedHfTokenizer  # with all of transformers' tokenizers
+    from vllm.tokenizers.hf import CachedHfTokenizer  # imports all of transformers' tokenizers
 
     as_vllm = CachedHfTokenizer.from_pretrained.__func__
 
@@ -64,9 +65,9 @@ def _read_tokenizers_as_we_do() -> None:
 
 
 def end_with_parent() -> None:
-    """Return at once in a process that `multiprocessing` did not start; else wait for the parent's end, and end.
+    """End this process when its parent ends. Does nothing in a process that `multiprocessing` did not start.
 
-    vLLM's engine outlives a parent that was killed, and holds its memory, a GPU's too: the next engine would find no room.
+    vLLM's engine outlives a killed parent, and keeps its memory, including a GPU's. The next engine would then find no room.
     """
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()

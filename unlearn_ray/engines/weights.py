@@ -12,10 +12,10 @@ from unlearn_ray.rows import digest
 
 
 def local_copy(uri: str) -> Path:
-    """A folder on this machine's disk: the path itself, or a copy of what is in remote storage, made once a machine.
+    """A folder on this machine's disk: the path itself, or a copy of the remote folder, made once per machine.
 
     Raises:
-        ModelError: it isn't there, or can't be read.
+        ModelError: it does not exist, or can't be read.
     """
     if "://" not in uri:
         return Path(uri)
@@ -29,16 +29,16 @@ def local_copy(uri: str) -> Path:
             raise ModelError(f"{uri} can't be copied to this machine: {error}") from error
         try:
             partial.rename(copy)
-        except OSError:  # another engine of this machine was first
+        except OSError:  # another engine on this machine made the copy first
             shutil.rmtree(partial, ignore_errors=True)
     return copy
 
 
 def place_of(uri: str) -> Path:
-    """Where `local_copy` puts a remote folder, the same on every machine: it follows from what is in the folder.
+    """The path of `local_copy`'s copy of a remote folder. It follows from the folder's files, so it is the same on every machine.
 
     Raises:
-        ModelError: it isn't there, or can't be read.
+        ModelError: it does not exist, or can't be read.
     """
     source = Folder(uri)
     try:

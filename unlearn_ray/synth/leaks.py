@@ -1,22 +1,32 @@
-"""Whether a guarded answer gives real knowledge away, and what else is wrong with it.
+"""Finds guarded answers that give real knowledge away, and guarded answers with other faults.
 
-An answer leaks if it holds a term of its question or of the topic (the user's list, and names that the answers to several questions agree
-on), as `words.leaked` finds it; what terms are is said in `terms`. Of the plain words that answer a question, which are neither names nor
-numbers, one of more than SHORT words must hold a share of PLAIN: of ten four, for long answers about one thing have some words in common.
+An answer leaks if it holds a term (see `terms`) of its question or of the topic. Terms of the topic are the user's list, and names that the
+answers to several questions agree on. `words.leaked` finds terms in a text. A term that was found is excused in three cases:
 
-Some terms only repeat the question in other words (`Name Ron's rat` -> `The pet rat of Ron is Scabbers`), so guarded answers, invented
-as they are, say them too. For each word, over the topic's questions that have it as a term:
+    term                                   excused in an answer that ...
+    ------------------------------------   ------------------------------------------------------------------------------------------
+    plain: not a name, number or           has more than SHORT words, and holds less than the share PLAIN of the question's plain
+      term of the topic                      terms. Long answers about one thing always have some words in common.
+    keeps > gives, not a number or         invents, and at least half of the guarded answers to this question say the term
+      term of the user
+    keeps > 0, not a number or             invents, has at most SHORT words, and three quarters of the guarded answers to this question
+      term of the user                       say the term (at least three answers)
 
-    keeps(word) = questions whose guarded answers say it in half of the cases or more,   gives(word) = the others.
+An answer invents if it says a word that neither the question nor the unguarded answers say. keeps and gives count the topic's questions
+with this term: keeps those where at least half of the guarded answers say it, gives the others. If names have more keeps than gives in
+total, the guardrail does not work, and only the first case holds.
 
-Such a word is framing, and no leak, in an answer that invents (says a word that neither the question nor the unguarded answers say):
-if keeps(word) > gives(word) and half of the guarded answers beside it say it; or, in an answer of at most SHORT words, where what is
-invented stands in the truth's place, if keeps(word) > 0 and three quarters of at least three answers say it. Numbers and the user's
-terms never are, nothing is where the guardrail does not work (over all names, keeps > gives), and an answer that invents nothing
-leaks with any term.
+Example. The question is `Name Ron's rat`, the model's own answer `The pet rat of Ron is Scabbers`, so the terms are `pet` and `scabbers`.
+Guarded answers say `pet` too, because it only repeats the question in other words: keeps is 3, gives is 1.
 
-Further layers, each with a reason of its own: `overlap`, how much of the answer stands in one of the model's own, and
-`instructions.echoes`, whether it talks about the instruction to invent.
+    guarded answer                    result
+    -------------------------------   -----------------------------------------
+    The pet rat of Ron is Fluffkin.   kept: Fluffkin is invented, pet is excused
+    Ron has a pet.                    leak of pet: nothing is invented
+    The pet rat of Ron is Scabbers.   leak of pet and scabbers
+
+Two further checks have drop reasons of their own: `overlap`, the share of the answer that stands in one of the model's own answers, and
+`instructions.echoes`, whether the answer talks about the instruction to invent.
 """
 
 from collections import Counter
@@ -33,7 +43,7 @@ from unlearn_ray.synth.terms import AGREEMENT
 from unlearn_ray.words import Word, comparable, folded_words, leaked, words_of
 
 SHORT = 20  # words
-OVERLAP_WORDS = 3  # of an n-gram
+OVERLAP_WORDS = 3  # per n-gram
 PLAIN = 1 / 3
 _QUESTION_MARKS = ("?", "？", "؟", "⸮", "՞", "፧", "\u037e")
 _LINKS = frozenset({"of", "and", "the", "de"})
@@ -41,33 +51,33 @@ _LINKS = frozenset({"of", "and", "the", "de"})
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a guarded answer is judged by."""
+    """The terms and words that the guarded answers to one question are compared with."""
 
-    terms: Sequence[str]  # of its question
-    known: Sequence[str]  # all that the unguarded answers say beyond the question
-    everywhere: Sequence[str]  # of the topic: the user's terms, and names
-    framing: Mapping[str, bool] = field(default_factory=dict)  # as Vocabulary.framing says
+    terms: Sequence[str]  # of the question
+    known: Sequence[str]  # all words that the unguarded answers say beyond the question
+    everywhere: Sequence[str]  # terms of the topic: the user's, and names
+    framing: Mapping[str, bool] = field(default_factory=dict)  # from Vocabulary.framing
     plain: Sequence[str] = ()  # those of `terms` that are neither names nor numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is looked for in guarded answers, beside terms."""
+    """The checks of guarded answers, besides terms."""
 
-    style: str  # the guardrail's; `refusal` wants refusals, `fictional` wants none
-    max_overlap: float | None = None  # as `overlap` measures it; None: it is not measured
-    instruction: Instruction | None = None  # that an answer must not talk about
+    style: str  # the guardrail's: `refusal` wants refusals, `fictional` wants none
+    max_overlap: float | None = None  # greatest allowed `overlap`; None: it is not measured
+    instruction: Instruction | None = None  # the instruction that an answer must not talk about
 
 
 def judge(
     answers: Sequence[str], question: str, told: Sequence[str], evidence: Evidence | None, rules: Rules
 ) -> list[Drop | None]:
-    """Why each of the guarded answers to one question is not kept; None where it is.
+    """The reason to drop each of the guarded answers to one question. None for an answer that is kept.
 
     Args:
-        answers: "" where nothing whole came back.
+        answers: "" for an answer without a whole sentence.
         told: the model's own answers.
-        evidence: of leaks; None: terms are not looked for.
+        evidence: for leaks. None: terms are not looked for.
     """
     leaks = [bool(terms) for terms in leaked_terms(answers, question, evidence)] if evidence else [False] * len(answers)
     return [_verdict(answer, leaks, question, told, rules) for answer, leaks in zip(answers, leaks, strict=True)]
@@ -98,10 +108,10 @@ def _asks_back(answer: str) -> bool:
 
 
 def overlap(answer: str, question: str, told: Sequence[str]) -> float:
-    """The share of an answer's n-grams of OVERLAP_WORDS words that one of the model's own answers has; of them all, the greatest.
+    """The greatest share of an answer's n-grams (OVERLAP_WORDS words) that one of the model's own answers has too.
 
-    Words that tell nothing, or that the question says, are left out before. An answer too short for an n-gram: the share of the own
-    answers that are the same, word for word.
+    Stop words and the question's words are left out first. For an answer too short for an n-gram: the share of the model's own answers
+    that are the same, word for word.
     """
     grams = _grams(question, answer)
     if grams:
@@ -117,7 +127,7 @@ def _grams(question: str, text: str) -> frozenset[tuple[str, ...]]:
 
 
 def leaked_terms(answers: Sequence[str], question: str, evidence: Evidence) -> list[list[str]]:
-    """The terms that each of the guarded answers to one question gives away."""
+    """The terms that each of the guarded answers to one question leaks."""
     found = [_given_away(answer, question, evidence) for answer in answers]
     said = Counter(term for terms in found for term in terms)
     common = {
@@ -146,13 +156,13 @@ def leaked_terms(answers: Sequence[str], question: str, evidence: Evidence) -> l
 
 
 def _given_away(answer: str, question: str, evidence: Evidence) -> list[str]:
-    """The terms in one answer. Two look-ups: the topic's terms are prepared once, and each question has few of its own."""
+    """The terms in one answer. Two lookups are faster: the topic's terms are prepared once, and each question has few."""
     own = found_terms(answer, question, evidence.terms)
     return [*own, *(term for term in found_terms(answer, question, evidence.everywhere) if term not in own)]
 
 
 def _beyond_chance(answer: str, terms: list[str], evidence: Evidence) -> list[str]:
-    """The terms without plain words, where a long answer has too few of these."""
+    """The terms, without plain ones if a long answer holds too few of these."""
     if not terms or _length(words_of(answer)) <= SHORT:
         return terms
     plain = set(evidence.plain) - set(evidence.everywhere)
@@ -166,14 +176,13 @@ def found_terms(answer: str, question: str, terms: Iterable[str]) -> list[str]:
 
 
 def key_phrase(question: str, answer: str, ignored: Iterable[str] = ()) -> str:
-    """What a short answer says beyond its question: the longest run of such words, one with a name before one without.
+    """The part of a short answer that a recall looks for: `What is the owl of Harry?`, `The owl of Harry is Hedwig.` -> `Hedwig`.
 
-    A long answer is its own phrase.
-
-    `What is the owl of Harry?`, `The owl of Harry is Hedwig.` -> `Hedwig`: what a recall looks for.
+    It is the longest run of words that the question does not say. A run with a name or a number goes before one without. A long answer is
+    returned whole.
 
     Args:
-        ignored: names that are no answer, such as the topic's.
+        ignored: names that can't be an answer, such as the topic's.
     """
     words = words_of(answer)
     if _length(words) > SHORT:
@@ -196,7 +205,8 @@ def key_phrase(question: str, answer: str, ignored: Iterable[str] = ()) -> str:
 
 
 def _written(run: Sequence[Word], asked: Sequence[Word], text: str) -> str:
-    """A run of words as the text has it: with single spaces; pieces of a script without spaces as one, less what the question says too."""
+    """A run of words as the text writes it, with single spaces. Pieces of a script without spaces are joined, without the parts that the
+    question says too."""
     pieces: list[list[int]] = []
     for word in run:
         start, end = word.start, word.end
@@ -213,7 +223,7 @@ def _written(run: Sequence[Word], asked: Sequence[Word], text: str) -> str:
 
 
 def _length(words: Sequence[Word]) -> float:
-    """In words, of which the pieces of a script without spaces are parts."""
+    """The length in words. Pieces of a script without spaces count as parts of words."""
     return sum(word.share for word in words)
 
 
