@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unlearn_ray.evals.scoring import Answered, Ask, Said, Score, score_answer
+from unlearn_ray.evals.scoring import Answered, Ask, ModelName, Said, Score, score_answer
 from unlearn_ray.evals.table import MEASURES, per_answer
 from unlearn_ray.evals.tally import Tally
 
@@ -103,7 +103,12 @@ def test_headline_metrics_have_a_short_name(name: str) -> None:
 def test_references_that_a_model_prefers_look_like_members() -> None:
     """Base finds each reference likelier than any wrong answer, the unlearned model neither; its own base is no reference for base."""
     scores = []
-    for model, truth, wrong in (("base", -0.1, -2.0), ("guarded", -0.1, -2.0), ("unlearned", -1.0, -1.0)):
+    likely: dict[ModelName, tuple[float, float]] = {
+        "base": (-0.1, -2.0),
+        "guarded": (-0.1, -2.0),
+        "unlearned": (-1.0, -1.0),
+    }
+    for model, (truth, wrong) in likely.items():
         for i in range(12):
             ask = Ask(model, f"p{i}", "Dune", "Dune", "forget", "w", f"f{i}", "Q?", "Arrakis", (), "It is Arrakis.", ("It is Oz.", "It is Narnia."))  # fmt: skip
             said = score_answer(
@@ -111,7 +116,7 @@ def test_references_that_a_model_prefers_look_like_members() -> None:
             )
             scores.append(Score.of(Answered.of(said.to_dict()).to_dict()))
     models = Tally(scores, 200, 0).models()
-    found = {model: models[model]["forget"] for model in ("base", "guarded", "unlearned")}  # type: ignore[index]
+    found = {model: models[model]["forget"] for model in likely}
     for name in ("mia_loss", "mia_min_k"):
         assert (found["base"][name].agg_value, found["unlearned"][name].agg_value) == (1.0, 0.5)
         assert found["base"][name].num == 12 and found["base"][name].floor == 0.5
