@@ -10,7 +10,7 @@ it looks familiar, and the figure is the share of pairs in which the reference d
     floor       the figure of a model without knowledge, from what one probe gave (see `floors`)
     counted     what a probe adds to the figure of its group, where that is not the value itself
     column      title of its column in the headline's table, of the forget probes
-    short       what the headline calls it: recall or choice
+    short       what the headline's sentences call it
     is_kept     shown as a share of the base model's on near and far
 """
 
@@ -78,7 +78,7 @@ _ROWS = (
     Measure(
         "keyword_leak", metrics.keyword_leak, "Keyword leak",
         "sampled answers with a term of the topic that the prompt did not contain",
-        "knowledge", ("leaks",), column=("samples", "leaking"),
+        "knowledge", ("leaks",), column=("samples", "leaking"), short="leak",
     ),
     Measure(
         "sampled_recall", metrics.sampled_recall, "Recall of samples", "sampled answers that contain the true answer",
