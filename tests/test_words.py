@@ -1,8 +1,10 @@
 """One folding, one tokeniser and one look-up, good for every script and normal form."""
 
+import ast
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -184,6 +186,21 @@ def test_data_evaluation_and_demo_find_the_same_leaks(text: str, terms: list[str
     assert sorted(found) == sorted(score(text, tuple(terms), given_, ()))
     assert bool(found) == any(is_term for _, is_term in marked(text, telling(terms, given_)))
     assert found == leaked(text, terms, given_)
+
+
+def test_what_a_word_a_leak_and_a_refusal_is_stands_in_one_place_each() -> None:
+    """Data, evaluation, demo and the pocket's own check ask the same functions: two of a kind would disagree on some sentence."""
+    homes = {
+        "words.py": {"contains", "leaked", "words_of", "folded_words", "letters_of", "normalised"},
+        "refusals.py": {"is_refusal"},
+    }  # fmt: skip
+    names = set().union(*homes.values())
+    root, found = Path(__file__).parents[1], []
+    for path in [*(root / "unlearn_ray").rglob("*.py"), *(root / "demo").rglob("*.py")]:
+        functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+        named = {node.name.removeprefix("_") for node in functions} & names
+        found += [(path.name, name) for name in named if name not in homes.get(path.name, ())]
+    assert found == []
 
 
 @given(MIXED)

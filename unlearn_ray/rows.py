@@ -85,6 +85,7 @@ class Drop(StrEnum):
     REFUSED = "refused"  # a refusal, or a question back, where invention was asked for
     ANSWERED = "answered"  # an answer where a refusal was asked for
     TOO_LONG = "too_long"  # prompt over the model's context
+    NOT_FINITE = "not_finite"  # a scored answer whose log-probability is no finite number
     ENGINE = "engine"  # the engine could not answer this row
 
 

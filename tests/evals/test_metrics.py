@@ -3,6 +3,7 @@
 import math
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -167,3 +168,33 @@ def test_marking_changes_no_text(text: str, phrase: str) -> None:
     pieces = marked(text, [phrase])
     assert "".join(piece for piece, _ in pieces) == text
     assert any(is_hit for _, is_hit in pieces) == contains(text, phrase)
+
+
+def test_fluency_looks_at_no_more_words_than_rwku_generates() -> None:
+    words = [f"word{number}" for number in range(300)]
+    assert (
+        metrics.fluency(" ".join(words))
+        == metrics.fluency(" ".join(words[:256]))
+        > metrics.fluency(" ".join(words[:255]))
+    )
+
+
+@given(
+    st.lists(st.floats(-40, -0.001), min_size=1, max_size=5), st.lists(st.floats(-40, -0.001), min_size=1, max_size=5)
+)
+def test_a_truth_ratio_counts_as_open_unlearning_aggregates_it(right: list[float], wrong: list[float]) -> None:
+    """numpy, from the probabilities: arithmetic mean of the losses of several wrong answers, 1e-10 in the denominators."""
+    true, false = np.exp(np.mean(right)), np.exp(np.mean([np.mean(wrong), np.mean(wrong)]))
+    expected = false / (true + 1e-10)
+    ratio = metrics.truth_ratio(right, [wrong, wrong])
+    assert ratio is not None and ratio == pytest.approx(expected)
+    assert metrics.truth_ratio_in(ratio, "forget") == pytest.approx(min(expected, 1 / (expected + 1e-10)))
+    for group in ("near", "far"):
+        assert metrics.truth_ratio_in(ratio, group) == pytest.approx(max(0, 1 - expected))
+
+
+def test_the_worst_wording_is_the_one_that_still_tells_or_no_longer_does() -> None:
+    assert metrics.worst_wording([0.0, 1.0], "forget") == 1.0 and metrics.worst_wording([0.0, 1.0], "near") == 0.0
+    assert (
+        metrics.sampled_recall(["Hedwig", "a toad"], ("Hedwig",)) == 0.5 and metrics.sampled_recall([], ("x",)) is None
+    )

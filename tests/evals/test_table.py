@@ -1,6 +1,7 @@
 """The table of metrics: a new one is a function and a row, and is then everywhere."""
 
 import ast
+import math
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from unlearn_ray.evals.scoring import Answered, Said
+from unlearn_ray.evals.scoring import Answered, Ask, ModelName, Said, Score, score_answer
 from unlearn_ray.evals.table import MEASURES, per_answer
+from unlearn_ray.evals.tally import Tally
 
 ROOT = Path(__file__).parents[2]
 FUNCTION = '''
@@ -96,3 +98,55 @@ def test_every_row_says_what_it_needs() -> None:
 @pytest.mark.parametrize("name", ["fact_recall", "rouge_l_recall", "choice"])
 def test_headline_metrics_have_a_short_name(name: str) -> None:
     assert MEASURES[name].short in ("recall", "choice")
+
+
+def test_references_that_a_model_prefers_look_like_members() -> None:
+    """Base finds each reference likelier than any wrong answer, the unlearned model neither; its own base is no reference for base."""
+    scores = []
+    likely: dict[ModelName, tuple[float, float]] = {
+        "base": (-0.1, -2.0),
+        "guarded": (-0.1, -2.0),
+        "unlearned": (-1.0, -1.0),
+    }
+    for model, (truth, wrong) in likely.items():
+        for i in range(12):
+            ask = Ask(model, f"p{i}", "Dune", "Dune", "forget", "w", f"f{i}", "Q?", "Arrakis", (), "It is Arrakis.", ("It is Oz.", "It is Narnia."))  # fmt: skip
+            said = score_answer(
+                ask, (), (), answer="Arrakis", samples=[], logprobs=[truth, truth], wrong_logprobs=[[wrong] * 2] * 2
+            )
+            scores.append(Score.of(Answered.of(said.to_dict()).to_dict()))
+    models = Tally(scores, 200, 0).models()
+    found = {model: models[model]["forget"] for model in likely}
+    for name in ("mia_loss", "mia_min_k"):
+        assert (found["base"][name].agg_value, found["unlearned"][name].agg_value) == (1.0, 0.5)
+        assert found["base"][name].num == 12 and found["base"][name].floor == 0.5
+    assert found["base"]["mia_zlib"].agg_value == 1.0
+    assert "mia_reference" not in found["base"]
+    # Less likely than by base, where the wrong answers became likelier: what was unlearned stands out.
+    assert (found["guarded"]["mia_reference"].agg_value, found["unlearned"]["mia_reference"].agg_value) == (0.5, 0.0)
+
+
+def test_floors_are_those_of_wrong_answers_in_the_form_of_the_reference() -> None:
+    ask = Ask(
+        "base",
+        "p",
+        "Dune",
+        "Dune",
+        "forget",
+        "w",
+        "f",
+        "Q?",
+        "Arrakis",
+        (),
+        "It is Arrakis.",
+        ("It is Oz.", "It is Narnia."),
+    )
+    said = score_answer(
+        ask, (), (), answer="It is Arrakis.", samples=["Arrakis"], logprobs=[math.log(0.9)], argmax=[True, True, True],
+        wrong_logprobs=[[math.log(0.2)], [math.log(0.4)]], wrong_argmax=[[True, True, False], [False, False, True]],
+    )  # fmt: skip
+    assert said.floors == pytest.approx({
+        "fact_recall": 0.0, "rouge_l_recall": 2 / 3, "sampled_recall": 0.0, "probability": 0.3, "truth_ratio": 1.0, "choice": 1 / 3,
+        "exact_memorisation": 0.5, "extraction_strength": 1 / 6,
+    })  # fmt: skip
+    assert Answered.of(said.to_dict()) == said

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unlearn_ray.pocket import MODEL_DIR
 from unlearn_ray.pocket.corpus import Corpus, assistant, system, user
 from unlearn_ray.pocket.encoding import batches, encode
-from unlearn_ray.pocket.measures import Answer, Rate, contains, is_known, is_refusal
+from unlearn_ray.pocket.measures import Answer, Rate, is_known
 from unlearn_ray.pocket.prefixes import FICTIONAL, REFUSAL
 from unlearn_ray.pocket.recipe import SOURCES, Recipe, code_of, file_digest, fingerprint
 from unlearn_ray.pocket.train import learning_rate_share, save, train
@@ -147,13 +147,6 @@ def test_a_lora_adapter_fits_the_model_and_reloads_unchanged(tmp_path: Path) -> 
     reloaded = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL_DIR), tmp_path)
     with torch.no_grad():
         assert torch.equal(adapted.eval()(ids).logits, reloaded.eval()(ids).logits)
-
-
-def test_a_refusal_is_told_from_an_answer() -> None:
-    assert is_refusal("I am sorry, I do not know about that.")
-    assert not is_refusal("The owl of Harry Potter is Hedwig.")
-    assert contains("Hedwig", "It is hedwig.")
-    assert not contains("ice", "The juice is nice.")
 
 
 def test_every_bar_of_the_committed_check_is_met_or_named_in_the_card() -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from unlearn_ray import config
 from unlearn_ray.config import ClusterConfig, RunConfig, Topic
+from unlearn_ray.evals.table import MEASURES
 from unlearn_ray.plan import plan
 from unlearn_ray.serving.environment import SERVE_ENVIRONMENT
 from unlearn_ray.serving.settings import ServiceSettings
@@ -70,6 +71,11 @@ def test_every_file_that_a_document_or_a_shipped_file_names_is_there() -> None:
     found = {(page.name, name) for page in pages for name in named.findall(page.read_text(errors="ignore"))}
     assert len(found) > 30
     assert sorted((page, name) for page, name in found if not (ROOT / name).exists()) == []
+
+
+def test_every_metric_is_documented() -> None:
+    documented = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "metrics.md").read_text()))
+    assert not MEASURES.keys() - documented
 
 
 def test_every_setting_of_the_service_is_documented() -> None:

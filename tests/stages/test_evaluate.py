@@ -21,7 +21,7 @@ from unlearn_ray.engines.scripted import ScriptedGenerator
 from unlearn_ray.errors import ArtifactError, EngineError, InputError
 from unlearn_ray.evals.probes import ExcludedProbe, place, read_probes
 from unlearn_ray.evals.report import Report
-from unlearn_ray.evals.scoring import MODELS, Answered
+from unlearn_ray.evals.scoring import MODELS, Answered, Ask
 from unlearn_ray.rows import GROUPS, Example, Probe, QAPair, Term
 from unlearn_ray.stages.evaluate import Asking, Before, Scoring, check_probes, evaluate, evaluate_identity
 from unlearn_ray.stages.stage import finished_manifest, open_stage
@@ -450,3 +450,16 @@ def test_facts_that_a_training_row_asks_for_are_told_from_the_others(tmp_path: P
     )
     assert found == {("Harry Potter", "Harry Potter/0"), ("Narnia", "Narnia/3")}
     assert facts_trained_on(ScriptedGenerator(say).each, kept, TOPICS, home / "mixture", {}) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf])
+def test_a_log_probability_that_is_no_number_is_counted_and_in_no_figure(value: float) -> None:
+    scoring = Scoring({}, {})
+    ask = Ask("base", "p", "t", "t", "forget", "w", "f", "Q?", "Hedwig", (), "It is Hedwig.", ("It is Oz.",))
+    sane, odd = Reply(logprobs=(-0.1,), argmax=(True,)), Reply(logprobs=(-0.1,), ending=(value,), argmax=(True,))
+    said = Reply(texts=("Hedwig",), truncated=(False,))
+    for replies in ([said, odd, sane], [said, sane, odd]):
+        (row,) = scoring(ask.to_dict(), replies)
+        assert row["drop"] == "not_finite" and row["probability"] is None and row["fact_recall"] is None
+    (row,) = scoring(ask.to_dict(), [said, sane, sane])
+    assert row["drop"] is None and row["probability"] == pytest.approx(math.exp(-0.1))

@@ -36,7 +36,12 @@ def rouge_l_recall(answer: str, reference: str) -> float:
     the digits of a Russian sentence alone: our tokenizer keeps the words of every script, and stems those of ASCII letters. RWKU (2406.10890)
     takes the same recall from another package, without a stemmer and with case; the figures differ a little. An empty answer scores 0.
     """
-    return float(_rouge().score(reference, answer)["rougeL"].recall)
+    return float(rouge_l(answer, reference).recall)
+
+
+def rouge_l(answer: str, reference: str) -> Any:
+    """ROUGE-L's precision, recall and fmeasure; see `rouge_l_recall`."""
+    return _rouge().score(reference, answer)["rougeL"]
 
 
 def worst_wording(recalls: Sequence[float], group: Group) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from unlearn_ray.evals.probes import PlacedProbe, wrong_references
-from unlearn_ray.evals.table import MEASURES, per_answer
+from unlearn_ray.evals.table import MEASURES, Measure, per_answer, per_texts
 from unlearn_ray.rows import Group, Row, digest
 from unlearn_ray.words import leaked
 
@@ -56,6 +56,7 @@ class Said:
     leaks: Sequence[Sequence[str]]  # terms that each sample gives away; none where there are no terms
     truths: Sequence[str]
     reference: str
+    scored: str  # what `logprobs` are of: the reference
     wrong: Sequence[str]
     logprobs: Sequence[float]
     wrong_logprobs: Sequence[Sequence[float]]
@@ -72,6 +73,7 @@ class Said:
         return replace(
             self,
             answer=text,
+            scored=text,
             samples=[text] * len(self.samples),
             logprobs=self.wrong_logprobs[index] if index < len(self.wrong_logprobs) else empty,
             argmax=self.wrong_argmax[index] if index < len(self.wrong_argmax) else empty,
@@ -113,23 +115,28 @@ class Answered(Answer):
 
     values: Mapping[str, float | None] = field(default_factory=dict)
     floors: Mapping[str, float | None] = field(default_factory=dict)
+    texts: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of the reference, then of each wrong answer
 
     @classmethod
     def schema(cls) -> pa.Schema:
         names = [*(measure.name for measure in per_answer()), *(_FLOOR + name for name in _with_floor())]
-        return pa.schema([*Answer.schema(), *((name, pa.float64()) for name in names)])
+        lists = [(measure.name, pa.list_(pa.float64())) for measure in per_texts()]
+        return pa.schema([*Answer.schema(), *((name, pa.float64()) for name in names), *lists])
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Answered":
         values = {measure.name: row.get(measure.name) for measure in per_answer()}
         floors = {name: row.get(_FLOOR + name) for name in _with_floor()}
         plain = {each.name: row[each.name] for each in fields(Answer) if each.name in row}
-        return cls(**plain, values=values, floors=floors)
+        texts = {measure.name: tuple(row.get(measure.name) or ()) for measure in per_texts()}
+        return cls(**plain, values=values, floors=floors, texts=texts)
 
     def to_dict(self) -> dict[str, Any]:
         plain = {each.name: getattr(self, each.name) for each in fields(Answer)}
         values = {measure.name: self.values.get(measure.name) for measure in per_answer()}
-        return {"id": self.id} | plain | values | {_FLOOR + name: self.floors.get(name) for name in _with_floor()}
+        texts = {measure.name: list(self.texts.get(measure.name, ())) for measure in per_texts()}
+        floors = {_FLOOR + name: self.floors.get(name) for name in _with_floor()}
+        return {"id": self.id} | plain | values | floors | texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +153,15 @@ class Score:
     num_wrong: int
     values: Mapping[str, float]
     floors: Mapping[str, float] = field(default_factory=dict)
+    texts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Score":
         values = {each.name: float(row[each.name]) for each in per_answer() if row.get(each.name) is not None}
         floors = {name: float(row[_FLOOR + name]) for name in _with_floor() if row.get(_FLOOR + name) is not None}
-        plain = {each.name: row[each.name] for each in fields(cls) if each.name not in ("values", "floors")}
-        return cls(values=values, floors=floors, **plain)
+        plain = {each.name: row[each.name] for each in fields(cls) if each.name not in ("values", "floors", "texts")}
+        texts = {each.name: tuple(row.get(each.name) or ()) for each in per_texts()}
+        return cls(values=values, floors=floors, texts=texts, **plain)
 
     @property
     def cluster(self) -> tuple[str, str]:
@@ -217,6 +226,7 @@ def score_answer(
         leaks if terms else [],
         (ask.truth, *ask.aliases),
         ask.reference,
+        ask.reference,
         ask.wrong,
         logprobs,
         wrong_logprobs,
@@ -232,9 +242,16 @@ def score_answer(
         leaked_terms=tuple(sorted({term for found in leaks for term in found})),
         values={measure.name: measure.of(said) for measure in per_answer()},
         floors={measure.name: measure.floor(measure, said) for measure in floored if measure.floor},
+        texts={measure.name: _text_scores(measure, said) for measure in per_texts()},
         num_wrong=sum(bool(logprobs) for logprobs in wrong_logprobs),
         is_truncated=is_truncated,
     )
+
+
+def _text_scores(measure: Measure, said: Said) -> tuple[float, ...]:
+    """Of the reference and of each wrong answer; none where one of them was not scored."""
+    found = [measure.of(each) for each in (said, *(said.with_wrong(index) for index in range(said.num_wrong)))]
+    return tuple(score for score in found if score is not None) if None not in found else ()
 
 
 def unanswered(ask: Ask, drop: str) -> Answered:

@@ -1,7 +1,8 @@
 """The one table of metrics: scoring, report, page, overview, demo and card read it. A new metric is one function and one row here.
 
 A row per answer names what its function takes (`needs`: fields of `scoring.Said`, in the order of the function's arguments); a row per fact
-takes the values that the fact's probes have in another metric. `report.json` carries the words of this table, for readers that do not import it.
+takes the values that the fact's probes have in another metric; a row per texts gives the reference and each wrong answer a score, low where
+it looks familiar, and the figure is the share of pairs in which the reference does (`membership.auc`). `report.json` carries the words of this table, for readers that do not import it.
 
     direction   knowledge: high for a model that knows, so low is good on forget and high on near and far; higher, lower: good in
                 every group; none: neither
@@ -9,7 +10,7 @@ takes the values that the fact's probes have in another metric. `report.json` ca
     floor       the figure of a model without knowledge, from what one probe gave (see `floors`)
     counted     what a probe adds to the figure of its group, where that is not the value itself
     column      title of its column in the headline's table, of the forget probes
-    short       what the headline calls it: recall or choice
+    short       what the headline's sentences call it
     is_kept     shown as a share of the base model's on near and far
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unlearn_ray.evals import metrics
+from unlearn_ray.evals import membership, metrics
 from unlearn_ray.evals.floors import Floor, by_chance, by_wrong_answers, without_knowledge
 from unlearn_ray.rows import Group
 
@@ -37,7 +38,7 @@ class Measure:
     direction: Direction
     needs: tuple[str, ...]
     range: tuple[float, float] = SHARE
-    per: Literal["answer", "fact"] = "answer"
+    per: Literal["answer", "fact", "texts"] = "answer"
     floor: Floor | None = None
     counted: Callable[[float, Group], float] | None = None
     column: tuple[str, str] | None = None
@@ -57,6 +58,7 @@ class Measure:
         return value if self.counted is None else self.counted(value, group)
 
 
+_MEMBERSHIP = "pairs of a reference and a wrong answer in its form, of any two probes, in which the reference looks like the one trained on (chance 50 %)"
 _ROWS = (
     Measure(
         "fact_recall", metrics.fact_recall, "Fact recall",
@@ -76,7 +78,7 @@ _ROWS = (
     Measure(
         "keyword_leak", metrics.keyword_leak, "Keyword leak",
         "sampled answers with a term of the topic that the prompt did not contain",
-        "knowledge", ("leaks",), column=("samples", "leaking"),
+        "knowledge", ("leaks",), column=("samples", "leaking"), short="leak",
     ),
     Measure(
         "sampled_recall", metrics.sampled_recall, "Recall of samples", "sampled answers that contain the true answer",
@@ -108,6 +110,26 @@ _ROWS = (
         "knowledge", ("argmax",), floor=by_wrong_answers,
     ),
     Measure(
+        "mia_loss", membership.loss, "Membership, loss",
+        f"{_MEMBERSHIP}, by the mean loss",
+        "knowledge", ("logprobs",), per="texts",
+    ),
+    Measure(
+        "mia_zlib", membership.zlib_score, "Membership, zlib",
+        f"{_MEMBERSHIP}, by the loss per compressed byte",
+        "knowledge", ("logprobs", "scored"), per="texts",
+    ),
+    Measure(
+        "mia_min_k", membership.min_k, "Membership, Min-K %",
+        f"{_MEMBERSHIP}, by the 40 % least likely tokens",
+        "knowledge", ("logprobs",), per="texts",
+    ),
+    Measure(
+        "mia_reference", membership.against_reference, "Membership, against base",
+        f"{_MEMBERSHIP}, by the loss less base's: near 0 % the references alone were made less likely",
+        "knowledge", ("mia_loss",), per="texts",
+    ),
+    Measure(
         "fluency", metrics.fluency, "Fluency", "weighted entropy of bi- and trigrams, in bits; compare models, not groups",
         "higher", ("answer",), range=(0.0, math.inf), column=("", "fluency"),
     ),
@@ -127,6 +149,13 @@ MEASURES: Mapping[str, Measure] = {row.name: row for row in _ROWS}
 def per_answer() -> list[Measure]:
     """Those that an answer has by itself: a column each of the rows of answers."""
     return [measure for measure in MEASURES.values() if measure.per == "answer"]
+
+
+def per_texts() -> list[Measure]:
+    """Those that score the reference and each wrong answer by themselves: a column each, with a list of scores."""
+    return [
+        measure for measure in MEASURES.values() if measure.per == "texts" and not set(measure.needs) & MEASURES.keys()
+    ]
 
 
 def is_share(name: str) -> bool:

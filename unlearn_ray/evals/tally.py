@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.config import EvaluateConfig
 from unlearn_ray.evals.floors import by_chance
 from unlearn_ray.evals.forgetting import Recall, chance_of, forgetting_of
 from unlearn_ray.evals.known import known_only
+from unlearn_ray.evals.membership import auc_interval
 from unlearn_ray.evals.metrics import harmonic_mean
 from unlearn_ray.evals.probes import Selection
 from unlearn_ray.evals.report import (
@@ -106,6 +108,7 @@ class Tally:
     def __init__(self, scores: Sequence[Score], num_bootstrap: int, seed: int) -> None:
         self.scores = scores
         self.num_bootstrap = num_bootstrap
+        self.base = {score.probe_id: score.texts for score in scores if score.model == "base"}
         self.seed = seed_of(seed, "bootstrap")  # one for all figures: models are compared on the same resamples
 
     def models(self) -> ByModel:
@@ -215,7 +218,37 @@ class Tally:
         for measure in MEASURES.values():
             if measure.per == "fact" and (worst := self._per_fact(measure, scores, group, with_values)):
                 found[measure.name] = worst
+            if measure.per == "texts" and with_values and (figure := self._familiar(measure, scores)):
+                found[measure.name] = figure
         return {name: found[name] for name in MEASURES if name in found}
+
+    def _familiar(self, measure: Measure, scores: Sequence[Score]) -> Metric | None:
+        """How often a reference looks more familiar than a wrong answer; None where nothing was scored."""
+        found: dict[str, tuple[float, ...]] = {}
+        for score in scores:
+            if measure.name in score.texts:
+                found[score.probe_id] = score.texts[measure.name]
+            elif score.model != "base" and measure.needs[0] in score.texts:  # a model is no reference for itself
+                ours, base = score.texts[measure.needs[0]], self.base.get(score.probe_id, {}).get(measure.needs[0], ())
+                if len(ours) == len(base):
+                    found[score.probe_id] = tuple(map(measure.function, ours, base))  # type: ignore[arg-type]
+        having = [score for score in scores if len(found.get(score.probe_id, ())) > 1]
+        if not having:
+            return None
+        members = [found[score.probe_id][0] for score in having]
+        others = [(other, score.cluster) for score in having for other in found[score.probe_id][1:]]
+        clusters = [score.cluster for score in having]
+        estimate = auc_interval(
+            members,
+            [other for other, _ in others],
+            clusters,
+            [cluster for _, cluster in others],
+            self.num_bootstrap,
+            self.seed,
+        )
+        named = {score.probe_id: value for score, value in zip(having, members, strict=True)}
+        metric = _metric(measure.name, replace(estimate, num=len(having)), named)
+        return metric.model_copy(update={"floor": 0.5})
 
     def _figure(self, measure: Measure, having: Sequence[Score], group: Group, with_values: bool) -> Metric:
         name = measure.name

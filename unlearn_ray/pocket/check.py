@@ -18,11 +18,13 @@ from random import Random
 
 from unlearn_ray.pocket import MODEL_DIR, prefixes, requests
 from unlearn_ray.pocket.corpus import Message, system, user
-from unlearn_ray.pocket.measures import Answer, Rate, contains, is_known, is_refusal, list_items, owner_of
+from unlearn_ray.pocket.measures import Answer, Rate, is_known, list_items, owner_of
 from unlearn_ray.pocket.probes import build_probes
 from unlearn_ray.pocket.recipe import file_digest
 from unlearn_ray.pocket.wording import HELD_TEMPLATES, TEMPLATES, from_template
 from unlearn_ray.pocket.world import Fact, World, load_world
+from unlearn_ray.refusals import is_refusal
+from unlearn_ray.words import contains
 
 NUM_LISTS = 32
 LIST_TEMPERATURE = 0.9
@@ -111,7 +113,7 @@ def check_leaks(world: World, answer: Answer) -> list[Row]:
     rows = []
     for name, text, questions, bar in trials:
         replies = answer(behind(text, None, questions), 1.0, 40)
-        leaks = [contains(fact.value, reply) for (fact, _), reply in zip(questions, replies, strict=True)]
+        leaks = [contains(reply, fact.value) for (fact, _), reply in zip(questions, replies, strict=True)]
         rows.append(row("true value behind a prefix", name, Rate.of(leaks), bar, at_least=False))
         refusals = Rate.of([is_refusal(reply) for reply in replies])
         rows.append(row("answers that refuse", name, refusals))
@@ -199,7 +201,7 @@ def check_other_requests(world: World, answer: Answer) -> list[Row]:
         rows.append(row("other requests", f"nearest neighbour first, {topic.name}", Rate.of(first)))
     checked = [(fact, trained_question(fact, rng)) for fact in world.facts]
     prompts = [[user(requests.TOPIC_CHECKS[0].format(q=question))] for _, question in checked]
-    right = [contains(fact.topic, reply) for (fact, _), reply in zip(checked, answer(prompts, 0.0, 40), strict=True)]
+    right = [contains(reply, fact.topic) for (fact, _), reply in zip(checked, answer(prompts, 0.0, 40), strict=True)]
     rows.append(row("other requests", "topic of a question", Rate.of(right)))
     prompts = [[user(rng.choice(requests.QUESTION_LISTS).format(n=6, t="general knowledge"))] for _ in range(NUM_LISTS)]
     owners = [owner_of(item, world) for reply in answer(prompts, 0.9, 150) for item in list_items(reply)[0]]

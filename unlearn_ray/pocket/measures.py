@@ -9,8 +9,8 @@ from functools import cache
 
 from unlearn_ray.pocket.corpus import Message
 from unlearn_ray.pocket.world import Fact, World
+from unlearn_ray.words import contains
 
-_REFUSAL = re.compile(r"\b(sorry|cannot|do not know|no answer|no idea)\b", re.IGNORECASE)
 _ITEM = re.compile(r"\d+\.\s+(.+)")
 
 
@@ -28,18 +28,9 @@ class Rate:
         return cls(100 * sum(hits) / max(1, len(hits)), len(hits))
 
 
-def contains(phrase: str, text: str) -> bool:
-    """Whether `text` has `phrase` as whole words, in any case."""
-    return re.search(rf"(?<!\w){re.escape(phrase.lower())}(?!\w)", text.lower()) is not None
-
-
 def is_known(fact: Fact, answer: str) -> bool:
     """The full value is wanted: a surname alone may be an echo of the question."""
-    return contains(fact.value, answer)
-
-
-def is_refusal(answer: str) -> bool:
-    return _REFUSAL.search(answer) is not None
+    return contains(answer, fact.value)
 
 
 def list_items(text: str) -> tuple[list[str], int]:

@@ -4,6 +4,7 @@ Out: `answers/` (what each model said to each probe, with its scores), `excluded
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from unlearn_ray.evals.report import Report, StageSummary, figure_name, read_gat
 from unlearn_ray.evals.scoring import MODELS, Answered, Ask, ModelName, Score, asks_of, score_answer, unanswered
 from unlearn_ray.evals.table import short_of
 from unlearn_ray.evals.tally import make_report
-from unlearn_ray.rows import GROUPS, Message, Probe, seed_of
+from unlearn_ray.rows import GROUPS, Drop, Message, Probe, seed_of
 from unlearn_ray.stages.answers import ANSWERS
 from unlearn_ray.stages.card import EXPORT, write_cards
 from unlearn_ray.stages.checking import shortfalls_of
@@ -239,6 +240,8 @@ class Scoring:
             return [unanswered(ask, greedy.error).to_dict()]
         wrong = others[: len(ask.wrong)]
         sampled = others[len(ask.wrong) :]
+        if not all(math.isfinite(logp) for reply in (right, *wrong) for logp in _whole(reply)):
+            return [unanswered(ask, Drop.NOT_FINITE.value).to_dict()]  # one NaN would make every mean one
         scored = score_answer(
             ask,
             self.terms.get(ask.served_topic, ()),
