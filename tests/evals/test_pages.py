@@ -202,5 +202,9 @@ def test_pages_are_written_anew_when_attacks_are_done(tmp_path: Path) -> None:
     report = {"finetune": "abc", "attacks": [{"name": "relearn", "figures": figures}]}
     (evaluated.parent / "attacks").write_text("attacks.json", json.dumps(report))
     write_pages(evaluated)
+    assert "attacks.html" not in evaluated.read_text("report.html")
+    (evaluated.parent / "attacks").write_text("attacks.html", "")
+    write_pages(evaluated)
+    assert '<a href="../attacks/attacks.html">' in evaluated.read_text("report.html")
     assert "12 % comes back after 10 steps" in evaluated.read_text("report.md")
     assert "12 % comes back after 10 steps" in evaluated.read_text("report.html")

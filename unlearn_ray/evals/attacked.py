@@ -12,7 +12,7 @@ from unlearn_ray.errors import ArtifactError, StorageError
 from unlearn_ray.evals.report import percent
 
 log = logging.getLogger(__name__)
-HOME, ATTACKS_FILE = "attacks", "attacks.json"
+HOME, ATTACKS_FILE, ATTACKS_PAGE = "attacks", "attacks.json", "attacks.html"
 ATTACKS = ("prompt", "relearn", "quantize", "probe", "steer")
 
 
@@ -63,6 +63,11 @@ def read_attacks(evaluated: Folder) -> list[AttackFigure]:
     if manifest is None or manifest.fingerprint != found.finetune:
         return []
     return [figure.model_copy(update={"attack": each.name}) for each in found.attacks for figure in each.figures]
+
+
+def page_of_attacks(evaluated: Folder) -> str:
+    """Link to the page of the attacks from that of the report; "" where there is none."""
+    return f"../{HOME}/{ATTACKS_PAGE}" if (evaluated.parent / HOME).exists(ATTACKS_PAGE) else ""
 
 
 def refresh(evaluated: Folder) -> None:

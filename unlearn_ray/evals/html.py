@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.evals import plots
-from unlearn_ray.evals.attacked import AttackFigure, read_attacks, worst_of_each
+from unlearn_ray.evals.attacked import AttackFigure, page_of_attacks, read_attacks, worst_of_each
 from unlearn_ray.evals.report import (
     DOUBT_LEGEND,
     LABELS,
@@ -71,11 +71,19 @@ class ShownProbe:
 
 def write_html(report: Report, folder: Folder) -> None:
     """Write the page of a report beside the `answers/` that it is about."""
-    folder.write_text(HTML, render(report, side_by_side(report, folder / "answers"), read_attacks(folder)))
+    folder.write_text(
+        HTML, render(report, side_by_side(report, folder / "answers"), read_attacks(folder), page_of_attacks(folder))
+    )
 
 
-def render(report: Report, probes: Sequence[ShownProbe], attacks: Sequence[AttackFigure] = ()) -> str:
-    """The page."""
+def render(
+    report: Report, probes: Sequence[ShownProbe], attacks: Sequence[AttackFigure] = (), attacks_page: str = ""
+) -> str:
+    """The page.
+
+    Args:
+        attacks_page: link to the page of the attacks, where there is one.
+    """
     figures = [
         ("Forgotten, by topic", "Recall on forget probes: further left is better.", plots.recall_by_topic(report)),
         ("Forgotten, by wording", "A fact is forgotten when no wording brings it back.", plots.recall_by_wording(report)),
@@ -109,7 +117,8 @@ def render(report: Report, probes: Sequence[ShownProbe], attacks: Sequence[Attac
         figures=[(title, caption, Markup(svg)) for title, caption, svg in figures if svg],
         losses=Markup(losses) if losses else None,
         tradeoff=(CAPTION, Markup(traded)) if traded else None,
-        attacks=worst_of_each(attacks),
+        attacked=worst_of_each(attacks),
+        attacks_page=attacks_page,
         worst=[(title, found) for title, found in worst if found],
         gate=[(title, caption, Markup(svg)) for title, caption, svg in gate if svg],
         training=training_line(report),
