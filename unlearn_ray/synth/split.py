@@ -1,4 +1,4 @@
-"""Which questions are held out of training."""
+"""Chooses the questions that are held out of training."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ Split = Literal["train", "holdout"]
 
 
 def split_of(topic: str, question: str, holdout_fraction: float) -> Split:
-    """The side of a question, the same for all of its wordings that normalise alike.
+    """The split of a question. It is the same for all wordings with the same normal form.
 
     By a hash of the question, not by a shuffle: a new question must not move old ones across.
     """
