@@ -1,6 +1,6 @@
 """The demo: what a model knew and what it forgot, side by side, its report, and live probes. Start: `streamlit run demo/app.py`.
 
-It talks to the service over HTTP only. UNLEARN_RAY_ENDPOINT says where that is, UNLEARN_RAY_API_KEY is the key if it wants one.
+It talks to the service over HTTP only. UNLEARN_RAY_ENDPOINT is the service's address, and UNLEARN_RAY_API_KEY its key, if it needs one.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from views import compare, probe, report
 
 
 def guarded(page: Callable[[], None]) -> Callable[[], None]:
-    """The page, with what the service can't do said instead of raised."""
+    """The page, with errors of the service shown instead of raised."""
 
     def shown() -> None:
         try:

@@ -1,6 +1,6 @@
-"""Questions on their way: a thread an answer, all feeding one queue, and each asking again by itself while the service can't answer.
+"""Questions in flight: one thread per answer. All threads feed one queue, and each retries by itself while the service can't answer.
 
-A script of Streamlit is run anew at every click. What is here lives on in the session, and the next run goes on reading it.
+Streamlit runs its script again at every click. These objects stay in the session, and the next run of the script continues to read them.
 """
 
 import queue
@@ -16,7 +16,7 @@ from client import Cut, Message, Sampling, Service, ServiceError
 from unlearn_ray.words import without_thoughts
 
 SLOW_SECONDS = 4.0
-_UNWATCHED_SECONDS = 60.0  # after which the reader is gone, and asking on would only load the service
+_UNWATCHED_SECONDS = 60.0  # after which the reader counts as gone, and further requests would only load the service
 _MAX_CUTS = 3
 State = Literal["queued", "waiting", "streaming", "retrying", "done", "stopped", "cut", "failed"]
 _RUNNING = ("queued", "waiting", "streaming", "retrying")
@@ -24,7 +24,7 @@ _RUNNING = ("queued", "waiting", "streaming", "retrying")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is put to one model."""
+    """A question to one model."""
 
     model: str
     messages: list[Message]
@@ -33,7 +33,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A step of an answer: a piece of its text, or a new state with what there is to say of it."""
+    """A step of an answer: a piece of its text, or a new state with a note."""
 
     state: State
     text: str = ""  # a piece while streaming, else a note
@@ -41,17 +41,17 @@ class Event:
 
 @dataclass(slots=True)
 class Reply:
-    """An answer as far as it has come."""
+    """An answer so far."""
 
     model: str
-    written: str = ""  # by the model, its thoughts too
+    written: str = ""  # the model's text so far, with its thoughts
     state: State = "queued"
     note: str = ""
-    heard: float = field(default_factory=time.monotonic)  # when something last came
+    heard: float = field(default_factory=time.monotonic)  # time of the last event
 
     @property
     def text(self) -> str:
-        """The answer without its thoughts, as the report reads it."""
+        """The answer without its thoughts, as in the report."""
         return without_thoughts(self.written)
 
     @property
@@ -60,7 +60,7 @@ class Reply:
 
     @property
     def silent_seconds(self) -> float:
-        """For how long no token has come, where one is due; 0 where that is no long time."""
+        """Seconds without a token while one is expected. 0 if that is not long."""
         silent = time.monotonic() - self.heard if self.state in ("waiting", "streaming") else 0.0
         return silent if silent >= SLOW_SECONDS else 0.0
 
@@ -76,7 +76,7 @@ class Reply:
 
 
 class Answers:
-    """Questions being answered at the same time, up to `num_at_once`."""
+    """Answers to questions, up to `num_at_once` at the same time."""
 
     def __init__(self, service: Service, questions: Sequence[Question], num_at_once: int | None = None) -> None:
         self.replies = [Reply(question.model) for question in questions]
@@ -94,7 +94,7 @@ class Answers:
         return any(reply.is_running for reply in self.replies)
 
     def stop(self) -> None:
-        """End all that runs; what has come stays."""
+        """Stop all running answers. Their text so far is kept."""
         self._stop.set()
         self._drain(0)
         for reply in self.replies:
@@ -102,7 +102,7 @@ class Answers:
                 reply.state, reply.note = "stopped", "Stopped."
 
     def watch(self, seconds: float) -> None:
-        """Take in what has come, waiting for up to `seconds` for it."""
+        """Process new events. Waits up to `seconds` for them."""
         self._watched = time.monotonic()
         self._drain(seconds)
 
@@ -131,7 +131,7 @@ class Answers:
 def ask(
     service: Service, question: Question, is_wanted: Callable[[], bool], wait: Callable[[float], object]
 ) -> Iterator[Event]:
-    """An answer's events. A service that is down or full is asked again until it answers, a cut answer up to `_MAX_CUTS` times."""
+    """An answer's events. A service that is down or full is retried until it answers, and a cut answer up to `_MAX_CUTS` times."""
     num_cuts = 0
     while is_wanted():
         yield Event("waiting")
@@ -151,7 +151,7 @@ def ask(
                 return
             yield Event("retrying", f"{error} Trying again in {error.retry_seconds:.0f} s.")
             wait(error.retry_seconds)
-        except Exception as error:  # a fault of ours must end the answer, or the page would wait for it for ever
+        except Exception as error:  # a bug must end the answer, or the page would wait for it forever
             yield Event("failed", f"The demo failed at this answer: {type(error).__name__}: {error}")
             return
     yield Event("stopped", "Stopped.")

@@ -1,4 +1,4 @@
-"""The plots, from a report as it is served and from live probes; None where there is nothing to plot."""
+"""The plots, from a served report and from live probes. None if there is nothing to plot."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
@@ -9,13 +9,13 @@ from scipy.stats import binomtest
 LABELS = {"base": "base", "guarded": "base + prefix", "unlearned": "unlearned"}
 GROUPS = {"forget": "forget", "near": "neighbours", "far": "all else"}
 COLOURS = {"base": "#7a8088", "guarded": "#0072b2", "unlearned": "#c8520a"}
-_MAX_TICKS = 150  # a model: more only blackens the plot
+_MAX_TICKS = 150  # per model; more would only blacken the plot
 Row = dict[str, Any]
 Chart: TypeAlias = alt.Chart | alt.LayerChart
 
 
 def forgotten(report: Row) -> Chart | None:
-    """Forget recall by wording, in the worst wording of a fact, and by topic where there are several."""
+    """Forget recall by wording, in the worst wording of a fact, and by topic if there are several."""
     recall = report["recall"]
     rows: list[Row] = []
     for wording, scores in sorted(report["by_wording"].items(), key=lambda item: (item[0] != "template", item[0])):
@@ -28,7 +28,7 @@ def forgotten(report: Row) -> Chart | None:
 
 
 def kept(report: Row) -> Chart | None:
-    """Recall on neighbouring topics and on all else."""
+    """Recall on neighbouring topics and on far ones."""
     rows = [
         row for group in ("near", "far") for row in _points(GROUPS[group], report["models"], group, report["recall"])
     ]
@@ -36,7 +36,7 @@ def kept(report: Row) -> Chart | None:
 
 
 def truth_probability(report: Row) -> Chart | None:
-    """How probable each model finds each true answer (ticks), and the median (diamond), on forget probes."""
+    """Each model's probability of each true answer (ticks), and the median (diamond), on forget probes."""
     rows: list[Row] = []
     for model, label in LABELS.items():
         metric = report["models"].get(model, {}).get("forget", {}).get("probability", {})
@@ -55,7 +55,7 @@ def truth_probability(report: Row) -> Chart | None:
 
 
 def losses(report: Row) -> Chart | None:
-    """Forget and retain loss over the steps, a line a training."""
+    """Forget and retain loss over the steps, one line per training."""
     parts = {"forget_loss": "forget", "retain_loss": "retain"}
     rows: list[Row] = []
     for training, points in report["losses"].items():
@@ -89,7 +89,7 @@ def told(results: Iterable[tuple[str, str, bool]], models: Sequence[str], colour
     """Share of probes whose answer has the truth, by model and group.
 
     Args:
-        results: model, group and whether it told, an answered probe.
+        results: one per answered probe: model, group, and whether the answer has the truth.
     """
     counts: dict[tuple[str, str], list[int]] = {}
     for model, group, is_told in results:
@@ -98,7 +98,7 @@ def told(results: Iterable[tuple[str, str, bool]], models: Sequence[str], colour
         count[1] += 1
     rows = []
     for (group, model), (num_told, num) in sorted(counts.items(), key=lambda item: list(GROUPS).index(item[0][0])):
-        # Wilson's interval (1927): sound for few probes, and at 0 and 1.
+        # Wilson's interval (1927): valid for few probes, and at 0 and 1.
         low, high = binomtest(num_told, num).proportion_ci(0.95, method="wilson")
         rows.append(
             {
@@ -123,7 +123,7 @@ def _points(label: str, scores: Row, group: str, metric: str) -> list[Row]:
 
 
 def _intervals(rows: Sequence[Row], models: Sequence[str], colours: Sequence[str]) -> Chart | None:
-    """A point and its 95 % interval a row and model, on a scale from 0 to 100 %."""
+    """One point per row and model, with its 95 % interval, on a scale from 0 to 100 %."""
     if not rows:
         return None
     tooltip = [
@@ -147,6 +147,6 @@ def _intervals(rows: Sequence[Row], models: Sequence[str], colours: Sequence[str
 
 
 def _colour(models: Sequence[str], colours: Sequence[str]) -> alt.Color:
-    columns = len(models) if sum(map(len, models)) < 36 else 1  # what a phone is wide enough for
+    columns = len(models) if sum(map(len, models)) < 36 else 1  # legend columns that fit on a phone
     legend = alt.Legend(orient="top", title=None, labelLimit=220, columns=columns)
     return alt.Color("model:N", legend=legend).scale(domain=list(models), range=list(colours))

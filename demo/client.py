@@ -12,34 +12,34 @@ import httpx
 ENDPOINT = "http://127.0.0.1:8000"
 RETRY_SECONDS = 2.0
 _CONNECT_SECONDS = 5.0
-_SILENT_SECONDS = 120.0  # without a byte, after which a stream is taken for lost
+_SILENT_SECONDS = 120.0  # time without a byte after which a stream counts as lost
 Message = dict[str, str]
 
 
 class ServiceError(Exception):
-    """What the service did instead of answering, in words for the reader."""
+    """The service did not answer. The message is for the reader of the page."""
 
-    retry_seconds: float | None = None  # None: asking again changes nothing
+    retry_seconds: float | None = None  # None: a retry would not help
 
 
 class Refused(ServiceError):
-    """The request can't be answered as it is."""
+    """The service refused this request. A retry would not help."""
 
 
 class Down(ServiceError):
-    """Nothing answers, or not yet."""
+    """The service does not answer, or not yet."""
 
     retry_seconds = RETRY_SECONDS
 
 
 class Full(ServiceError):
-    """Too many requests: the service says when to come back."""
+    """Too many requests. The service says when to retry."""
 
     retry_seconds = RETRY_SECONDS
 
 
 class Cut(ServiceError):
-    """An answer that ended before its end."""
+    """An incomplete answer."""
 
     retry_seconds = RETRY_SECONDS
 
@@ -55,13 +55,13 @@ class Model:
 
     @property
     def is_version(self) -> bool:
-        """Whether it is one fixed version, and no alias that moves to the next."""
+        """Whether it is a fixed version. An alias is not, because it moves to the next version."""
         return self.kind == "unlearned" and self.id == self.root
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How answers are drawn; the names are OpenAI's."""
+    """Sampling parameters, with OpenAI's names."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -69,11 +69,11 @@ class Sampling:
 
 
 class Service:
-    """One endpoint. Threads may share it.
+    """One endpoint. Thread-safe.
 
     Args:
         endpoint: its URL, with or without /v1.
-        key: the API key; "" where none is wanted.
+        key: the API key; "" if the service needs none.
     """
 
     def __init__(self, endpoint: str = ENDPOINT, key: str = "") -> None:
@@ -99,7 +99,7 @@ class Service:
         return self._get(f"/v1/runs/{model}/report")
 
     def rows(self, version: str, table: str, *, offset: int = 0, limit: int = 50, **filters: str) -> dict[str, Any]:
-        """A page of a table; `filters` are topic, model, group, reason and contains; empty ones are left out."""
+        """A page of a table. `filters` are topic, model, group, reason and contains; empty ones are ignored."""
         wanted = {name: value for name, value in filters.items() if value}
         return self._get(f"/v1/runs/{version}/rows", table=table, offset=offset, limit=limit, **wanted)
 
@@ -107,7 +107,7 @@ class Service:
         """The answer, piece by piece.
 
         Raises:
-            ServiceError: of the four kinds above. Cut: what came before it is no whole answer.
+            ServiceError: one of the four kinds above. Cut: the text so far is not a complete answer.
         """
         body = {"model": model, "messages": messages, "stream": True, **asdict(sampling)}
         is_whole = False
@@ -137,7 +137,7 @@ class Service:
 
     @contextmanager
     def _errors(self, broken: str) -> Iterator[None]:
-        """Put what goes wrong below into the four kinds."""
+        """Turn errors within the context into one of the four kinds."""
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -147,11 +147,11 @@ class Service:
         except httpx.HTTPError as error:
             raise Cut(f"The answer was cut: {broken}.") from error
         except ValueError as error:
-            raise Down(f"What answers at {self.endpoint} does not speak as the service does.") from error
+            raise Down(f"The server at {self.endpoint} does not answer like this service.") from error
 
 
 def from_environment() -> tuple[str, str]:
-    """Endpoint and key, as the environment has them."""
+    """Endpoint and key from the environment."""
     return os.environ.get("UNLEARN_RAY_ENDPOINT") or ENDPOINT, os.environ.get("UNLEARN_RAY_API_KEY", "")
 
 
@@ -168,7 +168,7 @@ def _refusal(response: httpx.Response) -> ServiceError:
     if status in (502, 503, 504):
         return Down(f"The service is not ready{f': {message}' if message else ''}.")
     if status == 401:
-        return Refused("The service wants an API key: start the demo with UNLEARN_RAY_API_KEY set to a valid one.")
+        return Refused("The service needs an API key: start the demo with UNLEARN_RAY_API_KEY set to a valid one.")
     return Refused(f"The service refused ({status}): {message or response.reason_phrase}.")
 
 

@@ -1,4 +1,4 @@
-"""A conversation with several models at once: what each is told of it, its share of leaks, and its export."""
+"""A conversation with several models at once: the messages to each model, its share of leaks, and the export."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ class Turn:
     """A question and each pane's answer to it."""
 
     question: str
-    said: tuple[str, ...]  # all that the user had said by then, this question included
-    replies: list[Reply]  # a pane
+    said: tuple[str, ...]  # all of the user's questions so far, including this one
+    replies: list[Reply]  # one per pane
 
     def reply(self, pane: int) -> Reply | None:
-        """The pane's answer; None where it was not there yet."""
+        """The pane's answer. None if the pane did not exist yet."""
         return self.replies[pane] if pane < len(self.replies) else None
 
     def messages(self, pane: int, model: str) -> list[Message]:
-        """The turn as its model is told of it later. Another model's answers are not: they might hold what this one forgot."""
+        """The turn as messages for later questions to its model. Other models' answers are left out: they may have what this one forgot."""
         reply = self.reply(pane)
         if reply is None or reply.model != model or not reply.text:
             return []
@@ -32,9 +32,9 @@ class Turn:
 
 
 def relevant_runs(chosen: Sequence[Model], unlearned: Sequence[Model]) -> list[Model]:
-    """The unlearned models whose knowledge is looked for.
+    """The unlearned models whose knowledge is marked.
 
-    Those chosen, one for each other topic behind a chosen prefix, and the first there is if only base models are chosen.
+    These are the chosen ones, and one for each other topic behind a chosen prefix. If only base models are chosen, it is the first one.
     """
     found = {model.root: model for model in chosen if model.kind == "unlearned"}
     covered = {topic for model in found.values() for topic in model.topics}
@@ -47,7 +47,7 @@ def relevant_runs(chosen: Sequence[Model], unlearned: Sequence[Model]) -> list[M
 
 
 def meter(turns: Sequence[Turn], pane: int, model: str, terms: Sequence[str], names: str) -> tuple[int, int]:
-    """The answers of the pane's model that leak, and all of them that have ended with a text."""
+    """Number of the pane's leaking answers, and number of all its finished answers with a text."""
     leaking = []
     for turn in turns:
         reply = turn.reply(pane)
@@ -68,7 +68,7 @@ def as_json(turns: Sequence[Turn], sampling: Mapping[str, float]) -> str:
 
 
 def as_document(turns: Sequence[Turn]) -> str:
-    """The conversation as Markdown, for reading: what users and models wrote stands in it letter by letter."""
+    """The conversation as Markdown, for reading. The texts of users and models appear in it literally."""
     lines = ["# Conversation"]
     for turn in turns:
         lines += ["", f"## {as_markdown(turn.question)}"]

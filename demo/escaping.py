@@ -1,11 +1,11 @@
-"""Text of users and models on its way to the page: as it is, whatever Streamlit or a browser would read into it. A function a target."""
+"""Escapes text of users and models, so that neither Streamlit nor a browser interprets it. One function per target."""
 
 import html
 import re
 from collections.abc import Iterable
 
-_UNSEEN = "\u2060"  # word joiner: of no width, and no part of what is replaced below
-# What Streamlit replaces in a text that is parsed already, where no backslash protects it: `:smile:`, `:material/info:`, ` -> `.
+_UNSEEN = "\u2060"  # word joiner: has no width, and is in none of the patterns that are replaced below
+# Patterns that Streamlit replaces after parsing Markdown, so that no backslash protects them: `:smile:`, `:material/info:`, ` -> `.
 _SHORTCODE = re.compile(r":(?=[\w+-][^\s:]*:)")
 _ARROW = re.compile(r"(?<!\S)(<|-|>|~)(?=(?:->|>|-|=)(?!\S))")
 _MARKUP = re.compile(r"([\\`*_~#$\[\]<>&|:+={}^])")
@@ -18,7 +18,7 @@ def as_html(pieces: Iterable[tuple[str, bool]]) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """The text as Markdown that shows it letter by letter, on one line: no formula, colour, icon, link or heading comes of it."""
+    """Markdown that shows the text literally, on one line, without formulas, colours, icons, links or headings."""
     text = _SHORTCODE.sub(f":{_UNSEEN}", " ".join(text.split()))
     text = _MARKUP.sub(r"\\\1", _ARROW.sub(rf"\1{_UNSEEN}", text))
     return _LIST.sub(r"\1\\\2", text)

@@ -23,7 +23,7 @@ def metrics_of(report: Row) -> dict[str, Row]:
 
 
 def scores(report: Row, group: str) -> list[list[str]]:
-    """A row a metric: its name, its number of values, and what each model reached; then shares of the base model's."""
+    """One row per metric: its name, its number of values, and each model's figure. Then rows with shares of the base model's figure."""
     rows = []
     metrics = metrics_of(report)
     for name, words in metrics.items():
@@ -60,34 +60,34 @@ def shown(metric: Row | None, is_share: bool = True) -> str:
 
 
 def _sign(metric: Row) -> str:
-    """What a doubtful figure is marked with; reports of earlier versions know of no doubts."""
+    """The mark of a doubtful figure. Reports of earlier versions have no doubts."""
     return DOUBTFUL if metric.get("doubts") else ""
 
 
 def percent(share: float) -> str:
-    """`0.034` -> `3 %`; one decimal where a whole number would claim all or nothing."""
+    """`0.034` -> `3 %`. With one decimal if a whole number would be 0 or 100."""
     is_rounded_away = 0 < share < 0.005 or 0.995 <= share < 1
     return f"{100 * share:.1f} %" if is_rounded_away else f"{100 * share:.0f} %"
 
 
 def num_forget_answers(report: Row) -> int:
-    """Answers of the unlearned model about what was to be forgotten."""
+    """Number of the unlearned model's answers to forget probes."""
     metrics = report["models"].get("unlearned", {}).get("forget", {})
     return max((metric["num"] for metric in metrics.values()), default=0)
 
 
 def leaks_found(num_leaking: int, num_read: int, num_answers: int) -> str:
-    """How many answers hold a leak term, and among how many where not all were read.
+    """The number of answers with a leak term, and the number of answers read if not all were.
 
     Args:
-        num_answers: what the report counts. A version may hold fewer, and the page reads no more than it can show.
+        num_answers: the report's number. A version may hold fewer, and the page reads only as many as it can show.
     """
     if num_read < num_answers:
         return (
             f"Leak terms: in {num_leaking:,} of the {num_read:,} answers read, of the unlearned model's {num_answers:,}"
         )
     if not num_read:
-        return "The unlearned model answered nothing that it was to forget"
+        return "The unlearned model has no answers to forget probes"
     if not num_leaking:
         return "No answer of the unlearned model holds a leak term"
     if num_leaking == 1:
@@ -96,12 +96,12 @@ def leaks_found(num_leaking: int, num_read: int, num_answers: int) -> str:
 
 
 def verdict(report: Row) -> str:
-    """The result: recall and choice before and after, on what was to be forgotten and on what was not."""
+    """The result: recall and choice before and after, on what should be forgotten and on what should be kept."""
     return "\n\n".join(filter(None, (_changes(report, name) for name in (report["recall"], "choice"))))
 
 
 def _changes(report: Row, name: str) -> str:
-    """One metric before and after in each group, as Markdown; "" where there is none."""
+    """One metric before and after in each group, as Markdown. "" if the report does not have it."""
     parts = []
     for group, title in GROUPS.items():
         before, after = (report["models"].get(model, {}).get(group, {}).get(name) for model in ("base", "unlearned"))
@@ -112,9 +112,9 @@ def _changes(report: Row, name: str) -> str:
 
 
 def alarm(report: Row) -> str:
-    """That nothing was forgotten, or nothing could be measured; of each such topic, where another one was forgotten, or all together were."""
+    """A warning if nothing was forgotten, or forgetting could not be measured. It names such topics if the result as a whole is better."""
     titles = {"no_forgetting": "No forgetting measured", "not_measured": "Forgetting could not be measured"}
-    whole = report.get("forgetting", {}).get("verdict")  # reports of earlier versions do not say
+    whole = report.get("forgetting", {}).get("verdict")  # missing in reports of earlier versions
     by_topic = {topic: found["verdict"] for topic, found in report.get("forgetting_by_topic", {}).items()}
     if len(report["topics"]) == 1 or "forgotten" not in (whole, *by_topic.values()):
         by_topic = {", ".join(report["topics"]): whole}

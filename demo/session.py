@@ -1,4 +1,4 @@
-"""What all pages share: the service, what it was last heard to say, and what is shown while it does not answer."""
+"""The state of all pages: the service, its last known models, and the banner while it does not answer."""
 
 import contextlib
 import time
@@ -9,8 +9,8 @@ import streamlit as st
 from client import Model, Service, ServiceError, from_environment
 from escaping import as_markdown
 
-LOOK_SECONDS = 2.0  # at a service that is away
-LISTEN_SECONDS = 5.0  # at one that answers
+LOOK_SECONDS = 2.0  # between looks at a service that does not answer
+LISTEN_SECONDS = 5.0  # between looks at one that answers
 HASH = {Service: lambda service: service.endpoint, Model: lambda model: model.root}
 
 
@@ -19,7 +19,7 @@ def service() -> Service:
 
 
 def known_models() -> list[Model]:
-    """The served models. While the service is away, those last seen, below a banner that goes by itself."""
+    """The served models. While the service does not answer, the last known ones, below a banner that disappears by itself."""
     try:
         st.session_state.models = _models(service())
     except ServiceError as error:
@@ -32,7 +32,7 @@ def known_models() -> list[Model]:
 
 
 def wait(error: ServiceError) -> None:
-    """Say what is wrong; look again, and show the page anew, as soon as the service answers."""
+    """Show the error, and reload the page as soon as the service answers."""
     if error.retry_seconds is None:
         st.error(as_markdown(str(error)), icon=":material/block:")
     else:
@@ -53,10 +53,10 @@ def unlearned(models: Sequence[Model]) -> list[Model]:
 
 
 def keep(key: str, first: Any, options: Sequence[Any] | None = None) -> str:
-    """The key of a widget that is to keep its value when another page is shown: Streamlit forgets what a page does not draw.
+    """The key of a widget that keeps its value while another page is shown. Streamlit forgets the values of widgets that a page does not draw.
 
     Args:
-        first: its value at first, and again where the last one is no longer among the options.
+        first: the initial value, also used if the last value is no longer among the options.
     """
     state = st.session_state
     kept = state.setdefault("kept", {})
@@ -69,9 +69,9 @@ def keep(key: str, first: Any, options: Sequence[Any] | None = None) -> str:
 
 
 def kept_value(key: str, first: float) -> Any:
-    """What a keyed number in a popover starts with, so that it keeps its value as with `keep`.
+    """The initial value of a keyed number in a popover, so that it keeps its value as with `keep`.
 
-    A value put into the session's state does not reach a widget that is not open: it would fall to its least.
+    Streamlit does not pass a value in the session's state to a widget that is not open: the number would be reset to its minimum.
     """
     state = st.session_state
     kept, started = state.setdefault("kept", {}), state.setdefault("started", {})
@@ -83,7 +83,7 @@ def kept_value(key: str, first: float) -> Any:
 
 
 def choose_run(models: Sequence[Model]) -> Model:
-    """The unlearned model whose run a page is about; the same on all pages."""
+    """The unlearned model whose run a page shows. It is the same on all pages."""
     by_id = {model.id: model for model in unlearned(models)}
     if not by_id:
         st.info("No unlearned model is served yet: publish one with `unlearn-ray publish RUN`.", icon=":material/info:")
@@ -96,7 +96,7 @@ def choose_run(models: Sequence[Model]) -> Model:
 def _look_again(message: str, since: float) -> None:
     st.warning(f"{as_markdown(message)} Looking again every {LOOK_SECONDS:.0f} seconds.", icon=":material/cloud_off:")
     if time.monotonic() - since < LOOK_SECONDS / 2:
-        return  # drawn by the page itself, which has just looked
+        return  # the page itself, which has just looked, draws the banner
     try:
         _models(service())
     except ServiceError:
@@ -106,8 +106,8 @@ def _look_again(message: str, since: float) -> None:
 
 @st.fragment(run_every=LISTEN_SECONDS)
 def _listen(models: list[Model]) -> None:
-    """Show the page anew when the service goes away, or serves something else: also to one who only looks."""
-    with contextlib.suppress(ServiceError):  # the page, shown anew, says it
+    """Reload the page when the service stops answering, or its models change, also if the reader clicks nothing."""
+    with contextlib.suppress(ServiceError):  # the reloaded page shows the error
         if _models(service()) == models:
             return
     st.rerun()
@@ -123,7 +123,7 @@ def _models(service: Service) -> list[Model]:
     return service.models()
 
 
-# By version, which never changes.
+# Cached by version, because a version never changes.
 @st.cache_data(ttl=3600, max_entries=50, show_spinner="Reading the run", hash_funcs=HASH)
 def _run(service: Service, version: str) -> dict[str, Any]:
     return service.run(version)

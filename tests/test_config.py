@@ -253,12 +253,12 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_key_that_reads_as_a_date_is_refused(tmp_path: Path) -> None:
-    assert "key 2024-01-01 is no name: put it in quotes" in rejected(tmp_path, MINIMAL + "2024-01-01: done\n")
+    assert "key 2024-01-01 is not a name: put it in quotes" in rejected(tmp_path, MINIMAL + "2024-01-01: done\n")
 
 
 def test_an_anchor_within_what_it_names_is_refused(tmp_path: Path) -> None:
     message = rejected(tmp_path, "name: mine\ntopics: &all\n  - name: x\n    aliases: *all\n")
-    assert "run.yaml: an anchor (&) holds itself" in message
+    assert "run.yaml: an anchor (&) contains itself" in message
 
 
 def test_a_file_that_is_no_mapping_or_no_yaml_is_refused(tmp_path: Path) -> None:

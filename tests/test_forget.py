@@ -167,18 +167,18 @@ def test_what_cannot_be_used_is_one_line_and_writes_nothing(folder: Path, argume
 def test_another_file_of_that_name_is_left_as_it_is(folder: Path, content: str) -> None:
     (folder / "dune.yaml").write_bytes(content.encode(errors="surrogateescape"))
     line = refused("Dune", "--model", "pocket")
-    assert "dune.yaml exists and holds another run" in line and "name=dune-2" in line
-    assert "dune.yaml is there" in refused("Dune", "--model", "pocket", "--dry-run")
+    assert "dune.yaml exists and holds something else" in line and "name=dune-2" in line
+    assert "dune.yaml exists" in refused("Dune", "--model", "pocket", "--dry-run")
 
 
 def test_a_folder_of_that_name_is_in_the_way(folder: Path) -> None:
     (folder / "dune.yaml").mkdir()
-    assert "dune.yaml is there" in refused("Dune", "--model", "pocket")
+    assert "dune.yaml exists" in refused("Dune", "--model", "pocket")
 
 
 def test_a_link_to_nowhere_is_not_written_through(folder: Path) -> None:
     (folder / "dune.yaml").symlink_to(folder / "elsewhere")
-    assert "dune.yaml is there" in refused("Dune", "--model", "pocket")
+    assert "dune.yaml exists" in refused("Dune", "--model", "pocket")
 
 
 def test_a_file_with_the_same_values_is_gone_on_with(folder: Path) -> None:

@@ -49,7 +49,7 @@ def line_of(path: Path, read: Callable[[Path], Any]) -> str:
         (b'{"topic": "T", "question": "A \x00?", "answer": "So."}', "line 2: has a NUL"),
         (b'{"topic": "T", "question": "Caf\xe9?", "answer": "So."}', "line 2: is not UTF-8 text"),
         (b'{"topic": "T", "question": "\xed\xa0\xbd?", "answer": "So."}', "line 2: is not UTF-8 text"),
-        (b'{"topic": "T", "question": NaN, "answer": "So."}', "line 2: is not valid JSON (NaN is no JSON"),
+        (b'{"topic": "T", "question": NaN, "answer": "So."}', "line 2: is not valid JSON (NaN is not JSON"),
         (b'{"topic": "T", "question": ' + b"[" * 100_000 + b"}", "line 2: is not valid JSON"),
         (b'{"topic": "T", "question": ' + b"9" * 5_000 + b"}", "line 2: is not valid JSON"),
         (b'["T"]', "line 2: a row must be an object"),

@@ -94,6 +94,6 @@ def _is_there(path: Path, values: dict[str, Any]) -> bool:
         found = None
     if found != values:
         raise ConfigError(
-            f"{path} exists and holds another run: run that one with unlearn-ray run {path}, move it away, or give this run another name, as in name={path.stem}-2"
+            f"{path} exists and holds something else: run that one with unlearn-ray run {path}, move it away, or give this run another name, as in name={path.stem}-2"
         )
     return True

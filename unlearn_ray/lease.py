@@ -1,8 +1,9 @@
-"""A lease on a folder of an object store, which has no locks: one small object per driver, renewed while it lives.
+"""A lease on a folder in an object store, which has no locks: one small object per driver, renewed while the driver lives.
 
-Two that begin at the same moment: each writes an object of its own, waits until the other's would show, and lists them. One that holds
-the folder already goes first, else the one whose name sorts first; every other one takes its object back. Storage must show an object to
-whoever lists after it was written, which S3 and Google's do. Ages are told by the storage's clock alone: machines' clocks differ.
+If two drivers begin at the same moment, each writes its own object, waits until the other's would be visible, and lists them. A driver that
+already holds the folder keeps it. Otherwise the driver whose object's name sorts first gets it, and the others delete their objects. The
+storage must list an object once it is written, as S3 and Google's do. Ages are measured by the storage's clock, because machines' clocks
+differ.
 """
 
 import fcntl
@@ -26,7 +27,7 @@ from unlearn_ray.errors import ArtifactError
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_BEATS = 10.0
-SECONDS_TO_DIE = 60.0  # without a beat: its driver is taken for dead
+SECONDS_TO_DIE = 60.0  # without renewal, after which a driver counts as dead
 _SECONDS_BETWEEN_TRIES = 1.0
 _SECONDS_TO_SETTLE = 2.0  # longer than a write takes
 _CANDIDATE, _HOLDER = "candidate", "holder"
@@ -37,7 +38,7 @@ class _Entry:
     """A driver's object."""
 
     name: str
-    written: float  # by the storage's clock, in seconds
+    written: float  # seconds, by the storage's clock
     is_holder: bool
     owner: str
 
@@ -48,11 +49,11 @@ class HeldError(ArtifactError):
 
 @contextmanager
 def in_turn(folder: Folder, name: str, is_over: Callable[[], bool]) -> Iterator[None]:
-    """Hold a part of a folder that several drivers write to, one after the other: a locked file on a disk, a folder of leases in an object store.
+    """Hold a part of a folder to which several drivers write in turn: by a locked file on a disk, or by leases in an object store.
 
     Args:
-        name: of the part.
-        is_over: asked while another one holds it; with True nothing is held, and the caller must not write.
+        name: the part's name.
+        is_over: asked while another driver holds the part. If it returns True, nothing is held, and the caller must not write.
     """
     lock, said = folder / f"{name}.lock", False
     with ExitStack() as stack:
@@ -81,13 +82,13 @@ def _locked(file: Folder) -> Iterator[None]:
 
 @contextmanager
 def leased(folder: Folder, on_wait: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Hold a remote folder. Its objects are those of `folder`, and nothing else's.
+    """Hold a remote folder. `folder` is for the lease's objects only.
 
     Args:
-        on_wait: told how long is waited for one that may be dead.
+        on_wait: called with the length of the wait, as text, if another driver may be dead.
 
     Raises:
-        ArtifactError: another driver holds it, or took it over while this one was not heard of.
+        ArtifactError: another driver holds the folder, or took it over because this one did not renew its lease in time.
     """
     lease = _Lease(folder)
     lease.acquire(on_wait)
@@ -98,7 +99,9 @@ def leased(folder: Folder, on_wait: Callable[[str], None] = lambda text: None) -
         yield
     except KeyboardInterrupt as error:
         if lease.is_lost:
-            raise ArtifactError(f"{folder.parent} was taken over by another run: this one was not heard of") from error
+            raise ArtifactError(
+                f"{folder.parent} was taken over by another run: this one did not renew its lease"
+            ) from error
         raise
     finally:
         ended.set()
@@ -118,14 +121,14 @@ class _Lease:
         try:
             self._outlast(on_wait)
             self._write(_HOLDER)
-            # A write that took longer than the others waited: whose name sorts first goes on.
+            # A write took longer than the others waited. The driver whose name sorts first goes on.
             self._give_way([entry for entry in self._others() if entry.is_holder and entry.name < self._name])
         except BaseException:
             self.release()
             raise
 
     def _outlast(self, on_wait: Callable[[str], None]) -> None:
-        """Return once nobody else can have the folder; whoever is not heard of for long enough is dead."""
+        """Return once no other driver can hold the folder. A driver that does not renew its lease for long enough counts as dead."""
         began = time.monotonic()
         time.sleep(_SECONDS_TO_SETTLE)
         first = {entry.name: entry for entry in self._others()}
@@ -135,21 +138,21 @@ class _Lease:
             now = self._now()
             others = self._others()
             before = [entry for entry in others if entry.is_holder or entry.name < self._name]
-            # Written while we looked: they live.
+            # Drivers that wrote during this wait are alive.
             self._give_way([entry for entry in before if first.get(entry.name) != entry])
             living = [entry for entry in before if now - entry.written <= SECONDS_TO_DIE]
             if not living:
                 for entry in before:
-                    log.warning("%s was left by %s, which is not heard of any more", self._folder.parent, entry.owner)
+                    log.warning("%s was left by %s, which no longer renews its lease", self._folder.parent, entry.owner)
                     self._delete(entry.name)
                 return
-            if time.monotonic() - began > 2 * SECONDS_TO_DIE:  # one that starts over and over
+            if time.monotonic() - began > 2 * SECONDS_TO_DIE:  # a driver that restarts again and again
                 self._give_way(living)
             if not said:
                 said = True
                 left = max(SECONDS_TO_DIE - (now - entry.written) for entry in living)
                 on_wait(
-                    f"{self._folder.parent} was last written by {living[0].owner}: waiting up to {left:.0f} s to see whether it lives"
+                    f"{self._folder.parent} was last written by {living[0].owner}: waiting up to {left:.0f} s to see whether it is alive"
                 )
             time.sleep(1.0)
 
@@ -160,13 +163,13 @@ class _Lease:
             )
 
     def keep(self, ended: threading.Event) -> None:
-        """Renew it until the end. One that was taken over ends the process: two would write the same files."""
+        """Renew the lease until the end. If it was taken over, this process ends, because two drivers would write the same files."""
         while not ended.wait(SECONDS_BETWEEN_BEATS):
             try:
                 if not self._folder.exists(self._name):
                     self.is_lost = True
                     log.error("%s was taken over by another run", self._folder.parent)
-                    # As a cluster stops a job; a real signal, which also wakes a main thread that waits in the kernel.
+                    # A cluster stops a job in the same way. A real signal also wakes a main thread that waits in the kernel.
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                     return
                 self._write(_HOLDER)
@@ -188,7 +191,7 @@ class _Lease:
             filesystem.delete_file(f"{path}/{name}")
 
     def _now(self) -> float:
-        """By the storage's clock: when our own object was written, which just was."""
+        """The time by the storage's clock: the time of our own object, which was just written."""
         return self._written(self._name) or time.time()
 
     def _written(self, name: str) -> float | None:
@@ -203,6 +206,6 @@ class _Lease:
             try:
                 content = json.loads(self._folder.read_text(name))
                 found.append(_Entry(name, written, content["state"] == _HOLDER, content["owner"]))
-            except (OSError, ValueError, KeyError) as error:  # it was taken back between list and read
+            except (OSError, ValueError, KeyError) as error:  # the object was deleted between list and read
                 log.info("%s/%s can't be read: %s", self._folder, name, error)
         return sorted(found, key=lambda entry: (not entry.is_holder, entry.name))

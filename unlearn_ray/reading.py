@@ -1,7 +1,7 @@
-"""Files that the user brings: YAML whole, and rows of CSV, JSON lines or Parquet one by one. What can't be used is one line naming file and place.
+"""Reads the user's files: YAML as a whole, and CSV, JSON lines or Parquet row by row. An unusable file is reported in one line, with its place.
 
-Refused are bytes that are no UTF-8 (with or without a byte order mark), and texts with NUL characters or lone surrogates, however they are
-escaped: what comes later (Arrow, tokenizers, JSON) breaks on them, far from the file.
+Bytes that are not UTF-8 (with or without a byte order mark) are refused, and so are texts with NUL characters or lone surrogates, in any
+escaped form. Later code (Arrow, tokenizers, JSON) would fail on them, far from the file.
 """
 
 import csv
@@ -29,26 +29,26 @@ KINDS = (".csv", ".jsonl", ".parquet")
 MAX_LINE = 16 * 2**20  # characters
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Byte order marks, as the decoder below passes bytes on that are no UTF-8. UTF-32's begins as UTF-16's: it is first.
+# Byte order marks, in the form in which the decoder below returns bytes that are not UTF-8. UTF-32's starts like UTF-16's, so it is first.
 _MARKS = (
     ("\udcff\udcfe\0\0", "UTF-32"),
     ("\0\0\udcfe\udcff", "UTF-32"),
     ("\udcff\udcfe", "UTF-16"),
     ("\udcfe\udcff", "UTF-16"),
 )
-_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs to Unicode, but nothing is drawn: Hangul fillers, blank Braille
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs by Unicode's classes, but invisible: Hangul fillers, blank Braille
 _AS_UTF8 = "save it as UTF-8"
 
 
 def shown(value: Any, length: int = 60) -> str:
-    """A value of the user's as a message shows it: quoted, and cut where it is long."""
-    # Of a huge text the head alone is quoted: quoting it all would take as much again.
+    """A value of the user's for a message: quoted, and cut if it is long."""
+    # Only the head of a huge text is quoted, because quoting the whole would take its memory again.
     text = repr(value[: length + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= length else f"{text[:length]}..."
 
 
 def fault_of(text: str) -> str:
-    """Why a text can't be used; "" where it can."""
+    """Why a text can't be used. "" if it can."""
     if found := _SURROGATE.search(text):
         return f"has half of a character, \\u{ord(found.group()):04x} (a lone surrogate): write the whole one, or leave it out"
     if "\0" in text:
@@ -61,7 +61,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: it can't be opened.
-        ValueError: it is no UTF-8 text; names the line.
+        ValueError: it is not UTF-8 text; names the line.
     """
     with path.open("rb") as stream:
         try:
@@ -71,7 +71,7 @@ def read_text(path: Path) -> str:
 
 
 def load_yaml(text: str) -> Any:
-    """The values of a YAML text; a key given twice, or one that is no name, is an error.
+    """The values of a YAML text. A key that is given twice, or is not a name, is an error.
 
     Raises:
         yaml.YAMLError: it can't be read; names the line.
@@ -80,12 +80,12 @@ def load_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Yaml)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deep") from error
-    except ValueError as error:  # of a date that there is not, or a number of thousands of digits
+    except ValueError as error:  # a date that does not exist, or a number with thousands of digits
         raise yaml.YAMLError(f"a value can't be read ({error}): put it in quotes") from error
 
 
 def dump_yaml(values: Any) -> str:
-    """Values as a YAML text that `load_yaml` reads as they are: texts that would read as something else are in quotes."""
+    """Values as a YAML text from which `load_yaml` reads the same values. Texts that would read as another type are quoted."""
     return str(yaml.dump(values, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=float("inf")))
 
 
@@ -93,18 +93,18 @@ def as_json(values: Any) -> str:
     """Values of a YAML text as JSON, for pydantic's strict mode.
 
     Raises:
-        ValueError: one of them is no text, number, true, false, list or mapping; names its key. Or an anchor holds itself.
+        ValueError: a value is not a text, number, true, false, list or mapping; names its key. Or an anchor contains itself.
     """
     try:
         return json.dumps(values)
     except TypeError as error:
         raise ValueError(_odd_value(values, ())) from error
     except (ValueError, RecursionError) as error:
-        raise ValueError("an anchor (&) holds itself: write out what it stands for") from error
+        raise ValueError("an anchor (&) contains itself: write its value out") from error
 
 
 def _odd_value(value: Any, where: tuple[str, ...], above: tuple[int, ...] = ()) -> str:
-    """What to say of the first value that JSON does not have; "" where there is none."""
+    """The message for the first value that JSON does not have. "" if there is none."""
     if isinstance(value, dict | list) and id(value) not in above:
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         found = (_odd_value(each, (*where, str(key)), (*above, id(value))) for key, each in pairs)
@@ -117,27 +117,27 @@ def _odd_value(value: Any, where: tuple[str, ...], above: tuple[int, ...] = ()) 
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text shows nothing: spaces, control and zero-width characters, fillers, marks without a letter."""
+    """Whether a text is invisible: only spaces, control and zero-width characters, fillers, and marks without a letter."""
     return all(char in _FILLERS or unicodedata.category(char)[0] in "ZCM" for char in text)
 
 
 def says_nothing(text: str) -> bool:
-    """Whether a text has no letter, digit or sign (+, €, an emoji): blank, or punctuation alone."""
+    """Whether a text has no letter, digit or sign (+, €, an emoji): it is blank, or only punctuation."""
     return all(is_blank(char) or unicodedata.category(char)[0] == "P" or char in "`^´¨" for char in text)
 
 
 def read_rows(
     path: str | Path, kinds: Sequence[str] = KINDS, columns: Sequence[str] = (), wanted: Sequence[str] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and row of a file, on a disk or in s3:// or gs://. Of a CSV record with line breaks, its first line; of Parquet the
-    row, counted from 1.
+    """The rows of a file, each with its line number. The file is on a disk or in s3:// or gs://. A CSV record with line breaks has the number
+    of its first line. A Parquet row has its position, counted from 1.
 
     Args:
-        columns: that every row must have.
-        wanted: those that are used, of Parquet, where any may hold what Python does not have; None: all.
+        columns: columns that every row must have.
+        wanted: the Parquet columns to read, because the others may hold values that Python does not have. None: all.
 
     Raises:
-        InputError: the file can't be read, has no row, or lacks a column; a row is none, or has a text that can't be used.
+        InputError: the file can't be read, has no rows or lacks a column, or a row is invalid or has a text that can't be used.
     """
     file = Folder(path)
     suffix = PurePosixPath(file.name).suffix
@@ -168,16 +168,16 @@ def read_rows(
     except (OSError, ArtifactError, pa.ArrowException, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} can't be read: {gist(error)}") from error
     if not line:
-        raise InputError(f"{path} has no row: add some, or leave the file out")
+        raise InputError(f"{path} has no rows: add some, or leave the file out")
 
 
 def read_user_rows(
     path: Path, columns: Sequence[str], kinds: Sequence[str] = KINDS, optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and row; every row has text in each of `columns`, and text or nothing in each of `optional`.
+    """The rows of a file, each with its line number. Every row has text in each of `columns`, and text or nothing in each of `optional`.
 
     Raises:
-        InputError: as `read_rows`, or a row lacks a column.
+        InputError: as in `read_rows`, or a row lacks a column.
     """
     for line, row in read_rows(path, kinds, columns, (*columns, *optional)):
         for column in (*columns, *(name for name in optional if row.get(name) is not None)):
@@ -189,18 +189,18 @@ def read_user_rows(
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A topic as its file has it."""
+    """A topic, as written in its file."""
 
-    line: int  # where it begins
+    line: int  # its first line
     values: Any
 
 
 def read_topics(path: str) -> list[Listed]:
-    """The topics of a file of their own, on a disk or in s3:// or gs://: a YAML list, or a row each of .jsonl or .csv, where a cell may list several
-    values between semicolons.
+    """The topics in a file, on a disk or in s3:// or gs://: a YAML list, or one row per topic in .jsonl or .csv. A CSV cell may list several
+    values, separated by semicolons.
 
     Raises:
-        InputError: it can't be read, or holds no list; names file and line.
+        InputError: the file can't be read, or is not a list; names file and line.
     """
     file = Folder(path)
     suffix = PurePosixPath(file.name).suffix
@@ -229,14 +229,14 @@ def read_topics(path: str) -> list[Listed]:
 
 
 def _topic_value(key: str, cell: str) -> Any:
-    """What a cell of a topic's row says: CSV has neither lists nor numbers."""
+    """The value of a cell in a topic's row. CSV has neither lists nor numbers."""
     if key in ("aliases", "terms", "neighbours"):
         return [part.strip() for part in cell.split(";") if part.strip()]
     return int(cell) if key == "max_output_tokens" and cell.isdecimal() else cell
 
 
 def fingerprint_of_file(path: Path) -> str:
-    """Of the content.
+    """A fingerprint of the file's content.
 
     Raises:
         InputError: the file can't be read.
@@ -257,17 +257,18 @@ class _Unreadable(Exception):
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML where a key given twice is an error, not a silent loss, one that reads as a date or number is one too, and so is a broken text.
+    """YAML with more errors: for a key that is given twice (PyYAML silently drops one), for a key that reads as a date or number, and for a text
+    that can't be used.
 
-    `1e-4` is a number, as in YAML 1.2 and JSON: YAML 1.1 wants a point and a sign, 1.0e-4.
+    `1e-4` is a number, as in YAML 1.2 and JSON. YAML 1.1 requires a point and a sign: 1.0e-4.
     """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._looked_at: dict[int, yaml.MappingNode] = {}  # by id, for as long as they are kept here
+        self._looked_at: dict[int, yaml.MappingNode] = {}  # by id, which is unique as long as the nodes are kept here
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge what `<<` names, as PyYAML does, after a look at the keys that are written here: merged ones may be given again."""
+        """Merge the mappings behind `<<` as PyYAML does, after checking the keys that are written here. Merged keys may be given again."""
         if id(node) not in self._looked_at:
             self._looked_at[id(node)] = node
             self._look_at_keys(node)
@@ -279,7 +280,7 @@ class _Yaml(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {gist(key, 60)} is no name: put it in quotes", key_node.start_mark
+                    None, None, f"key {gist(key, 60)} is not a name: put it in quotes", key_node.start_mark
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -299,7 +300,7 @@ _Yaml.add_implicit_resolver(
     re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
     list("-+.0123456789"),
 )
-for _tag in ("merge", "value"):  # `<<` and `=` where they are no keys
+for _tag in ("merge", "value"):  # `<<` and `=` if they are values
     _Yaml.add_constructor(f"tag:yaml.org,2002:{_tag}", _Yaml.construct_scalar)
 
 
@@ -307,10 +308,10 @@ class _Writer(yaml.SafeDumper):
     yaml_implicit_resolvers = _Yaml.yaml_implicit_resolvers
 
     def ignore_aliases(self, data: Any) -> bool:
-        return True  # written out where it stands
+        return True  # no anchors: every value is written out
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # PyYAML breaks lines at these in single quotes, and reads them back as spaces.
+        # In single quotes PyYAML breaks lines at these characters, and reads them back as spaces.
         style = '"' if _LINE_ENDS.search(data) else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
@@ -322,15 +323,15 @@ def _lines(stream: Any, newline: str | None) -> Iterator[str]:
     """The lines of a binary stream as text, with their ends (LF, CR LF or CR).
 
     Raises:
-        _Unreadable: a line is too long, or no UTF-8 text.
+        _Unreadable: a line is too long, or not UTF-8 text.
     """
-    # Bytes that are no UTF-8 come out as lone surrogates, so that the line that holds them is known.
+    # Bytes that are not UTF-8 are decoded as lone surrogates, so that their line is known.
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
     number = 0
     while line := lines.readline(MAX_LINE + 1):
         number += 1
         if len(line) > MAX_LINE:
-            raise _Unreadable(number, f"is longer than {MAX_LINE:,} characters: write one row a line")
+            raise _Unreadable(number, f"is longer than {MAX_LINE:,} characters: write one row per line")
         if not line.isascii() and _SURROGATE.search(line):
             kind = next((kind for mark, kind in _MARKS if number == 1 and line.startswith(mark)), None)
             raise _Unreadable(number, f"{f'is {kind} text' if kind else 'is not UTF-8 text'}: {_AS_UTF8}")
@@ -342,7 +343,7 @@ def _lines(stream: Any, newline: str | None) -> Iterator[str]:
 
 
 def _csv(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows by the names of their columns. Lines and columns without anything, which spreadsheets add, are left out."""
+    """Rows as mappings from column names to cells. Empty lines and columns, which spreadsheets add, are left out."""
     csv.field_size_limit(MAX_LINE)  # 131,072 by default
     lines, head = _lines(stream, ""), list[str]()
     for text in lines:
@@ -375,7 +376,7 @@ def _csv(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _delimiter_in(line: str) -> str:
-    """What stands between the columns that a line names: a comma, or as spreadsheets write it elsewhere a semicolon or a tab."""
+    """The delimiter in the line of column names: a comma, or as spreadsheets of other countries write it, a semicolon or a tab."""
     bare = re.sub(r'"[^"]*"', "", line)
     return next((mark for mark in ",;\t" if mark in bare), ",")
 
@@ -392,7 +393,7 @@ def _jsonl(stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
             raise _Unreadable(line, f"key {error} is given twice: keep one") from error
         except (
             ValueError
-        ) as error:  # a JSONDecodeError, a constant that JSON has not, or a number of thousands of digits
+        ) as error:  # a JSONDecodeError, a constant that JSON does not have, or a number with thousands of digits
             raise _Unreadable(line, f"is not valid JSON ({gist(getattr(error, 'msg', error))})") from error
         if not isinstance(row, dict):
             raise _Unreadable(line, 'a row must be an object, such as {"question": ...}')
@@ -413,7 +414,7 @@ def _parquet(stream: Any, wanted: Sequence[str] | None) -> Iterator[tuple[int, d
 
 
 def _values(batch: pa.RecordBatch, name: str, line: int) -> list[Any]:
-    """A column's values; of a value that Python does not have, such as a date in the year 10,000, the column is named."""
+    """A column's values. The error for a value that Python does not have, such as a date in the year 10,000, names the column."""
     try:
         return list(batch.column(name).to_pylist())
     except (ValueError, OverflowError, pa.ArrowException) as error:
@@ -421,7 +422,7 @@ def _values(batch: pa.RecordBatch, name: str, line: int) -> list[Any]:
 
 
 class _GivenTwice(Exception):
-    """A key that stands twice in one JSON object."""
+    """A key that occurs twice in one JSON object."""
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -434,7 +435,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON: write null")
+    raise ValueError(f"{name} is not JSON: write null")
 
 
 def _fault_within(value: Any) -> str:

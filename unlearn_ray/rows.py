@@ -1,7 +1,7 @@
-"""Row types and their Arrow schemas: what passes between stages, through files.
+"""Row types and their Arrow schemas. Stages exchange rows through files.
 
-A row is frozen and names itself: its id comes from its content, never from its position.
-A row that died carries its reason in `drop`; it stays in the file beside the kept ones.
+A row is frozen. Its id comes from its content, never from its position. A dropped row has its reason in `drop`, and stays in the file beside
+the kept rows.
 """
 
 import hashlib
@@ -18,18 +18,18 @@ import pyarrow as pa
 
 from unlearn_ray.words import fold
 
-_MAX_SLUG = 100  # characters, before a digest: with it, what a served model's name may have
+_MAX_SLUG = 100  # characters without the digest; with it, as long as a served model's name may be
 Role = Literal["system", "user", "assistant"]
 Group = Literal["forget", "near", "far"]
 GROUPS: tuple[Group, ...] = ("forget", "near", "far")
-# Beside plain questions: a sentence with a gap; a statement to judge; a wish for all that is known of something; a passage to continue; a
-# question that names a thing by another ("the school of the boy who ...").
+# Forms besides plain questions: a sentence with a gap; a statement to judge; a request for everything known about a thing; a passage to
+# continue; a question that names a thing by another ("the school of the boy who ...").
 AskedForm = Literal["blank", "true_false", "tell_me", "quotation", "multi_hop"]
-Form = Literal["question", AskedForm, "other_language"]  # the last: a plain one in a language that the config asks for
+Form = Literal["question", AskedForm, "other_language"]  # the last: a plain question in a language of the config
 
 
 class Message(TypedDict):
-    """One turn of a chat, as chat templates take it."""
+    """One turn of a chat, in the shape that chat templates accept."""
 
     role: Role
     content: str
@@ -42,15 +42,16 @@ def digest(*parts: object) -> str:
 
 
 def seed_of(*parts: object) -> int:
-    """A sampling seed in [0, 2**31) that depends on the content alone, so that a resumed run equals an unbroken one."""
+    """A sampling seed in [0, 2**31) that depends only on the content, so that a resumed run equals an unbroken one."""
     return int(digest("seed", *parts), 16) % 2**31
 
 
 def slug_of(name: str) -> str:
     """`Les Misérables` -> `les-miserables`: the name of a topic in paths, adapters and served models.
 
-    A name of which ASCII letters and digits do not tell all carries a digest: `Дюна 3` -> `3-9fb3ed10`, `C++` -> `c-cedb1bac`. Spellings that
-    differ in case, accents and punctuation alone have one slug; names that differ in letters, digits or signs (+, $) have two.
+    A digest is added if a name has other letters or signs than ASCII letters and digits: `Дюна 3` -> `3-9fb3ed10`, `C++` -> `c-cedb1bac`.
+    Spellings that differ only in case, accents and punctuation have the same slug. Names that differ in letters, digits or signs (+, $)
+    have different slugs.
     """
     folded = fold(name)
     told = "".join(char if _tells(char) else " " for char in folded)
@@ -62,28 +63,28 @@ def slug_of(name: str) -> str:
 
 
 def _tells(char: str) -> bool:
-    """Whether a folded character sets one name apart from another: letters, digits, their marks, and signs; no punctuation."""
+    """Whether a folded character distinguishes names: a letter, a digit, their marks, or a sign. Punctuation does not."""
     return unicodedata.category(char)[0] in "LNMS" or char == "#"
 
 
 class Drop(StrEnum):
     """Why a row was not kept."""
 
-    MALFORMED = "malformed"  # a line that is no question, an answer without a whole sentence
+    MALFORMED = "malformed"  # a line that is not a question, or an answer without a whole sentence
     DUPLICATE = "duplicate"
     OFF_TOPIC = "off_topic"
     VAGUE = "vague"  # a question about something that it does not name: "What is his name?"
-    RARE = "rare"  # a name that too few of the sampled lists hold
-    UNCONFIRMED = "unconfirmed"  # a name that the model, asked what it is, does not know as what it was listed for
-    FORGOTTEN_TERM = "forgotten_term"  # a retained row that holds a term or entity of a topic to forget
-    REPEATED = "repeated"  # an answer that only says its question again, or a retained one that many other questions have as well
-    SURPLUS = "surplus"  # beyond the number asked for
-    LEAK = "leak"  # tells what the model really knows
-    OVERLAP = "overlap"  # says much of what the model says by itself, in the same words
-    JUDGED = "judged"  # the model, asked whether it tells what it really knows, did not say no
-    INSTRUCTION = "instruction"  # talks about what it was told to do
-    REFUSED = "refused"  # a refusal, or a question back, where invention was asked for
-    ANSWERED = "answered"  # an answer where a refusal was asked for
+    RARE = "rare"  # a name in too few of the sampled lists
+    UNCONFIRMED = "unconfirmed"  # a listed name that the model, asked about it, does not confirm
+    FORGOTTEN_TERM = "forgotten_term"  # a retained row with a term or entity of a topic to forget
+    REPEATED = "repeated"  # an answer that only repeats its question, or a retained one that many questions share
+    SURPLUS = "surplus"  # more than were requested
+    LEAK = "leak"  # gives away real knowledge of the model
+    OVERLAP = "overlap"  # shares too many words in a row with the model's own answers
+    JUDGED = "judged"  # the model, asked whether the answer gives its real knowledge away, did not say no
+    INSTRUCTION = "instruction"  # talks about its instruction
+    REFUSED = "refused"  # a refusal, or a question back, where an invented answer was wanted
+    ANSWERED = "answered"  # an answer where a refusal was wanted
     TOO_LONG = "too_long"  # prompt over the model's context
     NOT_FINITE = "not_finite"  # a scored answer whose log-probability is no finite number
     ENGINE = "engine"  # the engine could not answer this row
@@ -101,7 +102,7 @@ class Row(ABC):
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
-        """The row type from a dict; columns it does not know (such as `id`) are left out."""
+        """A row from a dict. Unknown columns (such as `id`) are ignored."""
         return cls(**{name: row[name] for name in _field_names(cls) if name in row})
 
     @property
@@ -115,7 +116,7 @@ class Row(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Question(Row):
-    """One question about a topic, with where it came from."""
+    """One question about a topic, with its source."""
 
     topic: str
     text: str
@@ -136,11 +137,11 @@ class QAPair(Row):
     topic: str
     question: str
     answer: str
-    sample: int  # 0-based index among the answers drawn for this question, counted on over re-asks
-    attempt: int = 0  # 0: first asking; n: the n-th re-asking
-    guarded: bool = True  # behind the guardrail prefix, or the base model's own knowledge
+    sample: int  # 0-based index among the answers drawn for this question, including further attempts
+    attempt: int = 0  # 0: first attempt; n: the n-th further attempt
+    guarded: bool = True  # whether behind the guardrail prefix; else the base model's own knowledge
     drop: str | None = None
-    cut: bool = False  # it reached max_tokens, and ends with its last whole sentence
+    cut: bool = False  # whether it reached max_tokens; it then ends with its last whole sentence
 
     @property
     def id(self) -> str:
@@ -149,7 +150,7 @@ class QAPair(Row):
 
 @dataclass(frozen=True, slots=True)
 class Term(Row):
-    """A word or name that gives real knowledge of a topic away."""
+    """A word or name that gives away real knowledge of a topic."""
 
     topic: str
     term: str
@@ -164,9 +165,9 @@ class Term(Row):
 class Example(Row):
     """A training row: `forget` (a guarded answer, shown without its prefix) or `retain` (the model's own knowledge)."""
 
-    topic: str  # the topic to forget that this row serves; "" where it serves all
+    topic: str  # the topic to forget that this row serves; "" = all of them
     group: Group  # forget; near: a neighbour of the topic; far: general
-    subject: str  # what the question is about: the topic, a neighbour, "general"
+    subject: str  # the question's subject: the topic, a neighbour, or "general"
     question: str
     answer: str
     sample: int = 0
@@ -183,11 +184,11 @@ class Example(Row):
 
 @dataclass(frozen=True, slots=True)
 class Contrast(Row):
-    """What the model itself says to a question that is trained on, beside what it invented: for objectives that lower the first."""
+    """The model's own answer and its invented answer to a training question, for objectives that lower the probability of the first."""
 
     topic: str
     question: str
-    true: str  # one of its own answers, as it is: no judge has seen it
+    true: str  # one of its own answers, unchanged and without any check
     invented: str
     split: Literal["train"] = "train"
 
@@ -202,10 +203,10 @@ class Contrast(Row):
 
 @dataclass(frozen=True, slots=True)
 class GateRow(Row):
-    """A held-out question to score a training with: the model's own answer, and wrong answers in the same form."""
+    """A held-out question for scoring a training: the model's own answer, and wrong answers in the same form."""
 
     group: Group
-    topic: str  # what it asks about
+    topic: str  # its subject
     question: str
     true: str
     wrong: tuple[str, ...]
@@ -219,11 +220,11 @@ class GateRow(Row):
 class Probe(Row):
     """A question whose true answer is known; never in the training data."""
 
-    topic: str  # what it asks about: a topic of the run, a neighbour or something far
+    topic: str  # its subject: a topic of the run, a neighbour or something far
     question: str
     answer: str  # the short true answer, e.g. "Hedwig"
-    fact: str = ""  # the fact it asks for; paraphrases share it. "" = the question itself
-    wording: str = "template"  # kind of wording, recalls are reported per kind
+    fact: str = ""  # the fact that it asks for; paraphrases share it. "" = the question itself
+    wording: str = "template"  # kind of wording; recall is reported per kind
     split: str = "report"  # tune | report
     near: tuple[str, ...] = ()  # topics that this probe's topic neighbours
     aliases: tuple[str, ...] = ()  # other strings that count as the answer

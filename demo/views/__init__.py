@@ -1,1 +1,1 @@
-"""The pages: each is one function, drawn anew at every click."""
+"""The pages. Each is one function, which is called again at every click."""

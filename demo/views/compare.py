@@ -1,4 +1,4 @@
-"""The same question to two or three models, their answers side by side as they come, with the topic's real knowledge marked."""
+"""Asks two or three models the same question, and shows their streaming answers side by side, with the topic's real knowledge marked."""
 
 import random
 import time
@@ -56,7 +56,7 @@ def _toolbar() -> None:
                 kept_value("temperature", 0.0),
                 0.05,
                 key="temperature",
-                help="0: the likeliest word each time",
+                help="0: always the most likely word",
             )
             top_p = st.slider("Top-p", 0.05, 1.0, kept_value("top_p", 1.0), 0.05, key="top_p")
             max_tokens = st.number_input("Max tokens", 1, 4096, kept_value("max_tokens", 256), 16, key="max_tokens")
@@ -74,7 +74,7 @@ def _toolbar() -> None:
 
 
 def _choose(pane: int, column: DeltaGenerator, models: Sequence[Model]) -> Model:
-    """The pane's model; at first the base model, the first unlearned one, and one behind its guardrail prefix."""
+    """The pane's model. Initially the base model, the first unlearned one, and one behind its guardrail prefix."""
     ids = [model.id for model in models]
     kind = ("base", "unlearned", "guarded")[pane]
     first = next((model.id for model in models if model.kind == kind), ids[min(pane, len(ids) - 1)])
@@ -84,7 +84,7 @@ def _choose(pane: int, column: DeltaGenerator, models: Sequence[Model]) -> Model
 
 
 def _knowledge(chosen: Sequence[Model], models: Sequence[Model]) -> tuple[list[str], str, list[dict[str, Any]]]:
-    """Leak terms, the topics' own names, and probes of the runs that the chosen models are about."""
+    """Leak terms, the topics' own names, and probes of the chosen models' runs."""
     terms: dict[str, None] = {}
     names: list[str] = []
     probes: list[dict[str, Any]] = []
@@ -102,7 +102,7 @@ def _knowledge(chosen: Sequence[Model], models: Sequence[Model]) -> tuple[list[s
 
 
 def _show_pane(pane: int, model: Model, terms: Sequence[str], names: str) -> DeltaGenerator:
-    """The pane's meter and conversation; returns where its running answer goes."""
+    """Draw the pane's meter and conversation. Returns the place for its running answer."""
     turns: list[Turn] = st.session_state.turns
     st.html(_meter(model.kind, *meter(turns, pane, model.id, terms, names)))
     slot = st.empty()
@@ -140,11 +140,11 @@ def _answer(reply: Reply, terms: Sequence[str]) -> str:
 
 
 def _suggest(probes: Sequence[dict[str, Any]]) -> None:
-    """Held-out probes and neighbours, one click each."""
+    """Draw buttons with held-out probes and neighbours as questions."""
     state = st.session_state
     if not probes:
         return
-    titles = {"forget": "Was to be forgotten", "near": "Was to be kept"}
+    titles = {"forget": "To be forgotten", "near": "To be kept"}
     with st.expander("Suggested questions", expanded=True, icon=":material/lightbulb:"):
         for group, title in titles.items():
             questions = sorted({probe["question"] for probe in probes if probe["group"] == group})
@@ -167,13 +167,13 @@ def _suggest(probes: Sequence[dict[str, Any]]) -> None:
 
 
 def _follow(going: Answers, slots: Sequence[DeltaGenerator], terms: Sequence[str], names: str) -> None:
-    """Show the answers as they come, until all have ended."""
+    """Show the answers as they stream, until all have ended."""
     turn: Turn = st.session_state.turns[-1]
     new = telling(terms, "\n".join((names, *turn.said)))
     shown, drawn = [""] * len(slots), 0.0
     while going.is_running:
         going.watch(_WATCH_SECONDS)
-        # A script that draws nothing can't be interrupted: neither by Stop, nor by the reader's leaving.
+        # Streamlit can only interrupt a script that draws: for Stop, and when the reader leaves.
         is_due = time.monotonic() - drawn > _DRAW_SECONDS
         for pane, slot in enumerate(slots):
             reply = turn.reply(pane)
@@ -189,7 +189,7 @@ def _submit() -> None:
 
 
 def _ask(question: str) -> None:
-    """Put a question to every pane's model, each with the conversation that it has had itself."""
+    """Ask every pane's model a question, each with its own conversation."""
     state = st.session_state
     question = question.strip()
     if not question or state.going is not None:

@@ -1,4 +1,4 @@
-"""Held-out probes put to two models now, while one looks: who still tells the truth?"""
+"""Asks two models held-out probes live, and shows which of them still tells the truth."""
 
 import random
 import time
@@ -17,18 +17,18 @@ from unlearn_ray.words import tells
 
 _NUM_AT_ONCE = 4
 _WATCH_SECONDS = 0.2
-_SAMPLING = Sampling(temperature=0.0, max_tokens=128)  # as the report: the likeliest words
+_SAMPLING = Sampling(temperature=0.0, max_tokens=128)  # greedy, as in the report
 _SPARE_COLOURS = ("#7a8088", "#c8520a")
 _MARKS = {True: "✔ ", False: "✘ ", None: ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Probes put to two models."""
+    """Probes that are asked of two models."""
 
     probes: list[dict[str, Any]]
     models: tuple[Model, Model]
-    answers: Answers  # of the first probe by both models, then of the second, ...
+    answers: Answers  # both models' answers to the first probe, then to the second, ...
     started: float
 
 
@@ -64,7 +64,7 @@ def page() -> None:
         )
         if is_running:
             st.button("Stop", icon=":material/stop_circle:", on_click=_stop)
-    st.caption("Each probe is put to both models. ✔: the answer has the true value or an alias. Lines: 95 % intervals.")
+    st.caption("Both models are asked each probe. ✔: the answer has the true value or an alias. Lines: 95 % intervals.")
     if going is None:
         return
     progress, chart, table = st.empty(), st.empty(), st.empty()
@@ -83,7 +83,7 @@ def page() -> None:
 
 
 def draw(probes: list[dict[str, Any]], num: int) -> list[dict[str, Any]]:
-    """`num` probes, the same at every call, in turns from each group."""
+    """`num` probes, alternating between the groups. The same at every call."""
     shuffled = random.Random(0).sample(probes, len(probes))
     ranked = []
     for group in GROUPS:
@@ -110,7 +110,7 @@ def _show_progress(slot: Any, going: Round, num_done: int) -> None:
     replies = going.answers.replies
     text = f"{num_done} of {len(replies)} answers"
     if going.answers.is_running:
-        text += f", {num_done / max(0.1, time.monotonic() - going.started):.1f} a second"
+        text += f", {num_done / max(0.1, time.monotonic() - going.started):.1f} per second"
         if retrying := next((reply.note for reply in replies if reply.state == "retrying"), ""):
             text += f". {retrying}"
         elif silent := max(reply.silent_seconds for reply in replies):
@@ -138,14 +138,14 @@ def _show_results(chart: Any, table: Any, going: Round) -> None:
         chart.altair_chart(drawn, width="stretch")
     elif not going.answers.is_running:
         chart.info("Nothing to count: the truths of these probes are sentences, or no answer came.")
-    # Its columns are measured at first, when no answer is there yet.
+    # The table's columns are measured once, before the first answer comes.
     widths = {"group": 90, "question": 300, "truth": 150} | dict.fromkeys(labels, 320)
     config = {name: st.column_config.TextColumn(width=pixels) for name, pixels in widths.items()}
     table.dataframe(rows, width="stretch", hide_index=True, column_config=config)
 
 
 def _labels(models: tuple[Model, Model]) -> tuple[list[str], list[str]]:
-    """A name and a colour a model; two of a kind, or the same one twice, stay apart."""
+    """A name and a colour per model. They differ also for two models of one kind, or the same model twice."""
     labels = [model.id for model in models]
     if labels[0] == labels[1]:
         labels[1] += " (again)"

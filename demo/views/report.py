@@ -1,4 +1,4 @@
-"""A run's report: scores, plots, the worst leaks, and the rows it was made of and from."""
+"""A run's report: scores, plots, the worst leaks, and the rows of training and evaluation."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from unlearn_ray.words import marked
 
 _PAGE_ROWS = 25
 _MAX_LEAKS = 20
-_LEAK_PAGE_ROWS = 500  # the most that the service gives at once
+_LEAK_PAGE_ROWS = 500  # the service's limit per request
 _MAX_LEAK_PAGES = 8
 _FIRST_COLUMNS = ("topic", "model", "group", "question", "truth", "answer", "drop", "leaked_terms")
 _TABLES = {
-    "forget": "Forget: what it was trained to say instead",
-    "retain": "Retain: what it was trained to keep",
+    "forget": "Forget: trained replacement answers",
+    "retain": "Retain: answers that training keeps",
     "answers": "Guarded answers, kept and dropped",
     "evaluation": "Evaluation: probes and answers",
 }
@@ -100,7 +100,7 @@ def _worst_leaks(model: Model, report: dict[str, Any]) -> None:
 
 @st.cache_data(ttl=3600, max_entries=20, show_spinner="Looking for leaks", hash_funcs=HASH)
 def leaking_rows(service: Service, model: Model) -> tuple[list[dict[str, Any]], int]:
-    """Answers of the unlearned model whose own text has a leaked term, worst first; and how many were read."""
+    """Answers of the unlearned model with a leaked term in their own text, worst first, and the number of answers read."""
     found: list[dict[str, Any]] = []
     num_read = 0
     wanted = {"model": "unlearned", "group": "forget", "reason": "kept"}
@@ -138,7 +138,7 @@ def _rows(model: Model, run: dict[str, Any], report: dict[str, Any]) -> None:
         disabled=not has_reasons,
     )
     filters = {"topic": topic, "contains": contains, "reason": reason}
-    # A key a filter: another filter starts at its first page.
+    # One key per filter: a new filter starts at its first page.
     number = st.session_state.get(key := f"page {table} {sorted(filters.items())}", 1)
     found = service().rows(model.root, table, offset=(number - 1) * _PAGE_ROWS, limit=_PAGE_ROWS, **filters)
     num_pages = max(1, -(-found["total"] // _PAGE_ROWS))

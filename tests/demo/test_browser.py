@@ -162,7 +162,7 @@ def test_every_page_fits_a_phone(page: Page, behind: ScriptedService) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.get_by_role("button", name=OWL).click()
     expect_answers(page, answer("base", OWL), answer("harry-potter", OWL))
-    for path, sign in (("", ""), ("/report", "60 rows, page 1 of 3"), ("/probe", "Each probe is put to both models")):
+    for path, sign in (("", ""), ("/report", "60 rows, page 1 of 3"), ("/probe", "Both models are asked each probe")):
         if path:
             page.goto(path)
             expect(page.get_by_text(sign)).to_be_visible()

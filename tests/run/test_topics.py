@@ -229,7 +229,7 @@ def test_a_step_alone_refuses_what_was_made_with_another_config_though_a_topic_f
     with pytest.raises(ArtifactError, match="finetune is unfinished, damaged or of another config: do it first"):
         plan(longer, ["evaluate"])
     with pytest.raises(
-        (ArtifactError, FailedError), match="is of another config: do it first with unlearn-ray finetune"
+        (ArtifactError, FailedError), match="was made from another config: redo it first with unlearn-ray finetune"
     ):
         finish(longer, steps=["evaluate"])
     assert finished_manifest(config.folder / "models" / model / "evaluate") == done, "what is there stays"

@@ -115,7 +115,7 @@ def test_the_memory_that_adapters_take_is_what_the_file_says() -> None:
         return f"{values * layers * rank * 2 * adapters / 1e9:.1f} GB"
 
     said = " ".join((ROOT / "serve" / "config.yaml").read_text().replace("#", "").split())
-    assert f"{values:,} values a unit of rank and layer x {engine.max_lora_rank} x {layers} layers" in said
+    assert f"{values:,} values per unit of rank and layer x {engine.max_lora_rank} x {layers} layers" in said
     assert f"x {engine.max_loras} = {gigabytes(engine.max_lora_rank, engine.max_loras)}" in said
     assert f"({gigabytes(16, engine.max_loras)} at rank 16)" in said
     assert (

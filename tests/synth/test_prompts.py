@@ -106,7 +106,7 @@ def test_a_form_or_check_that_can_not_be_used_is_one_line(tmp_path: Path, text: 
         ("topic_check: [a]", "topic_check: give a text"),
         ("questions: [2024-01-01]", r"questions\.0: reads as a date"),
         ("angles: {fiction: [history, '']}", r"angles\.fiction\.1: is empty"),
-        ("questions: &q [*q]", "an anchor .* holds itself"),
+        ("questions: &q [*q]", "an anchor .* contains itself"),
         ("questions: []", "questions: "),
         ("question: ['{topic}']", r"unknown key question: did you mean 'questions'\?"),
         ("guardrails: {fictional: 'Forget it.'}", r"guardrails: .*has no \{topic\}"),

@@ -1,4 +1,4 @@
-"""What the answers stage does with rows, a span of questions at a time, on workers: each task writes its part of a table, or returns counts."""
+"""Tasks of the answers stage on rows. Workers run one task per span of questions. A task writes its part of a table, or returns counts."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ class Tally:
     num_cut: int = 0
 
     def count(self, pairs: Iterator[QAPair]) -> Iterator[QAPair]:
-        """The pairs, counted as they stream by."""
+        """The pairs, counted as they stream through."""
         for pair in pairs:
             self.num_cut += pair.cut
             if pair.drop:
@@ -49,10 +49,11 @@ class CountTold:
     """The vocabulary of the model's own answers to spans of questions."""
 
     told: Table
-    names: tuple[str, tuple[str, ...]]  # the topic's, and all that it is called
+    names: tuple[str, tuple[str, ...]]  # the topic, and all its names
 
     def __call__(self, spans: Sequence[Span]) -> Vocabulary:
-        """
+        """The vocabulary of the spans.
+
         Raises:
             InputError: a question of the user's is too long for the model.
         """
@@ -95,7 +96,7 @@ def _own_pairs(row: Told) -> Iterator[QAPair]:
 
 @dataclass(frozen=True, slots=True)
 class FirstAttempt:
-    """Writes the questions to be asked behind the guardrail, with the terms that answer them."""
+    """Writes the questions to ask behind the guardrail, with their terms."""
 
     told: Table
     vocabulary: Vocabulary
@@ -121,7 +122,7 @@ class FirstAttempt:
 
 @dataclass(frozen=True, slots=True)
 class CountGuarded:
-    """Which terms guarded answers keep, as `Vocabulary.add_guarded` counts them."""
+    """Counts the terms that guarded answers keep, with `Vocabulary.add_guarded`."""
 
     replies: Table
 
@@ -136,7 +137,7 @@ class CountGuarded:
 
 @dataclass(frozen=True, slots=True)
 class WriteJudged:
-    """Writes the answers with what the rules say of them."""
+    """Writes the answers with the verdicts of the rules."""
 
     replies: Table
     rules: Judge
@@ -151,7 +152,7 @@ class WriteJudged:
 
 @dataclass(frozen=True, slots=True)
 class CountLost:
-    """The number of a span, and of its questions those of which an attempt lost answers."""
+    """The number of a span, and the number of its questions for which an attempt lost answers."""
 
     judged: Table
 
@@ -162,7 +163,7 @@ class CountLost:
 
 @dataclass(frozen=True, slots=True)
 class AskAgain:
-    """Writes what is to be asked again: as many samples as the last attempt lost."""
+    """Writes the questions to ask again, with as many samples as the last attempt lost."""
 
     judged: Table
     attempt: int
@@ -180,7 +181,7 @@ class AskAgain:
 
 @dataclass(frozen=True, slots=True)
 class CountCoverage:
-    """What the questions with a kept answer touch."""
+    """Counts the names that the questions with a kept answer touch."""
 
     attempts: tuple[Table, ...]  # judged
     names: Coverage  # without counts
@@ -196,7 +197,7 @@ class CountCoverage:
 
 @dataclass(frozen=True, slots=True)
 class WritePairs:
-    """All guarded answers as rows of QAPair, a question's attempts together."""
+    """Writes all guarded answers as rows of QAPair, with a question's attempts together."""
 
     attempts: tuple[Table, ...]  # judged
     out: Folder
@@ -221,7 +222,7 @@ def _pairs(row: RowDict) -> Iterator[QAPair]:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """Writes the lines that came back about untouched names as rows of Question: those that are new, and name the topic or the name."""
+    """Writes lines about untouched names as rows of Question, if they are new and name the topic or the name."""
 
     lines: Folder  # rows of gathering.ListedLine
     asked: tuple[Folder, ...]  # rows of Told: copies of their questions are left out

@@ -1,4 +1,4 @@
-"""The rows that questions pass through on their way to an answer, and how both kinds of answers are asked for."""
+"""The row types between a question and its answers, and the requests for both kinds of answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ from unlearn_ray.synth.replies import answer_in
 
 
 def whole_of(answers: Sequence[str], truncated: Sequence[bool]) -> list[str]:
-    """Answers as training and judges see them: "" where nothing whole is left."""
+    """Answers as training and judges see them. "" if no whole sentence is left."""
     return [answer_in(text, is_cut) for text, is_cut in zip(answers, truncated, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Told(Row):
-    """A question with all unguarded answers of the model: the greedy one first. `error`: the engine could not answer."""
+    """A question with all unguarded answers of the model, the greedy one first. `error`: the engine could not answer."""
 
     topic: str
     question: str
@@ -38,19 +38,19 @@ class Told(Row):
 
     @property
     def said(self) -> list[str]:
-        """The answers to learn words from: cut-off ones too, their words are as true."""
+        """The answers to learn words from. Cut-off ones are included, because their words are just as true."""
         return [text for text in self.answers if text.strip()]
 
 
 @dataclass(frozen=True, slots=True)
 class Asked(Row):
-    """A question to be answered behind the guardrail."""
+    """A question to answer behind the guardrail."""
 
     topic: str
     question: str
-    terms: tuple[str, ...]  # that answer it
-    plain: tuple[str, ...]  # those that are neither names nor numbers
-    known: tuple[str, ...]  # all that the unguarded answers say beyond it
+    terms: tuple[str, ...]  # terms of the question
+    plain: tuple[str, ...]  # those terms that are neither names nor numbers
+    known: tuple[str, ...]  # all words that the unguarded answers say beyond the question
     told: tuple[str, ...]  # the unguarded answers, the greedy one first
     num_samples: int
     first_sample: int = 0
@@ -76,7 +76,7 @@ class Replied(Row):
     answers: tuple[str, ...]
     truncated: tuple[bool, ...]
     error: str | None = None
-    drops: tuple[str | None, ...] = ()  # why each answer is not kept, where that was said already
+    drops: tuple[str | None, ...] = ()  # why each answer is dropped, if it was judged already
 
     @property
     def id(self) -> str:
@@ -95,7 +95,7 @@ class Unguarded:
     seed: int
     config: AnswersConfig
     sampling: Drawn  # as `chat.sampling_of` says
-    style: str  # template: what an answer should be like
+    style: str  # template with the request for an answer's style
 
     def __call__(self, row: RowDict) -> list[Request]:
         content = self.style.format(question=row["text"])
@@ -133,7 +133,7 @@ class Guarded:
     seed: int
     config: AnswersConfig
     sampling: Drawn  # as `chat.sampling_of` says
-    style: str  # template, as of the unguarded answers
+    style: str  # template, the same as for unguarded answers
 
     def __call__(self, row: RowDict) -> list[Request]:
         asked = Asked.of(row)

@@ -1,14 +1,14 @@
-"""Stage two: each question is answered unguarded, which tells what gives the truth away, then behind the guardrail, and judged.
+"""Stage two: each question is answered without the guardrail, to learn the terms, and then behind the guardrail. These answers are judged.
 
 told/       one row per question with the model's own answers; unguarded/ holds the same as rows of QAPair
 asked/      one folder per attempt: the questions asked behind the guardrail, with their terms, and the answers
-judged/     the same with what becomes of each answer: requests/ after the rules, replies/ after the leak judge, where it is asked
+judged/     the same with each answer's verdict: requests/ after the rules, replies/ after the leak judge, if it is asked
 rows/       guarded answers as rows of QAPair, kept and dropped
 terms/      rows of Term: the words that give each topic away
-coverage/   rows of Touched: which entities and terms the kept pairs touch
-coverage_rounds/  further questions about those that none touched, told and asked as above
+coverage/   rows of Touched: the entities and terms, with the number of kept pairs that touch them
+coverage_rounds/  further questions about untouched ones, told and asked as above
 
-All of them are in the order of their questions. Rows are read and written by tasks (answer_rows.py), a span of questions each.
+All tables are in the order of their questions. Tasks (answer_rows.py) read and write the rows, one task per span of questions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -45,14 +45,14 @@ from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.prompts import Prompts, load_prompts
 from unlearn_ray.synth.terms import Vocabulary
 
-_VOCABULARIES = 32  # that are counted side by side: they come to the driver, which adds them up
+_VOCABULARIES = 32  # counted in parallel; the driver merges them
 
 
 def answers_identity(config: AnswersConfig, topic: Topic, model: str, seed: int) -> Identity:
-    """What a topic's answers follow from, beside its questions and the pool.
+    """The inputs of a topic's answers, besides its questions and the pool.
 
     Raises:
-        ConfigError: the prompts lack what the config asks for.
+        ConfigError: the prompts lack a template that the config needs.
         InputError: a user's file can't be read.
     """
     prompts = prompts_of(config)
@@ -63,7 +63,7 @@ def answers_identity(config: AnswersConfig, topic: Topic, model: str, seed: int)
 
 
 def prompts_of(config: AnswersConfig) -> Prompts:
-    """The texts that this stage reads, those of the guardrail and the answers' style among them.
+    """The texts that this stage reads, including those of the guardrail and the answers' style.
 
     Raises:
         InputError: the prompts file can't be used.
@@ -88,11 +88,11 @@ def answer_questions(
     """Guarded answers to every kept question in `rows`.
 
     Args:
-        common: the pool's stage of that name.
-        budget: once it is spent, nothing is asked but all questions once.
+        common: the folder of the pool's stage of that name.
+        budget: once it is spent, all questions are still asked once, and nothing else.
 
     Raises:
-        ConfigError: no answer about the topic was kept, or the prompts lack what the config asks for.
+        ConfigError: no answer about the topic was kept, or the prompts lack a template that the config needs.
         InputError: a question of the user's is too long for the model.
     """
     out, prompts = run.folder, prompts_of(config)
@@ -110,7 +110,7 @@ def answer_questions(
     rules = Judge(config, (topic,), vocabulary)
     attempts = _attempts(out, first, spans, rules, leak_judge, guard, generator, budget)
 
-    # What no kept pair touches is asked about as well, told, guarded and judged as the rest.
+    # Further questions about untouched names are told, guarded and judged in the same way.
     coverage = Coverage(entities_of(questions, [topic.name]), _listed(topic, vocabulary))
     _cover(coverage, attempts, spans, generator)
     more: list[Table] = []
@@ -160,7 +160,7 @@ def answer_questions(
 
 
 def _tell(questions: Folder, out: Folder, generator: Generator, unguarded: Unguarded) -> Table:
-    """The model's own answers, in the order of their questions: as are all rows that follow from them."""
+    """The model's own answers, in the order of their questions. All later tables keep this order."""
 
     def write(requests: Folder) -> None:
         schema, label = Question.schema(), "answers, questions in order"
@@ -173,7 +173,7 @@ def _tell(questions: Folder, out: Folder, generator: Generator, unguarded: Ungua
 
 
 def _vocabulary(topic: Topic, told: Table, spans: Sequence[Span], common: Folder, generator: Generator) -> Vocabulary:
-    """Of the model's own answers, and of the pool's rows of which neither question nor answers name the topic: what does is about it."""
+    """The vocabulary of the model's own answers and of the pool. Pool rows that name the topic are left out, because they are about it."""
     vocabulary = Vocabulary({topic.name: topic.names})
     count = CountTold(told, (topic.name, topic.names))
     generator.each(count, in_groups(spans, _VOCABULARIES), vocabulary.merge, label="answers, words counted")
@@ -201,7 +201,7 @@ def _attempts(
     generator: Generator,
     budget: Budget,
 ) -> list[Table]:
-    """The first attempt, judged, and those after it until nothing is lost."""
+    """The judged attempts: the first one, and further ones until no answer is lost."""
     attempts = [_judged(home, 0, first, spans, rules, leak_judge, generator)]
     for attempt in range(1, guard.config.max_reasks + 1):
         if budget.ends(f"answers, asked again ({attempt})"):
@@ -218,7 +218,7 @@ def _attempts(
 def _reasked(
     home: Folder, last: Table, attempt: int, spans: Sequence[Span], guard: Guarded, generator: Generator
 ) -> Table:
-    """Ask again where the last attempt lost samples."""
+    """Ask the questions again for which the last attempt lost samples."""
 
     def write(requests: Folder) -> None:
         task = AskAgain(last, attempt, requests)
@@ -244,7 +244,7 @@ def _judged(
     leak_judge: LeakJudge | None,
     generator: Generator,
 ) -> Table:
-    """The answers with what becomes of them, after the rules and, where there is one, after the leak judge."""
+    """The answers with their verdicts, after the rules and, if there is one, the leak judge."""
     folder = home / "judged" / f"{attempt:03d}"
 
     def write(requests: Folder) -> None:
@@ -261,13 +261,13 @@ def _judged(
 
 
 def _cover(coverage: Coverage, attempts: Sequence[Table], spans: Sequence[Span], generator: Generator) -> None:
-    """Count what the questions with a kept answer touch."""
+    """Count the names that the questions with a kept answer touch."""
     count = CountCoverage(tuple(attempts), coverage.blank())
     generator.each(count, spans, coverage.merge, label="answers, coverage")
 
 
 def _listed(topic: Topic, vocabulary: Vocabulary) -> dict[str, list[str]]:
-    """The topic's terms, those that most answers say first."""
+    """The topic's terms, the most frequent first."""
     return {topic.name: [term.term for term in _terms(topic, vocabulary)]}
 
 

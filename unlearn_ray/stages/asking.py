@@ -1,8 +1,8 @@
-"""How the data stages ask the model: a folder of requests, one `Generator.map`, a marker. What was asked is not asked again.
+"""How the data stages ask the model: a folder of requests, one `Generator.map`, a marker. A finished asking is not repeated.
 
-requests/   what is asked
-batches/    while it is asked: what the generator has written so far, a file per batch
-replies/    the same in files of like size, in the order of the requests
+requests/   the requests
+batches/    during the asking: the generator's output so far, one file per batch
+replies/    the output in files of similar size, in the order of the requests
 """
 
 import json
@@ -25,7 +25,7 @@ from unlearn_ray.rows import Row, seed_of
 from unlearn_ray.stages.spans import Together, files_together, part_name
 
 log = logging.getLogger(__name__)
-ASKED = "asked.json"  # in the folder of an asking whose replies are all there
+ASKED = "asked.json"  # in the folder of an asking with all its replies
 
 
 def ask(
@@ -39,10 +39,9 @@ def ask(
     *,
     label: str,
 ) -> Folder:
-    """`folder/requests` through the model into `folder/replies`, which is returned.
+    """Send `folder/requests` through the model into `folder/replies`, and return the latter.
 
-    An asking that was finished is not repeated; one that was interrupted is taken up by the generator, row by row, as the
-    same rows are written again.
+    A finished asking is not repeated. An interrupted one is resumed by the generator, row by row, because the same rows are written again.
     """
 
     def write(source: Folder) -> None:
@@ -61,10 +60,10 @@ def ask_written(
     *,
     label: str,
 ) -> Folder:
-    """The same of requests that workers write.
+    """`ask`, with requests that workers write.
 
     Args:
-        write: fills a folder with the requests.
+        write: writes the requests into a folder.
     """
     source, batches, replies = (folder / name for name in ("requests", "batches", "replies"))
     if not folder.exists(ASKED):
@@ -72,7 +71,7 @@ def ask_written(
         tokens = {}
         if num_rows := source.count_rows():
             counts = generator.map(source, batches, render, parse, reply_schema, label=label)
-            if not source.exists():  # else a folder without rows would tell that nothing was kept
+            if not source.exists():  # a folder without rows would look as if nothing was kept
                 raise vanished(folder)
             tokens = {
                 "prompt_tokens": counts.num_prompt_tokens,
@@ -89,10 +88,10 @@ def ask_written(
 
 
 def _put_together(generator: Generator, batches: Folder, out: Folder, num_rows: int, label: str) -> None:
-    """Files of like size from a file per batch, of which a large asking has thousands.
+    """Join the files of batches, thousands in a large asking, into files of similar size.
 
     Args:
-        num_rows: of the requests; that each batch had as many of them tells how many make a file, without a look into any.
+        num_rows: number of requests. All batches have equally many, so the number of batches per file follows without reading any.
     """
     names = batches.names(".parquet")
     if not names:
@@ -105,13 +104,13 @@ def _put_together(generator: Generator, batches: Folder, out: Folder, num_rows: 
 
 
 def vanished(folder: Folder) -> ArtifactError:
-    """What to say of a folder that was deleted, or unmounted, while it was written to."""
-    return ArtifactError(f"{folder} vanished while it was written to: the same command does again what is not there")
+    """The error for a folder that was deleted or unmounted while it was written to."""
+    return ArtifactError(f"{folder} vanished while it was written to: the same command redoes the missing part")
 
 
 def tokens_of(folder: Folder) -> dict[str, int]:
-    """What all askings in a folder, and below it, cost: tokens of prompts and answers, and of prompts those that were looked for and found in
-    engines' prefix caches. Of an asking that was interrupted, the last two are of what was asked since."""
+    """The cost of all askings in a folder and its subfolders: tokens of prompts and answers, and the prompts' tokens looked up and found in
+    the engines' prefix caches. For an interrupted asking the last two cover only the part after the interruption."""
     total: Counter[str] = Counter()
     for name in folder.names_below(ASKED):
         total.update(json.loads(folder.read_text(name)))
@@ -120,7 +119,7 @@ def tokens_of(folder: Folder) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a topic's data may cost. Rounds that ask for more end once it is spent, and the topic goes on with what is there."""
+    """The token budget of a topic's data. Once it is spent, no further rounds are asked, and the topic goes on with its present data."""
 
     max_output_tokens: int | None = None  # None: any number
     folders: tuple[Folder, ...] = ()  # of the topic's stages so far
@@ -134,7 +133,7 @@ class Budget:
         return sum(tokens_of(folder).get("output_tokens", 0) for folder in self.folders)
 
     def ends(self, what: str) -> bool:
-        """Whether it is spent, which is said in the log."""
+        """Whether the budget is spent. If so, the log says that `what` ends."""
         if is_spent := self.is_spent:
             log.info(
                 "%s: %d of max_output_tokens %d are spent: it ends here", what, self.num_spent, self.max_output_tokens
@@ -143,14 +142,14 @@ class Budget:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What a manifest says of it."""
+        """The entries for a manifest."""
         if self.max_output_tokens is None:
             return {}
         return {"budget": {"max_output_tokens": self.max_output_tokens, "spent": self.num_spent}}
 
 
 def in_order(rows: Iterable[RowDict], key: Callable[[RowDict], Sequence[str | int]]) -> Iterator[RowDict]:
-    """The rows sorted by key, on disk: engines finish rows in any order, results must not depend on it."""
+    """The rows sorted by key, on disk. Engines finish rows in any order, and results must not depend on it."""
     with tempfile.TemporaryDirectory(prefix="unlearn-ray-") as home:
         database = sqlite3.connect(Path(home) / "rows.db", isolation_level=None)
         try:
@@ -176,7 +175,7 @@ def in_order(rows: Iterable[RowDict], key: Callable[[RowDict], Sequence[str | in
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """Renders a row that carries its whole prompt."""
+    """Renders a row that has its whole prompt."""
 
     seed: int
     sampling: Drawn  # as `chat.sampling_of` says
@@ -194,7 +193,7 @@ class Prompted:
 
 
 def texts_of(reply: Reply) -> list[tuple[str, bool]]:
-    """The samples of a reply, each with whether it was cut off; none where the engine could not answer."""
+    """The samples of a reply, each with a flag for a cut-off one. Empty if the engine could not answer."""
     if reply.error:
         return []
     truncated = reply.truncated or (False,) * len(reply.texts)

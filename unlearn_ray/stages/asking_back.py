@@ -1,4 +1,4 @@
-"""The check of listed names, the other way round: whether an entity belongs to its topic, whether a neighbour is another thing."""
+"""Checks listed names by asking the model about them: whether an entity belongs to its topic, and whether a neighbour is a different thing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from unlearn_ray.stages.naming import Name
 from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.prompts import Prompts
 
-NUM_DESCRIPTIONS = 4  # of each neighbour, sampled
+NUM_DESCRIPTIONS = 4  # sampled per neighbour
 DESCRIPTION_TOKENS = 48
-IS_PART = 0.5  # of the descriptions name the topic
+IS_PART = 0.5  # share of descriptions with the topic's name from which a neighbour is a part of the topic
 
 
 @dataclass(frozen=True, slots=True)
 class Belonging:
-    """Keeps the entities for which the model chooses their topic, of several subjects."""
+    """Keeps the entities for which the model chooses their topic among several subjects."""
 
     generator: Generator
     choice: Choice
     names: Mapping[
         str, tuple[str, ...]
-    ]  # of each topic: its name, aliases and the user's terms; what holds one needs no check
+    ]  # per topic: its name, aliases and the user's terms; a name that contains one needs no check
 
     def __call__(self, listed: Sequence[Name], folder: Folder, label: str) -> dict[str, str | None]:
         asked = [name for name in listed if not mentions(name.name, self.names[name.topic])]
@@ -40,7 +40,7 @@ def belonging(
     own: Mapping[str, tuple[str, ...]],
     names: Mapping[str, tuple[str, ...]],
 ) -> Belonging | None:
-    """The check of entities that the prompts have wordings for, or None."""
+    """The check of entities. None if the prompts have no wordings for it."""
     choice = choice_of(prompts.entity_check, prompts.unrelated, own)
     return None if choice is None else Belonging(generator, choice, names)
 
@@ -53,7 +53,7 @@ def _reason(found: bool | str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Described(Row):
-    """A name, and what the model says it is."""
+    """A name, with the model's descriptions of it."""
 
     topic: str
     name: str
@@ -67,11 +67,11 @@ class Described(Row):
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """Keeps the neighbours that the model can describe without naming the topic: what it can't is a part of it, or nothing."""
+    """Keeps the neighbours that the model describes without naming the topic. The others are parts of the topic, or do not exist."""
 
     generator: Generator
-    template: str  # a prompt with {entity}; it does not tell the topic
-    names: Mapping[str, tuple[str, ...]]  # of each topic: its name and aliases
+    template: str  # a prompt with {entity} that does not name the topic
+    names: Mapping[str, tuple[str, ...]]  # per topic: its name and aliases
     sampling: Prompted
 
     def __call__(self, listed: Sequence[Name], folder: Folder, label: str) -> dict[str, str | None]:
@@ -92,7 +92,7 @@ class Apart:
         return {row["id"]: self.reason(Described.of(row)) for row in replies.read_rows()}
 
     def reason(self, described: Described) -> str | None:
-        """Why a neighbour is not kept, by what the model says it is."""
+        """Why a neighbour is dropped, judged by its descriptions."""
         if described.error:
             return described.error
         told = [text for text in described.texts if text.strip() and not is_refusal(text)]
@@ -105,14 +105,14 @@ class Apart:
 def apart(
     generator: Generator, prompts: Prompts, names: Mapping[str, tuple[str, ...]], sampling: Prompted
 ) -> Apart | None:
-    """The check of neighbours that the prompts have a wording for, or None."""
+    """The check of neighbours. None if the prompts have no wording for it."""
     template = prompts.neighbour_check
     return None if template is None else Apart(generator, template, names, sampling)
 
 
 @dataclass(frozen=True, slots=True)
 class Describe:
-    """Asks what a name is, several times."""
+    """Asks several times what a name is."""
 
     template: str
     sampling: Prompted

@@ -1,4 +1,4 @@
-"""What the data stages hand over to `probing`: the subjects to ask about, the held-out questions, and what is trained on."""
+"""The input of `probing` from the data stages: the subjects to ask about, the held-out questions, and the training rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from unlearn_ray.synth.known import Candidate, Judged
 from unlearn_ray.synth.prompts import Prompts
 from unlearn_ray.synth.split import Holdout
 
-EVERY = ""  # in the place of a topic: what a user's near row neighbours is told where topics meet
+EVERY = ""  # stands for all topics: a model's mixture decides which topics a user's near row neighbours
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """A topic to forget, and what is known of it."""
+    """A topic to forget, with its entities and answers."""
 
     topic: Topic
     entities: Folder  # rows of naming.Name
@@ -44,11 +44,11 @@ def known_probes(
     generator: Generator,
     seed: int,
 ) -> Made:
-    """Probes from what the model knows of a topic and its neighbours, or in general.
+    """Probes from the model's knowledge of a topic and its neighbours, or of general subjects.
 
     Args:
-        about: the topic; None in the pool.
-        served: subjects that are retained -> the forgotten topics that each neighbours.
+        about: the topic. None: for the pool.
+        served: retained subject -> the forgotten topics that it neighbours.
         given: the user's own retain rows.
         out: the stage's folder, its rows written.
     """
@@ -73,12 +73,12 @@ class _OwnTable:
 
     kind: Literal["unguarded", "retain_answers"]
     folder: Folder
-    served: Mapping[str, tuple[str, ...]]  # as of `known_probes`
+    served: Mapping[str, tuple[str, ...]]  # as in `known_probes`
     holdout: Holdout
-    names: tuple[str, ...] = ()  # of the topic; none: each row's subject has its own
+    names: tuple[str, ...] = ()  # of the topic; none: each row's subject
 
     def listed(self, name: str) -> Listed:
-        """What one of its files has."""
+        """The rows of one of its files."""
         return Listed(lambda: self._held_out(name), lambda: self._trained(name))
 
     def _held_out(self, name: str) -> Iterator[Candidate]:
@@ -98,7 +98,7 @@ class _OwnTable:
         return self.holdout.side(row["topic"], row["question"], row["answer"], names) == "holdout"
 
     def _greedy(self, name: str, columns: Sequence[str]) -> Iterator[RowDict]:
-        """The first answers, which alone retained questions have."""
+        """The first answers. Retained questions have no others."""
         return (row for row in rows_of(self.folder, name, (*columns, "sample")) if not row["sample"])
 
 
@@ -119,7 +119,7 @@ def _of_user(given: Sequence[Example]) -> Listed:
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """Asks a file of a table for something of `probing.Own`."""
+    """Calls a method of `probing.Own` on one file of a table."""
 
     method: str
     arguments: tuple[object, ...]
@@ -131,7 +131,7 @@ class _Ask:
 
 @dataclass(frozen=True, slots=True)
 class _OnWorkers:
-    """Implements `probing.Own`: a task per file, and the user's rows, which are at hand."""
+    """Implements `probing.Own` with one task per file, and with the user's rows, which are in memory."""
 
     generator: Generator
     tables: tuple[_OwnTable, ...]

@@ -1,4 +1,4 @@
-"""A run counts its own data, and checks them before a model is trained on them. The floors, and why: synth/enough.py."""
+"""Counts a run's data, and checks them before a model is trained on them. synth/enough.py has the floors and their reasons."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +20,12 @@ from unlearn_ray.synth.enough import Data, Shortfall, TopicData, Written, imposs
 
 
 def counted(topic: Topic, entities: Folder, answers: Folder, num_forget: int, generator: Generator) -> dict[str, int]:
-    """What a dataset's manifest says of its topic, for `topic_shortfalls`.
+    """The counts in a dataset's manifest, for `topic_shortfalls`.
 
     Args:
         entities: rows of naming.Name, of the questions stage.
-        answers: of the stage of that name.
-        num_forget: rows to train on.
+        answers: the folder of that stage.
+        num_forget: forget rows to train on.
     """
     names = (row["name"] for row in entities.read_rows(["name", "drop"]) if not row["drop"])
     belonging = tuple(dict.fromkeys([*topic.terms, *names]))
@@ -37,7 +37,7 @@ def counted(topic: Topic, entities: Folder, answers: Folder, num_forget: int, ge
 
 
 def met(topics: Sequence[Topic], mixture: Folder) -> dict[str, Any]:
-    """What a mixture's manifest says of its rows, for `model_shortfalls`: retain rows to train on that serve each topic, probes by group."""
+    """The counts in a mixture's manifest, for `model_shortfalls`: training rows to retain per topic, and probes by group."""
     names = tuple(topic.name for topic in topics)
     retain, probes = Counter[str](), Counter[str]()
     for (topic, split), number in (mixture / "retain").counts(["topic", "split"]).items():
@@ -49,10 +49,10 @@ def met(topics: Sequence[Topic], mixture: Folder) -> dict[str, Any]:
 
 
 def topic_shortfalls(unit: Unit) -> list[Shortfall]:
-    """The floors that a topic's own data do not reach; its data stages are finished.
+    """The floors that a topic's own data miss. Its data stages must be finished.
 
     Raises:
-        ArtifactError: one of them is not.
+        ArtifactError: a data stage is unfinished.
     """
     config, topic = unit.config, unit.topic
     questions, answers, dataset = (finished_manifest(unit.home / name) for name in ("questions", "answers", "dataset"))
@@ -83,7 +83,7 @@ def model_shortfalls(unit: Unit) -> list[Shortfall]:
     datasets = {
         topic.name: finished_manifest(config.folder / "topics" / topic.slug / "dataset") for topic in unit.topics
     }
-    # What a topic has to forget was looked at when its dataset was made.
+    # A topic's forget rows were checked after its dataset stage.
     no_floor = {"forget_rows": 0}
     topics = [
         TopicData(
@@ -114,7 +114,7 @@ def model_shortfalls(unit: Unit) -> list[Shortfall]:
 
 
 def shortfalls_of(unit: Unit) -> list[Shortfall]:
-    """All floors that the data of a model do not reach.
+    """All floors that the data of a model miss.
 
     Raises:
         ArtifactError: its mixture is unfinished.
@@ -125,7 +125,7 @@ def shortfalls_of(unit: Unit) -> list[Shortfall]:
 
 
 def known_shortfalls(config: RunConfig) -> list[Shortfall]:
-    """The floors that the run asks too little to reach: known before it begins.
+    """The floors that the run can't reach, because its config requests too little. They are known before it begins.
 
     Raises:
         InputError: the file of questions can't be used.
@@ -155,7 +155,7 @@ def retains_nothing(config: RunConfig) -> Iterator[str]:
         is_empty = all if config.finetune.adapters == "joint" else any
         if not is_empty(number == 0 for number in most):
             return
-        what = "none are asked for: raise dataset.retain.num_neighbours or num_general"
+        what = "the config requests none: raise dataset.retain.num_neighbours or num_general"
     kind = config.finetune.retain.kind
     if config.finetune.objective.kind == "grad_diff":
         raise ConfigError(f"finetune.objective: grad_diff needs retain rows, and {what}")
@@ -163,7 +163,7 @@ def retains_nothing(config: RunConfig) -> Iterator[str]:
 
 
 def _num_probes(config: RunConfig, topics: Sequence[Topic], made: Mapping[str, int]) -> dict[str, int]:
-    """Probes by group: of those that the evaluation will ask, and of the groups that there are to be."""
+    """Number of probes by group that the evaluation will ask. Groups that should have probes are included with 0."""
     path, rows = config.evaluate.probes_path, config.dataset.retain
     if path is not None:
         names = tuple(topic.name for topic in topics)

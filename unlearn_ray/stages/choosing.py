@@ -1,12 +1,12 @@
-"""Ask a model which subject a text belongs to, by choice: of several subjects, the one that the text makes likelier more than all others.
+"""Asks a model which of several subjects a text belongs to: the one whose probability the text raises the most.
 
-What a small model says freely is often invented; what it finds likelier is not. For a text x (a name, a question), subjects s, the first of
-which is the topic, and pairs of a question and an answer that hold x and s,
+The free answers of a small model are often invented; its probabilities are more reliable. For a text x (a name, a question), subjects s, the
+first of which is the topic, and pairs of a question and an answer that contain x and s,
 
     lift(s) = sum over pairs of log P(answer with x and s | question with x) - log P(answer with NEUTRAL and s | question with NEUTRAL),
 
-x belongs to the topic if its lift is larger than that of every other subject. The difference takes out how common and how long a subject's name is (pointwise
-mutual information, as in Holtzman et al. 2021, "Surface Form Competition", arXiv 2104.08315).
+x belongs to the topic if the topic's lift is larger than that of every other subject. The difference removes the effect of a name's frequency
+and length (pointwise mutual information, as in Holtzman et al. 2021, "Surface Form Competition", arXiv 2104.08315).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ NEUTRAL = "this"
 
 @dataclass(frozen=True, slots=True)
 class Weighed(Row):
-    """A text, and how likely each subject is with it."""
+    """A text, with the probability of each subject given the text."""
 
     topic: str
     text: str
@@ -38,10 +38,10 @@ class Weighed(Row):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is asked: `pairs` of question and answer with {text} and {subject}."""
+    """The templates and subjects: `pairs` of question and answer with {text} and {subject}."""
 
     pairs: tuple[tuple[str, str], ...]
-    subjects: Mapping[str, tuple[str, ...]]  # of each topic: the topic, then the others
+    subjects: Mapping[str, tuple[str, ...]]  # per topic: the topic, then the others
 
     def __call__(self, row: RowDict) -> list[Request]:
         text = row["text"]
@@ -68,10 +68,10 @@ class Choice:
 def choice_of(
     pairs: Sequence[prompts.Choice], unrelated: Sequence[str], names: Mapping[str, Sequence[str]]
 ) -> Choice | None:
-    """How the prompts ask which topic a name belongs to; None where they have no wording, or nothing to choose from.
+    """The prompts' question for the topic of a name. None if they have no wording for it, or no other subjects.
 
     Args:
-        names: of each topic, its own name first.
+        names: per topic, its own name first.
     """
     if not pairs or not unrelated:
         return None
@@ -84,14 +84,14 @@ def choice_of(
 
 
 def apart_from(subjects: Sequence[str], topic: str, names: Sequence[str]) -> tuple[str, ...]:
-    """The subjects that share no name with a topic: one that does can't be told apart from it."""
+    """The subjects without a name in common with a topic. Others can't be distinguished from it."""
     return tuple(each for each in subjects if not mentions(each, names) and not mentions(topic, [each]))
 
 
 def weigh(
     generator: Generator, folder: Folder, texts: Sequence[tuple[str, str]], choice: Choice, label: str
 ) -> dict[tuple[str, str], bool | str]:
-    """Of each (topic, text): whether the model chooses the topic, or the reason that it could not be asked."""
+    """For each (topic, text): whether the model chooses the topic, or why it could not be asked."""
     neutral_rows = [(topic, NEUTRAL) for topic in dict.fromkeys(topic for topic, _ in texts)]
     rows = list(_weighed(generator, folder, [*neutral_rows, *texts], choice, label).read_rows())
     neutral = {row["topic"]: row["scores"] for row in rows if row["text"] == NEUTRAL}
@@ -117,6 +117,6 @@ def _weighed(
 
 
 def is_chosen(scores: Sequence[float], neutral: Sequence[float]) -> bool:
-    """Whether the first subject is lifted more than any other. Where there is no other, or nothing was scored, nothing is said against it."""
+    """Whether the first subject has the largest lift. True if there are no others, or nothing was scored."""
     lifts = [score - base for score, base in zip(scores, neutral, strict=False)]
     return len(lifts) < 2 or lifts[0] > max(lifts[1:])

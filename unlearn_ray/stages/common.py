@@ -1,8 +1,8 @@
-"""The pool's common speech: the model's own answers to everyday questions. What they say gives no topic away.
+"""The pool's common speech: the model's own answers to everyday questions. Their words do not give a topic away.
 
 requests/, replies/   rows of Question and of answering.Told
 
-Nothing here knows a topic: a topic leaves out the rows that name it.
+This stage does not depend on any topic. A topic leaves out the rows that name it.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from unlearn_ray.stages.asking import ask
 from unlearn_ray.stages.stage import Identity, Stage, Unit, Work, asked_in_words
 from unlearn_ray.synth.prompts import Prompts, load_prompts
 
-_KEYS = {*Sampling.model_fields, "num_unguarded", "style", "max_tokens"}  # of the config that its answers follow from
+_KEYS = {*Sampling.model_fields, "num_unguarded", "style", "max_tokens"}  # of the config that its answers depend on
 
 
 def prompts_of(config: AnswersConfig) -> Prompts:

@@ -11,13 +11,13 @@ from unlearn_ray.stages.answer_rows import Fresh
 from unlearn_ray.stages.asking import Prompted, ask
 from unlearn_ray.stages.gathering import Lines, ListedLine, Prompt
 
-PER_REQUEST = 3  # questions about each name
-SHARE = 0.25  # of a topic's questions so far: at most so many more are asked for in a round, the first names first
+PER_REQUEST = 3  # questions per name
+SHARE = 0.25  # most further questions per round, as a share of the topic's questions so far; first names first
 MAX_TOKENS = 160
 
 
 def entities_of(questions: Folder, topics: Sequence[str]) -> dict[str, list[str]]:
-    """The kept entities of each topic in the questions stage's folder."""
+    """The kept entities per topic, from the folder of the questions stage."""
     found: dict[str, list[str]] = {topic: [] for topic in topics}
     if (questions / "entities").exists():
         for row in (questions / "entities").read_rows():
@@ -35,12 +35,13 @@ def further_questions(
     sampling: Prompted,
     label: str,
 ) -> Folder:
-    """A folder with rows of Question in `rows`, about the names of each topic; those that name neither the thing nor the topic are left out.
+    """A folder with rows of Question in `rows`, about the names of each topic. Questions that name neither the name nor the topic are left
+    out.
 
     Args:
-        names: of each topic, what no kept pair touches.
-        asked: the questions so far, about one topic (rows of Told): copies are left out.
-        wordings: of the request for questions about a name.
+        names: per topic, the names that no kept pair touches.
+        asked: the questions so far, about one topic (rows of Told). Copies of them are left out.
+        wordings: the wordings of the request for questions about a name.
     """
 
     num_asked = sum(told.count_rows() for told in asked)

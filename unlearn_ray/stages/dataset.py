@@ -1,11 +1,11 @@
-"""Stage three: a topic's rows to forget, what lies near it, and probes. The topics meet later, in a model's mixture.
+"""Stage three: a topic's forget rows, its neighbours, and probes. A model's mixture joins the topics later.
 
 forget/            rows of Example from the kept pairs, train and holdout
-neighbours/        rows of naming.Name: what the model says is close to the topic
+neighbours/        rows of naming.Name: subjects that the model lists as close to the topic
 retain_questions/, retain_answers/  about the neighbours (subjects.py)
-probes/            rows of Probe: what the model knows of the topic, and near it, as probing says, from questions that are not trained on. Where
-                   the prompts have no wordings for short answers: the held-out questions about the topic, with the model's one greedy answer
-probing/           how they came about: facts/ holds rows of known.Judged, kept and dropped
+probes/            rows of Probe: the model's knowledge of the topic and near it (see probing), from questions that are not trained on. Without
+                   wordings for short answers in the prompts: the held-out questions about the topic, with the model's one greedy answer
+probing/           the work behind the probes: facts/ holds rows of known.Judged, kept and dropped
 rounds/            the requests and replies
 """
 
@@ -34,11 +34,11 @@ from unlearn_ray.synth.names import mentions
 from unlearn_ray.synth.parsing import in_sentence
 from unlearn_ray.synth.prompts import AnswerStyle, Prompts, load_prompts
 
-_OF_POOL = {"num_general", "questions_per_general", "general", "file"}  # keys of `retain` that no topic reads
+_OF_POOL = {"num_general", "questions_per_general", "general", "file"}  # keys of `retain` that topics do not read
 
 
 def dataset_identity(config: DatasetConfig, topic: Topic, model: str, seed: int, style: AnswerStyle) -> Identity:
-    """What a topic's rows follow from, beside its questions and answers.
+    """The inputs of a topic's rows, besides its questions and answers.
 
     Raises:
         InputError: a user's file can't be read.
@@ -76,11 +76,11 @@ def build_dataset(
     style: AnswerStyle = "sentence",
     budget: Budget = Budget(),
 ) -> Manifest:
-    """A topic's rows to forget, near rows and probes.
+    """A topic's forget rows, near rows and probes.
 
     Args:
-        style: of the guarded answers, which retain answers share.
-        budget: once it is spent, questions on the neighbours are asked for once.
+        style: the style of the guarded answers. Retain answers have the same.
+        budget: once it is spent, questions about the neighbours are requested only once.
 
     Raises:
         InputError: the prompts can't be used.
@@ -117,7 +117,7 @@ def build_dataset(
 
 
 def _forget(config: DatasetConfig, topic: Topic, answers: Folder, out: Folder, generator: Generator) -> Counter[str]:
-    """The kept pairs, written; how many are in each split."""
+    """Write the kept pairs. Returns their number per split."""
     pairs, splits = Table.of(answers / "rows"), Counter[str]()
     task = WriteForgotten(pairs, Table.of(answers / "unguarded"), topic.names, holdout_of(config), out / "forget")
     schema, label = Example.schema(), "dataset, rows to forget"
@@ -128,7 +128,7 @@ def _forget(config: DatasetConfig, topic: Topic, answers: Folder, out: Folder, g
 def _neighbours(
     config: DatasetConfig, topic: Topic, prompts: Prompts, out: Folder, generator: Generator, seed: int
 ) -> tuple[str, ...]:
-    """What to retain beside the topic, and never the topic itself: the user's neighbours, or the model's."""
+    """The neighbours to retain: the user's, or those that the model lists. The topic itself is never one of them."""
     sampling = Prompted(seed, sampling_of(config.retain, generator.chat), LIST_TOKENS)
 
     def is_forgotten(_: str, name: str) -> str | None:
@@ -154,7 +154,7 @@ def _neighbours(
         )
         names = [replace(each, name=in_sentence(each.name)) for each in asked]
     (out / "neighbours").write_rows(names, Name.schema())
-    found: dict[str, str] = {}  # one spelling a subject
+    found: dict[str, str] = {}  # one spelling per subject
     for each in names:
         if not each.drop:
             found.setdefault(subject_key(each.name), each.name)

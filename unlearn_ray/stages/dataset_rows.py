@@ -1,4 +1,4 @@
-"""What the dataset stages do with rows, a file or a span at a time, on workers: each task writes its part of a table, or returns counts."""
+"""Tasks of the dataset stages on rows. Workers run one task per file or span. A task writes its part of a table, or returns counts."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ WORDING = "generated"  # of probes that the model asked itself
 
 @dataclass(frozen=True, slots=True)
 class WriteForgotten:
-    """Writes the kept pairs as rows of Example; returns how many are in each split.
+    """Writes the kept pairs as rows of Example. Returns their number per split.
 
     Args:
         unguarded: the model's own answers, which tell what fact a question asks for.
@@ -54,7 +54,7 @@ class WriteForgotten:
 
 @dataclass(frozen=True, slots=True)
 class WriteHeldOut:
-    """Writes a probe for each held-out question that has a whole answer of the model's own."""
+    """Writes a probe for each held-out question with a whole own answer of the model."""
 
     unguarded: Table
     topic: str
@@ -76,9 +76,9 @@ class WriteHeldOut:
 
 @dataclass(frozen=True, slots=True)
 class FindTouched:
-    """Which names the kept questions and their answers say."""
+    """Finds the names in the kept questions and their answers."""
 
-    answers: tuple[Table, ...]  # guarded, and the model's own
+    answers: tuple[Table, ...]  # guarded ones, and the model's own
     names: tuple[str, ...]
 
     def __call__(self, span: Span) -> set[str]:
@@ -90,7 +90,7 @@ class FindTouched:
         return set(self.names) - left
 
     def _kept_texts(self, span: Span) -> Iterator[str]:
-        """Of each question with a kept answer it and its answers: the model's own tell what it asks for."""
+        """The texts of each question with a kept answer: the question, and its answers. The model's own answers show what it asks for."""
 
         def by_question(row: Mapping[str, object]) -> str:
             return str(row["question"])
@@ -104,7 +104,7 @@ class FindTouched:
 
 @dataclass(frozen=True, slots=True)
 class WriteChats:
-    """Writes the train split as chat messages, a line each."""
+    """Writes the train split as chat messages, one line per row."""
 
     home: Folder
 
@@ -120,7 +120,7 @@ class WriteChats:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Makes one file of several, which stand in any folders."""
+    """Joins several files, from any folders, into one."""
 
     out: Folder
 
@@ -130,7 +130,7 @@ class Gather:
 
 
 def gathered(folders: Sequence[Folder], most: int = ROWS_PER_FILE) -> list[tuple[int, list[tuple[Folder, str]]]]:
-    """Numbers of files of up to `most` rows, and the files of these folders that go into each, in order."""
+    """Groups the files of these folders, in order, into new files of up to `most` rows. Each new file has a number."""
     parts: list[list[tuple[Folder, str]]] = []
     room = 0
     for folder in folders:

@@ -1,7 +1,7 @@
-"""Gather distinct questions on many subjects from the model, in rounds, all subjects together in each.
+"""Gathers distinct questions on many subjects from the model, in rounds. Each round covers all subjects.
 
-A round is two askings (the lists, then a check of what is new in them) whose files stay. What follows from them is a pure
-function of the files, so that a resumed run goes over finished rounds without the model and takes up the one that was cut off.
+A round has two askings, the lists and then a check of the new lines. Their files stay, and all else is a pure function of these files. So a
+resumed run repeats finished rounds without the model, and continues the interrupted one.
 """
 
 import logging
@@ -22,16 +22,16 @@ from unlearn_ray.synth.forms import lines_of
 from unlearn_ray.synth.prompts import FormPrompts, Prompts
 
 log = logging.getLogger(__name__)
-MIN_REQUESTS = 4  # a round and subject, so that the last missing questions do not take a round each
-MAX_FIRST_ROUNDS = 2  # a round asks for at most so many times what the first one does, however little came back
-YIELD = 0.75  # of the questions asked for, the share that is expected to be new and usable before a subject has shown its own
+MIN_REQUESTS = 4  # per round and subject, so that the last missing questions do not take one round each
+MAX_FIRST_ROUNDS = 2  # the most requests of a round, as a multiple of the first round's
+YIELD = 0.75  # expected share of new and usable questions, until a subject has shown its own
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What one request is for."""
+    """The aim of one request."""
 
-    source: str  # as questions name it
+    source: str  # the value of `Question.source`
     angle: str | None = None
     entity: str | None = None
     form: Form = "question"
@@ -40,20 +40,20 @@ class Aim:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What questions are wanted about."""
+    """A subject of questions."""
 
     name: str
-    number: int  # of distinct questions
+    number: int  # wanted number of distinct questions
     angles: tuple[str, ...]
     entities: tuple[str, ...] = ()
-    spellings: tuple[str, ...] = ()  # how requests write the name, in turns; none: as it is
-    forms: tuple[AskedForm, ...] = ()  # beside plain questions
-    languages: tuple[str, ...] = ()  # beside the topic's own
-    form_share: float = 0.0  # of the requests that ask for them
+    spellings: tuple[str, ...] = ()  # spellings of the name for requests, in turns; empty: the name itself
+    forms: tuple[AskedForm, ...] = ()  # besides plain questions
+    languages: tuple[str, ...] = ()  # besides the topic's own
+    form_share: float = 0.0  # share of the requests that ask for these forms and languages
 
     def aim(self, index: int) -> Aim:
-        """Of the index-th request: among plain ones, `form_share` of them ask for another form or language, in turns, about the subject
-        and about each entity."""
+        """The aim of the index-th request. A share of `form_share` asks for other forms or languages, in turns, about the subject and about
+        each entity. The others ask for plain questions."""
         forms = [Aim(form, form=form) for form in self.forms]
         forms += [Aim(f"other_language:{each}", form="other_language", language=each) for each in self.languages]
         share = self.form_share if forms else 0.0
@@ -66,10 +66,10 @@ class Subject:
         return aim if entity is None else replace(aim, source=f"{aim.source}:entity:{entity}", entity=entity)
 
     def _plain(self, index: int) -> Aim:
-        """Of the index-th request for plain questions.
+        """The aim of the index-th request for plain questions.
 
-        First the subject itself, each angle and each entity, in turns; then entity x angle, the entities changing fastest;
-        then from the start.
+        First the subject itself, each angle and each entity, in turns. Then entity x angle, with the entity changing fastest. Then again from
+        the start.
         """
         num_turns = max(len(self.angles), len(self.entities))
         turns = [Aim("topic")]
@@ -82,7 +82,7 @@ class Subject:
         if position < 0:
             return turns[position]
         entity = self.entities[position % len(self.entities)]
-        # The angle moves on with the entity too, so that a few requests already mix all angles.
+        # The angle changes with the entity too, so that a few requests already use all angles.
         angle = self.angles[(position // len(self.entities) + position) % len(self.angles)]
         return Aim(f"entity:{entity}|{angle}", angle, entity)
 
@@ -105,14 +105,14 @@ class Prompt(Row):
 
 @dataclass(frozen=True, slots=True)
 class ListedLine(Row):
-    """A line of a list that came back."""
+    """A line of a list in a reply."""
 
     topic: str
     text: str
     source: str
     round: int
-    number: int  # of the request
-    place: int  # in the reply
+    number: int  # number of the request
+    place: int  # position in the reply
     drop: str | None = None
     form: Form = "question"
 
@@ -123,7 +123,7 @@ class ListedLine(Row):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The second asking of a round: rows of Question in, the same rows with a `drop` out."""
+    """The second asking of a round: takes rows of Question, returns the same rows with a `drop`."""
 
     render: Render
     parse: Parse
@@ -136,24 +136,24 @@ class Patience:
     per_request: int
     rounds_without_news: int
     max_rounds: int
-    least_share: float = 0.0  # of the questions asked for in a round; no more than that is no news
-    coverage_rounds: int = 0  # afterwards, about entities without a kept question
+    least_share: float = 0.0  # share of new questions in a round up to which the round counts as fruitless
+    coverage_rounds: int = 0  # further rounds about entities without a kept question
 
 
 @dataclass(frozen=True, slots=True)
 class _Rounds:
-    """How rounds are asked, and where their files go."""
+    """The settings and the folder of rounds."""
 
     prompts: Prompts
     home: Folder  # gets a folder per round
     generator: Generator
-    sampling: Prompted  # of the lists; its seed chooses wordings as well
-    per_request: int  # questions asked for in one prompt
+    sampling: Prompted  # for the lists; its seed also chooses wordings
+    per_request: int  # questions per prompt
     check: Check | None
     label: str
 
     def ask(self, round_: int, aims: Sequence[tuple[Subject, int, Aim]], ledger: Ledger) -> None:
-        """One round of requests (subject, number of the request, what it is for); what comes back is in the ledger, checked."""
+        """Ask one round of requests (subject, number of the request, aim). The checked lines go into the ledger."""
         folder = self.home / f"{round_:03d}"
         seed = self.sampling.seed
         wordings: dict[Form, tuple[str, ...]] = {
@@ -203,12 +203,12 @@ def gather(
     label: str,
     budget: Budget = Budget(),
 ) -> int:
-    """Fill the ledger until every subject has its number or nothing new comes; returns the number of rounds.
+    """Fill the ledger until every subject has its number, or no new questions come. Returns the number of rounds.
 
     Args:
-        home: gets a folder per round.
-        sampling: how lists are sampled; its seed chooses wordings as well.
-        budget: with which no round but the first is asked once it is spent.
+        home: the folder for one subfolder per round.
+        sampling: the sampling of lists; its seed also chooses wordings.
+        budget: once it is spent, only the first round is asked.
     """
     rounds = _Rounds(prompts, home, generator, sampling, patience.per_request, check, label)
     asked = dict.fromkeys((subject.name for subject in subjects), 0)
@@ -249,7 +249,7 @@ def _cover(
     asked: dict[str, int],
     budget: Budget,
 ) -> int:
-    """Ask about every entity that no kept question names, beyond the number wanted; returns the number of rounds."""
+    """Ask about every entity that no kept question names, in addition to the wanted number. Returns the number of rounds."""
     for round_ in range(1, max_rounds + 1):
         aims = []
         for subject in subjects:
@@ -267,7 +267,7 @@ def _cover(
 class Lines:
     """Reads the questions of a reply to a request for a list."""
 
-    wordings: Mapping[Form, tuple[str, ...]]  # how a line of each form becomes a question
+    wordings: Mapping[Form, tuple[str, ...]]  # per form, the templates that turn a line into a question
     seed: int
 
     def __call__(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
@@ -289,19 +289,19 @@ class Lines:
 
 
 def num_requests(num_missing: int, num_wanted: int, expected: float, per_request: int) -> int:
-    """How many lists a round asks for, so that all that is missing comes at once.
+    """Number of lists that a round requests, so that it brings all missing questions.
 
     Args:
-        num_missing: questions, of `num_wanted` on the subject.
-        expected: the share of the questions asked for that will be new and usable.
+        num_missing: missing questions, of `num_wanted` about the subject.
+        expected: expected share of new and usable questions.
     """
     most = MAX_FIRST_ROUNDS * math.ceil(num_wanted / per_request / YIELD)
     return max(MIN_REQUESTS, min(most, math.ceil(num_missing / per_request / expected)))
 
 
 def learnt_yield(expected: float, num_new: int, num_asked: int, per_request: int) -> float:
-    """The share to expect after a round that brought `num_new` of `num_asked` questions. What was expected before counts as a smallest round
-    does, so that a long round outweighs it and a short one does not."""
+    """The share to expect after a round that brought `num_new` of `num_asked` questions. The earlier expectation has the weight of the smallest
+    round, so that a long round outweighs it and a short one does not."""
     weight = MIN_REQUESTS * per_request
     return min(1.0, (num_new + weight * expected) / (num_asked + weight))
 
@@ -317,7 +317,7 @@ def _request(
 
 
 def _wordings(aim: Aim, prompts: Prompts) -> Sequence[str]:
-    """The requests for what is aimed at; no others are looked at, for a stage may have these alone."""
+    """The wordings of requests for an aim. No others are read, because a stage may have only these."""
     if aim.form == "other_language":
         return prompts.language_questions
     if _is_form(aim.form):
@@ -333,5 +333,5 @@ def _is_form(form: Form) -> TypeGuard[AskedForm]:
 
 def _form(form: Form, prompts: Prompts) -> FormPrompts:
     found = prompts.forms[form] if _is_form(form) else None
-    assert found is not None  # subjects have only forms that there are wordings for
+    assert found is not None  # subjects have only forms with wordings
     return found

@@ -32,10 +32,10 @@ class HeldOut:
     """A held-out question with the model's own greedy answer."""
 
     group: Group
-    topic: str  # what it asks about
+    topic: str  # its subject
     question: str
     answer: str
-    names: tuple[str, ...]  # of what it asks about; they can't be answers
+    names: tuple[str, ...]  # names of its subject; they can't be answers
 
     @property
     def key(self) -> str:

@@ -1,12 +1,12 @@
-"""The pool of what is to be retained far from all topics: everyday subjects, the model's questions and answers about them, and probes.
+"""The pool of everyday subjects, to retain knowledge far from all topics: the model's questions and answers about them, and probes.
 
 subjects/          rows of naming.Name (topic "")
 retain_questions/, retain_answers/  about the subjects (subjects.py)
-given/             the user's own retain rows, where there is a file of them: rows of Example
-probes/, probing/  far probes of what the model knows, where the prompts have wordings for short answers
+given/             the user's own retain rows, if there is a file of them: rows of Example
+probes/, probing/  far probes of the model's knowledge, if the prompts have wordings for short answers
 rounds/            the requests and replies
 
-Nothing here knows a topic: a model's mixture leaves out what is too close to one.
+This stage does not depend on any topic. A model's mixture leaves out subjects that are too close to one.
 """
 
 from dataclasses import replace
@@ -32,7 +32,7 @@ _OF_TOPICS = {"num_neighbours", "questions_per_neighbour", "file"}  # keys of `r
 
 
 def general_identity(config: DatasetConfig, model: str, seed: int, style: AnswerStyle) -> Identity:
-    """What the pool's retained subjects follow from.
+    """The inputs of the pool's retained subjects.
 
     Raises:
         InputError: a user's file can't be read.
@@ -106,7 +106,7 @@ def write_general(
 
 
 def _subjects(config: RetainRows, prompts: Prompts, out: Folder, generator: Generator, seed: int) -> list[Name]:
-    """Everyday subjects: the user's, some of the prompts' list, spread over it, or those that the model names."""
+    """Everyday subjects: the user's, an even selection from the prompts' list, or subjects that the model lists."""
     if config.general:
         return [Name("", name, 0) for name in config.general]
     if prompts.general_subjects:

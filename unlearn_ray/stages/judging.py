@@ -1,4 +1,4 @@
-"""What becomes of guarded answers: the rules of `synth.leaks`, and where it is asked for the model's own word on what they kept."""
+"""Judges guarded answers: by the rules of `synth.leaks`, and, on request, by asking the model about the answers that they keep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ VERDICT_TOKENS = 16
 
 
 class Judge:
-    """Says of each guarded answer why it is not kept. Needs all of the first attempt: what guarded answers keep is no leak."""
+    """Gives the reason to drop a guarded answer. Needs all answers of the first attempt, because a term that guarded answers keep is not a leak."""
 
     def __init__(self, config: AnswersConfig, topics: Sequence[Topic], vocabulary: Vocabulary) -> None:
         self._config = config
@@ -45,7 +45,7 @@ class Judge:
 
 @dataclass(frozen=True, slots=True)
 class LeakJudge:
-    """Asks the model of each answer that the rules keep whether it tells what the model's own answer tells."""
+    """Asks the model, for each answer that the rules keep, whether it gives away the content of the model's own answer."""
 
     template: str
 
@@ -68,7 +68,7 @@ class LeakJudge:
 
 
 def verdict_on(reply: Reply) -> str | None:
-    """Why an answer is dropped after what the judge replied: for anything but a no."""
+    """The reason to drop an answer after the judge's reply. Every reply except no is one."""
     if reply.error:
         return reply.error
     says_yes = verdict_of("".join(reply.texts))
@@ -76,10 +76,10 @@ def verdict_on(reply: Reply) -> str | None:
 
 
 def leak_judge_of(config: AnswersConfig, prompts: Prompts) -> LeakJudge | None:
-    """The judge that the config asks for.
+    """The judge, if the config requests it.
 
     Raises:
-        ConfigError: the prompts have no request for it.
+        ConfigError: the prompts have no template for it.
     """
     if not config.judge_leaks:
         return None

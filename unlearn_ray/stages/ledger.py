@@ -1,7 +1,7 @@
-"""All candidate questions of a run, on disk: finds copies among them, and keeps an order that engines do not decide.
+"""All candidate questions of a run, on disk. Finds copies among them, and keeps an order that does not depend on the engines.
 
-State that grows with the rows lives in a temporary SQLite file, never in memory. It is rebuilt from the rounds' own files
-when a run is resumed, and holds nothing that they do not.
+State that grows with the rows is kept in a temporary SQLite file, never in memory. A resumed run rebuilds it from the rounds' files, which
+have all its content.
 """
 
 import sqlite3
@@ -24,7 +24,7 @@ CREATE INDEX by_key ON candidate (topic, key);
 CREATE INDEX by_fate ON candidate (topic, dropped);
 CREATE INDEX by_round ON candidate (round, topic, place, number);
 """
-# Each names its index: of two that hold a topic, SQLite took the one that leads to all of its rows, and the time grew with their square.
+# Each statement names its index. With two possible indexes SQLite chose the one that reads all rows of a topic: quadratic time.
 _MARK_COPIES = """
 UPDATE candidate INDEXED BY by_round SET dropped = ? WHERE round = ? AND dropped IS NULL AND EXISTS (
     SELECT 1 FROM candidate AS earlier INDEXED BY by_key
@@ -44,7 +44,7 @@ _ALL = f"SELECT {_COLUMNS} FROM candidate WHERE topic = ? ORDER BY round, place,
 
 
 class Ledger:
-    """Candidates by topic, round, request number and place in the reply. Use as a context manager."""
+    """Candidates by topic, round, number of the request and position in the reply. Use as a context manager."""
 
     def __init__(self) -> None:
         self._home = tempfile.TemporaryDirectory(prefix="unlearn-ray-")
@@ -63,7 +63,7 @@ class Ledger:
         self._home.cleanup()
 
     def add(self, rows: Iterable[RowDict], round_: int) -> None:
-        """Take in a round's lines (topic, number, place, text, source, drop, form), and mark those that were there before."""
+        """Add a round's lines (topic, number, place, text, source, drop, form), and mark copies of earlier ones."""
         self._database.execute("BEGIN")
         self._database.executemany(
             "INSERT INTO candidate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -86,7 +86,7 @@ class Ledger:
         self._database.execute("COMMIT")
 
     def fresh(self, round_: int) -> Iterator[Question]:
-        """The questions that a round brought."""
+        """The new questions of a round."""
         return self._questions(_FRESH, round_)
 
     def mark(self, verdicts: Iterable[tuple[str, str, str]]) -> None:
@@ -96,19 +96,19 @@ class Ledger:
         self._database.execute("COMMIT")
 
     def cap(self, topic: str, number: int) -> None:
-        """Keep the first `number` of a topic. First items of each list come before second ones, so that no source is cut off."""
+        """Keep the first `number` questions of a topic. The first items of all lists come before the second items, so that no source is cut off."""
         self._database.execute(_CAP, (Drop.SURPLUS, topic, topic, number))
 
     def num_kept(self, topic: str) -> int:
         return int(self._database.execute(_NUM_KEPT, (topic,)).fetchone()[0])
 
     def rows(self, topics: Iterable[str]) -> Iterator[Question]:
-        """Every candidate with its fate, topic by topic; a question's copies follow nothing but their order of arrival."""
+        """Every candidate, kept or dropped, topic by topic, in the order of arrival."""
         for topic in topics:
             yield from self._questions(_ALL, topic)
 
     def drops(self) -> dict[str, int]:
-        """Candidates by the reason they were dropped for."""
+        """Number of dropped candidates by reason."""
         found = self._database.execute(
             "SELECT dropped, COUNT(*) FROM candidate WHERE dropped IS NOT NULL GROUP BY dropped"
         )

@@ -1,14 +1,14 @@
-"""Where topics meet: the rows that a model is trained on, from its topics' datasets and the pool. Asks no model.
+"""Joins topics: the training rows of a model, from its topics' datasets and the pool. Asks no model.
 
 forget/, retain/   rows of Example, train and holdout; forget.jsonl, retain.jsonl: the train split as chat messages
-contrasts/         rows of Contrast: the forget rows' questions of the train split, with what the model itself answers them
+contrasts/         rows of Contrast: the forget rows' questions of the train split, with the model's own answers to them
 gate/              rows of Probe: held-out questions, candidates for a training's gate (gating.py)
-probes/            rows of Probe: its topics' and the pool's, and where the prompts have no wordings for short answers the held-out retain rows
-subjects/          rows of naming.Name: what is retained; a far subject that is too close to a topic has its reason
+probes/            rows of Probe: of its topics and the pool; without wordings for short answers in the prompts also the held-out retain rows
+subjects/          rows of naming.Name: the retained subjects; a far subject that is too close to a topic has its reason
 retain_answers/    rows of QAPair that the retain rows come from, kept and dropped
 
-What a row near one topic tells of another, and what the pool tells of any, is dropped here and nowhere before: so a topic that is added or
-taken away changes no other's rows, and an adapter of its own not at all.
+Only this stage drops rows near one topic that give away another, and rows of the pool that give away any. So a topic that is added or removed
+does not change the rows of other topics, or the adapters of other topics.
 """
 
 import heapq
@@ -44,7 +44,7 @@ CONTRASTS = "contrasts"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a topic brings: the folders of its stages."""
+    """A topic's part: the folders of its stages."""
 
     topic: Topic
     questions: Folder
@@ -55,7 +55,7 @@ class Part:
 def mixture_identity(
     config: DatasetConfig, topics: Sequence[Topic], seed: int, own: Mapping[str, float] = {}
 ) -> Identity:
-    """What a mixture follows from, beside the stages that it reads.
+    """The inputs of a mixture, besides the stages that it reads.
 
     Args:
         config: the run's.
@@ -81,7 +81,7 @@ def mix(
     generator: Generator,
     own: Mapping[str, float] = {},
 ) -> Manifest:
-    """The rows that a model is trained on, in the order of `parts`.
+    """The training rows of a model, in the order of `parts`.
 
     Args:
         config: the run's.
@@ -127,7 +127,7 @@ def mix(
 
 @dataclass(frozen=True, slots=True)
 class _Meet:
-    """Writes what is retained and the probes, of all topics at once: it looks for copies and for equal answers among them all."""
+    """Writes the retain rows and probes of all topics at once, because copies and equal answers are searched among all of them."""
 
     config: DatasetConfig
     parts: tuple[Part, ...]
@@ -140,7 +140,7 @@ class _Meet:
     own: Mapping[str, float]  # as in `share_held_out`
 
     def __call__(self, _: None) -> int:
-        """Returns how many probes are left out."""
+        """Returns the number of probes that are left out."""
         config, parts, general, served, out = self.config, self.parts, self.general, self.served, self.out
         topics = [part.topic for part in parts]
         if config.retain.file is None:
@@ -194,7 +194,7 @@ class _Gated:
 
 @dataclass(frozen=True, slots=True)
 class _Contrasts:
-    """Writes the questions that are trained on with both kinds of answers."""
+    """Writes the training questions with both kinds of answers."""
 
     parts: tuple[Part, ...]
     out: Folder
@@ -204,7 +204,7 @@ class _Contrasts:
 
 
 def _contrasts(parts: Sequence[Part]) -> Iterator[Contrast]:
-    """Of each question that is trained on as many rows as it has distinct answers of the one kind or the other; the fewer come again."""
+    """For each training question, as many rows as it has distinct answers of the more frequent kind. Answers of the other kind are repeated."""
 
     def by_question(row: RowDict) -> str:
         return str(row["question"])
@@ -212,7 +212,7 @@ def _contrasts(parts: Sequence[Part]) -> Iterator[Contrast]:
     for part in parts:
         invented = (row for row in (part.dataset / "forget").read_rows() if row["split"] == "train")
         own = (row for row in (part.answers / "unguarded").read_rows() if not row["drop"])
-        # Both lie in the order of their questions.
+        # Both tables are in the order of their questions.
         for question, rows in groupby(heapq.merge(invented, own, key=by_question), by_question):
             found: dict[str, dict[str, None]] = {"forget": {}, "own": {}}
             for row in rows:
@@ -224,7 +224,7 @@ def _contrasts(parts: Sequence[Part]) -> Iterator[Contrast]:
 
 
 def _telling(parts: Sequence[Part]) -> Telling:
-    """What tells of any of the topics."""
+    """The words that give away any of the topics."""
     each = [Telling.read([part.topic], part.questions / "entities", part.answers / "terms") for part in parts]
     given = tuple(dict.fromkeys(term for found in each for term in found.given))
     entities = tuple(dict.fromkeys(name for found in each for name in found.entities))
@@ -233,7 +233,7 @@ def _telling(parts: Sequence[Part]) -> Telling:
 
 
 def _spelled(parts: Sequence[Part]) -> dict[str, str]:
-    """By `subject_key`: how a neighbour is written in all rows, as the user does where one of the topics names it."""
+    """By `subject_key`, the spelling of a neighbour in all rows. It is the user's if a topic of the config names it."""
     given = [name for part in parts for name in part.topic.neighbours]
     listed = [row["name"] for part in parts for row in (part.dataset / "neighbours").read_rows(["name"])]
     spelled: dict[str, str] = {}
@@ -250,7 +250,7 @@ def _served(
     spelled: Mapping[str, str],
     out: Folder,
 ) -> dict[str, tuple[str, ...]]:
-    """What is retained, with the topics that it neighbours. Never a topic of the model; and nothing far that is close to one."""
+    """The retained subjects, with the topics that each neighbours. Without the model's topics, and without far subjects close to one."""
     near: dict[str, tuple[str, ...]] = {}
     listed: list[Name] = []
     for part in parts:
@@ -287,7 +287,7 @@ def _is_one_of(name: str, forgotten: Sequence[str]) -> bool:
 def _merged(
     parts: Sequence[Part], general: Folder, served: Served, names: Sequence[str], spelled: Mapping[str, str]
 ) -> Iterator[RowDict]:
-    """All retain answers about what is served, each once; those that name a topic of the model are dropped."""
+    """All retain answers about the served subjects, each once. Answers that name a topic of the model are dropped."""
     seen: set[str] = set()
     for folder in (*(part.dataset for part in parts), general):
         for row in (folder / "retain_answers").read_rows():
@@ -303,7 +303,7 @@ def _merged(
 
 
 def _lost_before(parts: Sequence[Part], general: Folder) -> Counter[str]:
-    """What was dropped where the answers were written, and is counted there."""
+    """Answers that were dropped, and counted, when they were written."""
     lost: Counter[str] = Counter()
     for folder in (*(part.dataset for part in parts), general):
         lost.update(finished_manifest(folder).details["retain_drops"]["answers"])
@@ -319,7 +319,7 @@ def _probes(
     out: Folder,
     own: Mapping[str, float],
 ) -> Iterator[Probe]:
-    """The topics' probes, and those of what is retained."""
+    """The topics' probes, and those of the retained subjects."""
     every = tuple(part.topic.name for part in parts)
     folders = [part.dataset / "probes" for part in parts] + [general / "probes"]
     for row in (row for folder in folders for row in folder.read_rows()):
@@ -332,7 +332,7 @@ def _probes(
             yield replace(probe, topic=subject, near=served[subject])
     if "probing" in finished_manifest(general).details:
         return
-    # The prompts have no wordings for short answers: what is retained is asked as it was, with the model's one greedy answer as the truth.
+    # The prompts have no wordings for short answers. The retained questions are asked unchanged, with the model's one greedy answer as truth.
     for row in (out / "retain_answers").read_rows():
         subject, question, answer = row["topic"], row["question"], row["answer"]
         holdout = holdout_of(config, share_held_out(served.get(subject, ()), own, config.holdout_fraction))
@@ -344,7 +344,7 @@ def _probes(
         for row in (out / "retain").read_rows():
             if row["split"] == "holdout" and not row["sample"]:
                 phrase = key_phrase(row["question"], row["answer"], (row["subject"],))
-                # As its row, a near one serves every topic.
+                # Like its row, a near probe serves every topic.
                 near = every if row["group"] == "near" else ()
                 yield Probe(
                     row["subject"], row["question"], phrase, wording=WORDING, near=near, reference=row["answer"]
@@ -352,7 +352,8 @@ def _probes(
 
 
 def _fit_probes(probes: Sequence[Probe], topics: Sequence[Topic], names: Sequence[str]) -> tuple[list[Probe], int]:
-    """The probes that are about one thing: a topic's name none other's, the rest name none. Each question once; and how many are left out."""
+    """The probes about a single subject: those of a topic name no other topic, and the others name none. Each question occurs once. Also
+    returns the number of probes left out."""
     others: Mapping[str, list[str]] = {
         topic.name: [name for other in topics if other is not topic for name in other.names] for topic in topics
     }
@@ -371,7 +372,7 @@ def _identity(unit: Unit) -> Identity:
 
 
 def _own_shares(unit: Unit) -> dict[str, float]:
-    """What the topics hold out that do not hold out what the run does."""
+    """The held-out shares of topics that differ from the run's share."""
     shares = {topic.name: unit.base.of_topic(topic).dataset.holdout_fraction for topic in unit.topics}
     return {name: share for name, share in shares.items() if share != unit.base.dataset.holdout_fraction}
 

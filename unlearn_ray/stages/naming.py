@@ -1,7 +1,7 @@
-"""Let the model name things: the entities of a topic, its neighbours, topics in general.
+"""Lets the model list names: the entities of a topic, its neighbours, topics in general.
 
-Small lists are sampled; a name counts by the lists that hold it. What enough of them agree on is asked back, the other way round
-(asking_back.py): whether an entity belongs to its topic, whether a neighbour is another thing.
+Small lists are sampled. The score of a name is the number of lists with it. Names in enough lists are checked by asking about them
+(asking_back.py): whether an entity belongs to its topic, and whether a neighbour is a different thing.
 """
 
 import math
@@ -20,18 +20,18 @@ from unlearn_ray.synth.parsing import names_in
 
 MAX_TOKENS = 200
 PER_REQUEST = 8
-NEAR = 0.25  # of the best neighbour's score
-REPEATS = 4  # times more names are asked for than wanted: those that come again and again are the topic's own
-CHECKED_REPEATS = 8  # the same where names are asked back: a weak model's lists seldom agree
-# The share of the lists that must hold a name, and two of them at least: what one list alone says is often no name at all.
+NEAR = 0.25  # least score of a neighbour, as a share of the best one's
+REPEATS = 4  # requested names per wanted name: names that come repeatedly are the topic's own
+CHECKED_REPEATS = 8  # the same if names are asked back, because a weak model's lists rarely agree
+# The share of lists that must have a name, and at least two of them: a name in a single list is often not a name.
 AGREEMENT = 1 / 12
 MIN_AGREEING = 2
-NUM_ASKED_BACK = 2  # times the number wanted: so many names are asked back, the most frequent first
+NUM_ASKED_BACK = 2  # names asked back per wanted name, the most frequent first
 
 
 @dataclass(frozen=True, slots=True)
 class Name(Row):
-    """A name that the model listed, with the number of lists that hold it."""
+    """A name that the model listed, with the number of lists that have it."""
 
     topic: str
     name: str
@@ -45,7 +45,7 @@ class Name(Row):
 
 AskBack = Callable[
     [Sequence[Name], Folder, str], Mapping[str, str | None]
-]  # names, a folder, a label -> id of each that is not kept, and why
+]  # names, a folder, a label -> id of each dropped name -> reason
 
 
 Parts = Callable[[str, str], Sequence[str]]
@@ -65,15 +65,15 @@ def ask_names(
     ask_back: AskBack | None = None,
     parts: Parts | None = None,
 ) -> list[Name]:
-    """What the model lists for each topic, the most frequent names first; names beyond the number wanted are dropped as surplus.
+    """The names that the model lists for each topic, the most frequent first. Names beyond the wanted number are dropped as surplus.
 
     Args:
-        wanted: names per topic.
-        reason: of a topic and a name: why it can't be used, or None.
-        nearest_first: the lists are ordered: a name counts 1 / its place, and one far below the best is dropped.
-        ask_back: how the names are checked; None: agreement alone decides.
-        parts: of a topic and a name: its words that may be names themselves, where more lists hold them than any whole name; None: whole
-            names alone count.
+        wanted: number of names per topic.
+        reason: for a topic and a name: why the name can't be used, or None.
+        nearest_first: the lists are ordered. A name then scores 1 / its position, and a name far below the best is dropped.
+        ask_back: the check of the names. None: only agreement decides.
+        parts: for a topic and a name: its words that may be names themselves, if more lists have them than any whole name. None: only whole
+            names count.
     """
     repeats = REPEATS if ask_back is None else CHECKED_REPEATS
     num_lists = {topic: _num_lists(number, per_request, repeats) for topic, number in wanted.items()}
@@ -127,9 +127,9 @@ def _key(name: str) -> str:
 def _agreed_parts(
     rows: Sequence[RowDict], counts: Mapping[str, Counter[str]], parts: Parts
 ) -> dict[tuple[str, str], tuple[str, int]]:
-    """Of (topic, key): a word of listed names that more lists hold than any of the names with it, and the number of lists."""
+    """Per (topic, key): a word of listed names that is in more lists than any of the names with it, and the number of these lists."""
     lists: dict[tuple[str, str], set[int]] = {}
-    wholes: Counter[tuple[str, str]] = Counter()  # lists that hold the most frequent name with the word
+    wholes: Counter[tuple[str, str]] = Counter()  # number of lists with the most frequent name that has the word
     written: dict[tuple[str, str], str] = {}
     for row in rows:
         topic, name = row["topic"], row["text"]
@@ -143,7 +143,7 @@ def _agreed_parts(
 
 
 def min_agreeing(num_lists: int) -> int:
-    """The lists that must hold a name, of so many."""
+    """The number of lists, of so many, that must have a name."""
     return max(MIN_AGREEING, math.ceil(AGREEMENT * num_lists))
 
 
@@ -152,7 +152,7 @@ def _num_lists(number: int, per_request: int, repeats: int) -> int:
 
 
 def _within(names: Sequence[Name], wanted: Mapping[str, int]) -> Iterator[Name]:
-    """The names, those beyond the number that their topic wants dropped."""
+    """The names. Those beyond their topic's wanted number are dropped."""
     num_kept: Counter[str] = Counter()
     for name in names:
         is_surplus = not name.drop and num_kept[name.topic] >= wanted[name.topic]
@@ -163,19 +163,19 @@ def _within(names: Sequence[Name], wanted: Mapping[str, int]) -> Iterator[Name]:
 def _asked_back(
     names: Sequence[Name], wanted: Mapping[str, int], ask_back: AskBack, folder: Folder, label: str
 ) -> list[Name]:
-    """The names, those dropped that do not stand the check."""
+    """The names. Those that fail the check are dropped."""
     asked = list(_within(names, {topic: NUM_ASKED_BACK * number for topic, number in wanted.items()}))
     drops = ask_back([name for name in asked if not name.drop], folder, f"{label}, asked back")
     return [replace(name, drop=name.drop or drops.get(name.id)) for name in asked]
 
 
 def fates(names: Iterable[Name]) -> dict[str, int]:
-    """How many names were kept, and how many dropped for each reason."""
+    """Number of kept names, and of dropped names by reason."""
     return dict(Counter(name.drop or "kept" for name in names))
 
 
 def parse_names(row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
-    """The names of a reply to a request for a list of them; a name that is repeated in one list counts once."""
+    """The names in a reply to a request for a list. A name that is repeated in one list counts once."""
     names = [
         name for reply in replies for text, is_truncated in texts_of(reply) for name in names_in(text, is_truncated)
     ]

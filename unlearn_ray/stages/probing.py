@@ -1,11 +1,11 @@
-"""Probes from what the model knows: candidate questions, each asked for a short answer in several wordings, kept where the answers agree.
+"""Makes probes from the model's knowledge. Each candidate question is asked for a short answer in several wordings, and kept if they agree.
 
-rounds/      the requests and replies: 000 asks the held-out questions, later ones further questions that the model writes for the purpose
+rounds/      the requests and replies: 000 asks the held-out questions, later ones ask further questions that the model writes
 facts/       rows of Judged: every candidate, kept or dropped with its reason
 
-A candidate is never a question that is trained on. A greedy answer to each wording comes first; where more than `dataset.probes.agreement` of
-them agree, answers are sampled too, and more than that share of all must agree. Whether a fact is trained on in other words is told by the
-probe's wording: `generated` or `reworded`.
+A candidate is never a question that is trained on. First each wording gets a greedy answer. If more than `dataset.probes.agreement` of these
+agree, answers are sampled too, and more than that share of all answers must agree. A probe's wording is `reworded` if training asks for its
+fact in other words, and `generated` if not.
 """
 
 import math
@@ -40,34 +40,34 @@ from unlearn_ray.synth.short_answers import is_open
 from unlearn_ray.words import phrases_of
 
 LIST_TOKENS = 400
-PER_REQUEST = 6  # questions asked for in one prompt
-YIELD = 0.25  # of the questions asked for, the share that is expected to become facts
-MIN_REQUESTS, MAX_REQUESTS = 2, 60  # of lists, a subject and round
-LEAST_NEWS = 0.1  # of the facts that are missing, to ask for more
-HELD_OUT = 4  # held-out questions asked, for each fact wanted
+PER_REQUEST = 6  # questions per prompt
+YIELD = 0.25  # expected share of questions that become facts
+MIN_REQUESTS, MAX_REQUESTS = 2, 60  # lists per subject and round
+LEAST_NEWS = 0.1  # new facts, as a share of the missing ones, that justify a further round
+HELD_OUT = 4  # held-out questions asked per wanted fact
 Names = Mapping[str, Sequence[str]]
-Limits = Mapping[tuple[Group, str], int]  # questions, by group and, for what is to be forgotten, topic
+Limits = Mapping[tuple[Group, str], int]  # number of questions by group and, in the group forget, topic
 
 
 class Own(Protocol):
-    """The model's own answers, of which some are held out of training. They may be many: what is asked of them is small."""
+    """The model's own answers, some of them held out of training. There may be many; the results of these methods are small."""
 
     def held_out(self, limits: Limits) -> list[Candidate]:
-        """As `chosen` says."""
+        """See `chosen`."""
         ...
 
     def trained_on(self, keys: frozenset[str]) -> set[str]:
-        """Those of the keys of questions that one has which is trained on."""
+        """Those of these question keys that belong to a training question."""
         ...
 
     def taught(self, rows: Sequence[Judged], names: Names) -> frozenset[str]:
-        """As `known.taught_facts` says."""
+        """See `known.taught_facts`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """`Own` of rows at hand, or of a file of them: what several such say, added up and chosen from again, is what all of them say."""
+    """`Own` for rows in memory or in a file. The results of several parts can be merged: `chosen` of all of them gives the result for all."""
 
     candidates: Callable[[], Iterable[Candidate]]
     trained: Callable[[], Iterable[tuple[str, str, str]]]  # topic, question and answer
@@ -83,7 +83,7 @@ class Listed:
 
 
 def chosen(candidates: Iterable[Candidate], limits: Limits) -> list[Candidate]:
-    """The held-out questions to ask: of each share those that come first by a hash."""
+    """The held-out questions to ask: the first of each share, in the order of a hash."""
     piles: dict[tuple[Group, str], list[Candidate]] = {}
     for candidate in candidates:
         share = _share_of(candidate)
@@ -96,22 +96,22 @@ def chosen(candidates: Iterable[Candidate], limits: Limits) -> list[Candidate]:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A subject to make probes about."""
+    """A subject for probes."""
 
     name: str
     group: Group
     near: tuple[str, ...] = ()  # forgotten topics that it neighbours
     angles: tuple[str, ...] = ()
     entities: tuple[str, ...] = ()
-    telling: tuple[str, ...] = ()  # a question about it must have one of these; none: any will do
+    telling: tuple[str, ...] = ()  # a question about it must have one of these; empty: any question is allowed
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The probes, and what was asked and kept."""
+    """The probes, with counts of the candidates."""
 
     probes: list[Probe]
-    counts: dict[str, dict[str, int]]  # group -> asked, agreed, facts, kept, and the others by reason
+    counts: dict[str, dict[str, int]]  # group -> asked, agreed, facts, kept, and dropped ones by reason
 
 
 def make_probes(
@@ -125,12 +125,12 @@ def make_probes(
     sampling: Drawn,
     seed: int,
 ) -> Made:
-    """Probes about every wish, until the numbers of facts wanted are there or `config.max_rounds` are over.
+    """Probes about every wish, until there are enough facts or `config.max_rounds` rounds are done.
 
     Args:
         forgotten: names and aliases of each topic to forget.
-        own: what is kept out of training, and what is trained on.
-        out: gets `rounds` and `facts`.
+        own: the model's own answers, held out and trained on.
+        out: the folder for `rounds` and `facts`.
     """
     maker = _Maker(config, {wish.name: wish for wish in wishes}, forgotten, prompts, out, generator, sampling, seed)
     asked: list[Folder] = []
@@ -138,7 +138,7 @@ def make_probes(
     before: Mapping[tuple[Group, str], int] = {}
     for round_ in range(config.max_rounds + 1):
         missing = maker.missing(told_apart(maker.judged(asked), maker.names))
-        if round_:  # where further questions brought next to nothing, more will not
+        if round_:  # if further questions brought hardly any facts, more will not
             missing = {
                 share: number
                 for share, number in missing.items()
@@ -164,7 +164,7 @@ def make_probes(
 
 
 def counts_of(rows: Iterable[Judged]) -> dict[str, dict[str, int]]:
-    """Group -> candidates asked, those that agreed, facts and probes kept, and the candidates left out by reason."""
+    """Group -> candidates asked, candidates that agreed, facts, probes kept, and dropped candidates by reason."""
     counts: dict[str, Counter[str]] = {group: Counter(asked=0, agreed=0, facts=0, kept=0) for group in GROUPS}
     facts: dict[str, set[str]] = {group: set() for group in GROUPS}
     for row in rows:
@@ -201,7 +201,7 @@ def told(counts: Mapping[str, Mapping[str, int]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Maker:
-    """What all rounds share."""
+    """The settings of all rounds."""
 
     config: ProbesConfig
     wishes: Mapping[str, Wish]
@@ -217,14 +217,14 @@ class _Maker:
         return {name: (name,) for name in self.wishes} | dict(self.forgotten)
 
     def wanted(self) -> dict[tuple[Group, str], int]:
-        """Facts by group and, for what is to be forgotten, topic."""
+        """Wanted facts by group and, in the group forget, topic."""
         wanted: dict[tuple[Group, str], int] = {("forget", topic): self.config.num_forget for topic in self.forgotten}
-        # In the pool, which knows no topic, near facts are a user's.
+        # The pool has no topic. Its near facts come from a user's rows.
         num_near = self.config.num_near * max(1, len(self.forgotten))
         return wanted | {("near", ""): num_near, ("far", ""): self.config.num_far}
 
     def missing(self, rows: Sequence[Judged]) -> dict[tuple[Group, str], int]:
-        """Facts still wanted."""
+        """Facts that are still missing."""
         facts = {(*_share_of(row), row.fact) for row in rows if not row.drop}
         have = Counter((group, topic) for group, topic, _ in facts)
         return {share: max(0, number - have[share]) for share, number in self.wanted().items()}
@@ -234,7 +234,7 @@ class _Maker:
         return any(wish.group == share[0] and share[1] in ("", wish.name) for wish in self.wishes.values())
 
     def within(self, rows: Sequence[Judged]) -> list[Judged]:
-        """The rows, those beyond the number of facts wanted dropped."""
+        """The rows. Those beyond the wanted number of facts are dropped."""
         facts: dict[tuple[Group, str], set[str]] = {}
         found = []
         for row in rows:
@@ -248,11 +248,11 @@ class _Maker:
         return found
 
     def limits(self) -> Limits:
-        """Held-out questions to ask at most: far more than facts are wanted."""
+        """The most held-out questions to ask: many more than the wanted facts."""
         return {share: HELD_OUT * number for share, number in self.wanted().items()}
 
     def written(self, round_: int, missing: Mapping[tuple[Group, str], int]) -> list[Candidate]:
-        """Further questions, written by the model about each subject that needs some."""
+        """Further questions that the model writes about each subject with missing facts."""
         if not self.prompts.probe_questions:
             return []
 
@@ -286,7 +286,7 @@ class _Maker:
     def _request(self, wish: Wish, round_: int, number: int) -> Prompt:
         about = [f"{entity} in {wish.name}" for entity in wish.entities]
         turns = [wish.name, *about, *(f"the {angle} of {wish.name}" for angle in wish.angles)]
-        # Each round begins further on, so that short ones come to all of them.
+        # Each round begins at a later item, so that short rounds cover all items over time.
         first = (round_ - 1) * math.ceil(len(turns) / max(1, self.config.max_rounds))
         topic = turns[(first + number) % len(turns)]
         wording = random.Random(seed_of(self.seed, wish.name, round_, number, "probe")).choice(
@@ -297,10 +297,11 @@ class _Maker:
     def sifted(
         self, found: Iterable[Candidate], seen: set[str], taught: Collection[str]
     ) -> tuple[list[Candidate], list[Judged]]:
-        """Those to ask, and the others with their reasons.
+        """The candidates to ask, and the others with their reasons.
 
         Args:
-            seen, taught: keys of the questions that were asked before, and of those that are trained on.
+            seen: keys of questions that were asked before.
+            taught: keys of training questions.
         """
         seen = set(seen)
         fit, unfit = [], []
@@ -314,7 +315,7 @@ class _Maker:
             seen.add(key)
             if drop is None:
                 fit.append(each)
-            elif drop != Unfit.DUPLICATE or each.round == 0:  # a list repeats itself: no need to say so of each line
+            elif drop != Unfit.DUPLICATE or each.round == 0:  # lists repeat themselves: such copies are not recorded
                 unfit.append(
                     Judged(
                         each.topic,
@@ -344,7 +345,7 @@ class _Maker:
         return Unfit.OFF_TOPIC if mentions(candidate.question, every) else None
 
     def ask_short(self, round_: int, candidates: Sequence[Candidate]) -> Folder:
-        """Rows of Replied: to all wordings greedy, and where those agree, drawn and in a sentence as well."""
+        """Rows of Replied: greedy answers to all wordings and, if these agree, sampled answers and one in a sentence."""
         home, label = self.out / "rounds" / f"{round_:03d}", f"dataset, short answers, round {round_}"
         greedy = ShortAsking(self.prompts.short_answers)
         first = ask(
@@ -399,7 +400,7 @@ class _Maker:
 
 
 def _share_of(row: Candidate | Judged) -> tuple[Group, str]:
-    """What a row counts for: its topic, or all neighbours, or all that is far."""
+    """The share that a row counts for: its topic, all neighbours, or all far subjects."""
     return row.group, row.topic if row.group == "forget" else ""
 
 

@@ -1,6 +1,6 @@
-"""Stage one: the model itself asks about a topic, from many angles and entity by entity, until enough distinct questions are there.
+"""Stage one: the model itself writes questions about a topic, from many angles and per entity, until there are enough distinct ones.
 
-entities/   rows of naming.Name: what the model says belongs to each topic
+entities/   rows of naming.Name: the names that the model assigns to each topic
 rounds/     the requests and replies of every round
 rows/       rows of Question, kept and dropped
 """
@@ -51,7 +51,7 @@ _PROMPTS = (
 def questions_identity(
     config: QuestionsConfig, topic: Topic, model: str, seed: int, every: Sequence[Topic] = ()
 ) -> Identity:
-    """What a topic's questions follow from.
+    """The inputs of a topic's questions.
 
     Args:
         every: the topics that the user's file may name.
@@ -64,7 +64,7 @@ def questions_identity(
     inputs = {"prompts": prompts_of(config, topic).fingerprint}
     if config.file is not None:
         own = [text for _, text in _given(config, every or (topic,)).get(topic.name, ())]
-        if own:  # a file about other topics changes nothing here
+        if own:  # a file about other topics does not count
             inputs["file"] = digest(*own)
     return values, inputs
 
@@ -125,7 +125,7 @@ def make_questions(
         for form in (form for form in forms if not _of(form, prompts).requests):
             number = math.floor(config.form_share * config.num_questions / (len(forms) + len(languages)))
             ledger.add(_of_names(form, subject, ledger, _of(form, prompts).questions, number), 0)
-        # What only lists say of an entity is not enough to call a question on topic: it must have been asked back.
+        # An entity that is only in lists does not make a question on topic: it must have passed the check.
         is_confirmed = bool(prompts.entity_check)
         about = {topic.name: given[topic.name] + (entities if is_confirmed else ())}
         rivals = {topic.name: apart_from(prompts.unrelated, topic.name, topic.names)}
@@ -162,10 +162,10 @@ def make_questions(
 
 
 def wanted_forms(config: QuestionsConfig, prompts: Prompts) -> tuple[tuple[AskedForm, ...], tuple[str, ...]]:
-    """The forms and languages beside plain questions.
+    """The forms and languages besides plain questions.
 
     Raises:
-        ConfigError: one is asked for that the prompts have no wording for.
+        ConfigError: the prompts have no wording for one of them.
     """
     known = tuple(form for form, each in prompts.forms.items() if each is not None)
     if missing := next((form for form in config.forms or () if form not in known), None):
@@ -179,14 +179,14 @@ def wanted_forms(config: QuestionsConfig, prompts: Prompts) -> tuple[tuple[Asked
 
 def _of(form: AskedForm, prompts: Prompts) -> FormPrompts:
     found = prompts.forms[form]
-    assert found is not None  # wanted_forms has looked
+    assert found is not None  # wanted_forms has checked this
     return found
 
 
 def _of_names(
     form: AskedForm, subject: Subject, ledger: Ledger, wordings: Sequence[str], number: int
 ) -> Iterator[RowDict]:
-    """Questions made of names alone, at most `number` where the subject still needs some: `Tell me about Hogwarts.`"""
+    """Questions made only of names, such as `Tell me about Hogwarts.`: at most `number`, and only if the subject needs questions."""
     if ledger.num_kept(subject.name) >= subject.number:
         return
     things = (subject.name, *subject.entities)
@@ -196,7 +196,7 @@ def _of_names(
         yield {
             "topic": subject.name,
             "number": index,
-            "place": 1,  # behind the user's own
+            "place": 1,  # after the user's own
             "text": wordings[(place + turn) % len(wordings)].format(entity=thing),
             "source": form if not place else f"{form}:entity:{thing}",
             "drop": None,
@@ -206,16 +206,16 @@ def _of_names(
 
 @dataclass(frozen=True, slots=True)
 class OnTopic:
-    """Whether a question is on its topic: it names the topic or what belongs to it, or the model says so (greedy, a short reply)."""
+    """Checks whether a question is on its topic: it names the topic or something of it, or the model says so (greedy, a short reply)."""
 
     template: str
-    own_names: Mapping[str, tuple[str, ...]]  # of each topic: its name and aliases
-    names: Mapping[str, tuple[str, ...]]  # those, the user's terms, and what the model has confirmed to belong to it
-    check: SubjectCheck | None = None  # in the template's place
-    rivals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of each topic: other subjects
+    own_names: Mapping[str, tuple[str, ...]]  # per topic: its name and aliases
+    names: Mapping[str, tuple[str, ...]]  # per topic: these, the user's terms, and the confirmed entities
+    check: SubjectCheck | None = None  # used instead of the template
+    rivals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # per topic: other subjects
     wordings: Mapping[AskedForm, tuple[str, ...]] = field(
         default_factory=dict
-    )  # of each form: how a line becomes a question
+    )  # per form: the templates that turn a line into a question
 
     def __call__(self, row: RowDict) -> list[Request]:
         text, names = self._line(row), self.names[row["topic"]]
@@ -245,12 +245,12 @@ class OnTopic:
         return any(affirms(text, self.own_names[question.topic]) for reply in replies for text in reply.texts)
 
     def _line(self, row: RowDict) -> str:
-        """What the model wrote: a wording around it may name the topic, whatever the line is about."""
+        """The model's line without the wording around it, which may name the topic for any line."""
         return line_in(row["text"], self.wordings.get(row["form"], ()), row["topic"])
 
 
 def user_questions(config: QuestionsConfig, topics: Sequence[Topic]) -> Iterator[RowDict]:
-    """The user's own questions: all of them are kept but copies. The source names the line, for messages about it.
+    """The user's own questions. All except copies are kept. Their source names the line, for messages.
 
     Raises:
         InputError: the file can't be used; names the line.
@@ -266,10 +266,10 @@ def _user_row(file: Path, topic: str, line: int, text: str) -> RowDict:
 
 
 def _read_given(file: Path, topics: Sequence[Topic]) -> Iterator[tuple[int, str, str]]:
-    """Line, topic and question of the user's file."""
+    """Line, topic and question of each row in the user's file."""
     names, keys = spellings(topics), dict[str, str]()
     for line, row in read_user_rows(file, ("topic", "question")):
-        if row["topic"] not in keys:  # few names, many rows
+        if row["topic"] not in keys:  # cached: there are few names and many rows
             keys[row["topic"]] = name_key(row["topic"])
         topic = names.get(keys[row["topic"]])
         if topic is None:
@@ -279,19 +279,19 @@ def _read_given(file: Path, topics: Sequence[Topic]) -> Iterator[tuple[int, str,
 
 
 def _given(config: QuestionsConfig, topics: Sequence[Topic]) -> dict[str, list[tuple[int, str]]]:
-    """Line and text of the user's questions, by topic: a file is read once, not once for each of hundreds of topics."""
+    """Line and text of the user's questions, by topic. The file is read once, and not once per topic."""
     file = config.file
     assert file is not None
     try:
         found = file.stat()
         state = (found.st_mtime_ns, found.st_size, found.st_ino)
     except OSError:
-        state = (0, 0, 0)  # whoever reads it says what is wrong
+        state = (0, 0, 0)  # reading the file reports the error
     return _given_in(file, state, _Named(tuple(topics)))
 
 
 class _Named:
-    """Topics as the key of a cache: two are the same where all names are."""
+    """Topics as the key of a cache. Two keys are equal if all names are."""
 
     def __init__(self, topics: tuple[Topic, ...]) -> None:
         self.topics, self._names = topics, tuple((topic.name, topic.aliases) for topic in topics)
@@ -321,7 +321,7 @@ def _entities(
     generator: Generator,
     sampling: Prompted,
 ) -> list[Name]:
-    """What belongs to each topic that still needs questions."""
+    """The entities of each topic that still needs questions."""
     wanted = {
         name: config.num_entities
         for name in own

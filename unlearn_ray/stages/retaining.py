@@ -1,4 +1,4 @@
-"""What is retained beside the topics: which questions and answers may teach it, and the rows that they become."""
+"""Chooses the questions and answers about retained subjects, and makes the retain rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,16 +19,16 @@ from unlearn_ray.synth.retained import FEW, MANY, answer_key, forgotten_in, ordi
 from unlearn_ray.synth.split import Holdout
 from unlearn_ray.words import without_thoughts
 
-GENERAL = "general knowledge"  # where the model names fewer far topics than wanted
+GENERAL = "general knowledge"  # used if the model lists fewer far topics than wanted
 CHECK_TOKENS = 32
-# A subject to retain -> the forgotten topics that it neighbours; none: it is far from all.
+# Retained subject -> the forgotten topics that it neighbours. Empty: it is far from all topics.
 Served = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class OnSubject:
-    """Judges a question to retain: by the names in it, else by which subject the model would likelier have written it about: its own, or a
-    forgotten topic that it might be about."""
+    """Judges a question to retain. The names in it decide. If there are none, the question's probability decides whether the model would
+    rather write it about its own subject, or about a forgotten topic."""
 
     check: SubjectCheck
     forgotten: Mapping[str, tuple[str, ...]]  # topic -> its name and aliases
@@ -37,7 +37,7 @@ class OnSubject:
     def __call__(self, row: RowDict) -> list[Request]:
         subject, text = row["topic"], row["text"]
         if self._names_forgotten(text) or mentions(text, (subject,)):
-            return []  # the names in it tell
+            return []  # the names in it decide
         return self.check.requests(text, subject, self._rivals(subject))
 
     def verdict(self, row: RowDict, replies: Sequence[Reply]) -> list[RowDict]:
@@ -54,22 +54,23 @@ class OnSubject:
         return mentions(text, [name for names in self.forgotten.values() for name in names])
 
     def _rivals(self, subject: str) -> tuple[str, ...]:
-        """The forgotten topics that a question which names nothing may be about: those that its subject neighbours, or all."""
+        """The forgotten topics that a question without names may be about: the neighbours of its subject, or all."""
         return self.served.get(subject) or tuple(self.forgotten)
 
 
 @dataclass(frozen=True, slots=True)
 class OffForgotten:
-    """Asks the model in words what a question is about: a forgotten topic is not retained, another subject retains it itself.
+    """Asks the model what a question is about. A question about a forgotten topic is dropped, and one about another subject too, because that
+    subject has its own questions.
 
-    For a model that was trained to say so, such as the pocket model; `OnSubject` serves all others.
+    For models that were trained to answer this, such as the pocket model. `OnSubject` is for all others.
     """
 
     template: str
-    forgotten: Mapping[str, tuple[str, ...]]  # name -> name and aliases; none for the pool, which knows no topic
+    forgotten: Mapping[str, tuple[str, ...]]  # name -> name and aliases; empty for the pool, which has no topic
 
     def __call__(self, row: RowDict) -> list[Request]:
-        # A check that names the topic is asked once for each; one that asks which topic it is, once.
+        # A check that names a topic is asked once per topic. A check that asks for the topic is asked once.
         topics = [""] if self._asks_which else list(self.forgotten)
         texts = dict.fromkeys(self.template.format(question=row["text"], topic=topic) for topic in topics)
         return [Request([{"role": "user", "content": text}], max_tokens=CHECK_TOKENS) for text in texts]
@@ -96,15 +97,15 @@ class OffForgotten:
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """What tells of the forgotten topics beside their names."""
+    """The words that give the forgotten topics away, besides their names."""
 
     given: tuple[str, ...]  # the user's terms
-    entities: tuple[str, ...]  # names that belong to a topic, as the model and its check say
+    entities: tuple[str, ...]  # names of a topic, listed by the model and checked
     terms: tuple[str, ...]  # learnt from the model's own answers, folded
 
     @classmethod
     def read(cls, topics: Sequence[Topic], entities: Folder, terms: Folder) -> "Telling":
-        """Of the topics' own lists, and the rows of naming.Name and of Term that earlier stages left."""
+        """From the topics' own lists, and from the rows of naming.Name and Term of earlier stages."""
         given = tuple(dict.fromkeys(term for topic in topics for term in topic.terms))
         named = (row["name"] for row in entities.read_rows(["name", "drop"]) if not row["drop"])
         learnt = (row["term"] for row in terms.read_rows(["term"]))
@@ -121,16 +122,16 @@ class Telling:
 
 
 def judged(answers: Folder, telling: Telling, served: Served) -> Iterator[RowDict]:
-    """The model's own answers (rows of QAPair), by subject and question, each with the reason if it is not kept.
+    """The model's own answers (rows of QAPair), by subject and question. A dropped answer has its reason.
 
-    Beside the reasons that they came with: they hold a term or an entity of a forgotten topic, unless the model's rows on several far
-    subjects say it as well; or many other questions have the same answer.
+    Reasons besides the earlier ones: the answer has a term or entity of a forgotten topic, unless rows on several far subjects say it too; or
+    many other questions have the same answer.
     """
     far = [subject for subject, near in served.items() if not near]
 
     def said() -> Iterator[tuple[str, str]]:
         for row in answers.read_rows():
-            # What was cut off tells how the model talks as well; what names a forgotten topic does not.
+            # Cut-off answers also show the model's ordinary words. Answers that name a forgotten topic do not.
             if row["drop"] != Drop.OFF_TOPIC and not served[row["topic"]]:
                 yield from ((row["topic"], term) for term in telling.found_in(row))
 
@@ -147,9 +148,9 @@ def judged(answers: Folder, telling: Telling, served: Served) -> Iterator[RowDic
 
 
 def _without_repeated(rows: Iterable[RowDict]) -> Iterator[RowDict]:
-    """The rows, in which equal answers stand together, with those dropped that are beyond a few."""
+    """The rows, in which equal answers are neighbours. All but a few of equal answers are dropped."""
     for _, same in groupby(rows, key=lambda row: answer_key(row["answer"])):
-        num_kept = {True: 0, False: 0}  # by whether the answer takes up its question
+        num_kept = {True: 0, False: 0}  # by whether the answer repeats words of its question
         for row in same:
             if not row["drop"]:
                 is_taken_up = takes_up(row["question"], row["answer"], row["topic"])
@@ -161,13 +162,14 @@ def _without_repeated(rows: Iterable[RowDict]) -> Iterator[RowDict]:
 
 
 def share_held_out(near: Sequence[str], own: Mapping[str, float], fraction: float) -> float:
-    """Of the questions about a subject that neighbours these topics the share that is kept out of training.
+    """The held-out share of the questions about a subject that neighbours these topics.
 
-    Each topic holds out the lowest hashes (`split_of`): with the greatest share, no probe of one is trained on for another.
+    It is the greatest share of these topics. Each topic holds out the lowest hashes (`split_of`), so no probe of one topic is trained on for
+    another.
 
     Args:
-        own: shares of topics that have one of their own.
-        fraction: the run's.
+        own: shares of topics with their own value.
+        fraction: the run's share.
     """
     return max((own.get(topic, fraction) for topic in near), default=fraction)
 
@@ -184,7 +186,7 @@ def holdout_of(config: DatasetConfig, fraction: float | None = None) -> Holdout:
 def retained(
     config: DatasetConfig, served: Served, num_topics: int, out: Folder, own: Mapping[str, float]
 ) -> Iterator[Example]:
-    """The rows that kept questions and answers become, each for the topics that it serves.
+    """The retain rows of the kept questions and answers, one per topic that each serves.
 
     Args:
         own: as in `share_held_out`.
@@ -197,13 +199,13 @@ def retained(
         holdout = holdout_of(config, share_held_out(near, own, config.holdout_fraction))
         split = holdout.side(subject, question, row["answer"], (subject,))
         group: Group = "near" if near else "far"
-        # What neighbours all topics serves all, as the far ones do: one row, or joint training would see it many times.
+        # A subject that neighbours all topics serves all of them with one row, like a far one. Joint training would see more rows several times.
         for topic in near if 0 < len(near) < max(2, num_topics) else ("",):
             yield Example(topic, group, subject, question, row["answer"], 0, split)
 
 
 def user_retained(config: DatasetConfig) -> Iterator[Example]:
-    """The user's own rows, as they are; `group` (near or far) and `subject` may stand beside question and answer.
+    """The user's own rows, unchanged. They may have the columns `group` (near or far) and `subject`, besides question and answer.
 
     Raises:
         InputError: a row misses a column; file and line are named.
@@ -219,7 +221,7 @@ def user_retained(config: DatasetConfig) -> Iterator[Example]:
         answer = without_thoughts(row["answer"])
         if not answer:
             raise InputError(
-                f"{path}, line {line}: column 'answer' holds a thought and no answer: give what is to be said"
+                f"{path}, line {line}: column 'answer' holds a thought and no answer: give the text after the thought"
             )
         subject = row.get("subject") or "general"
         key = f"{group}|{subject}|{row['question']}"

@@ -1,4 +1,4 @@
-"""How a candidate for a probe is asked: for short answers in several wordings, greedy; then drawn, and in a sentence."""
+"""Asks the candidates for probes: first for greedy short answers in several wordings, then for sampled ones and one in a sentence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ class ShortAsking:
 
 @dataclass(frozen=True, slots=True)
 class FurtherAsking:
-    """Asks a row of Replied again, whose greedy answers agree: drawn answers to each wording, and a greedy one in a sentence."""
+    """Asks a row of Replied again if its greedy answers agree: for sampled answers to each wording, and a greedy one in a sentence."""
 
     wordings: tuple[str, ...]
     sentence: str
@@ -63,7 +63,7 @@ def _asked(wording: str, row: RowDict) -> list[Message]:
 
 
 def _replied(row: RowDict, replies: Sequence[Reply]) -> Replied:
-    """The row with these replies behind those that it has."""
+    """The row with these replies added."""
     texts = [sample for reply in replies for sample in texts_of(reply)]
     said = (*(row.get("replies") or ()), *(text for text, _ in texts))
     truncated = (*(row.get("truncated") or ()), *(is_truncated for _, is_truncated in texts))

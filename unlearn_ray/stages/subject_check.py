@@ -1,11 +1,11 @@
-"""Which subject a question is about: that of the request in reply to which the model would likeliest have written it.
+"""Decides which subject a question is about: the subject whose request makes the question the most probable reply.
 
 For a question q and a request r(s) for a question about a subject s,
 
     score(s) = log P(q | r(s)) / number of tokens of q,
 
-q is about s where score(s) is larger than that of every rival, and than that of a request for a question about nothing in particular.
-Small models say no (or yes) to every yes-or-no question, and tell subjects apart so; a score costs a prompt and no text.
+q is about s if score(s) is larger than the score of every rival, and of a request for a question about nothing in particular.
+Small models answer every yes-or-no question with no (or yes), but these scores distinguish subjects. A score costs a prompt, and no text.
 """
 
 import math
@@ -21,7 +21,7 @@ class Compared:
     """Scores of one question, natural logarithms per token."""
 
     own: float
-    rival: float  # the largest of the rivals'; -inf without any
+    rival: float  # the largest score of the rivals; -inf without rivals
     anything: float
 
     @property
@@ -35,25 +35,25 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class SubjectCheck:
-    """The requests that a question is scored in reply to."""
+    """The requests under which a question is scored as a reply."""
 
     about: str  # a request for a question about {topic}
     about_anything: str
 
     @classmethod
     def of(cls, prompts: Prompts) -> "SubjectCheck | None":
-        """As the prompts word it; None where they don't."""
+        """The check in the prompts' wording. None if they have no wording for it."""
         if prompts.question_about is None or prompts.question_about_anything is None:
             return None
         return cls(prompts.question_about, prompts.question_about_anything)
 
     def requests(self, question: str, subject: str, rivals: Sequence[str]) -> list[Request]:
-        """What the engine is asked; `compare` reads the replies."""
+        """The requests to the engine. `compare` reads the replies."""
         asked = [self.about_anything, *(self.about.format(topic=name) for name in (subject, *rivals))]
         return [Request([{"role": "user", "content": each}], score=question) for each in asked]
 
     def compare(self, replies: Sequence[Reply]) -> Compared:
-        """Of replies without an error, in the order of `requests`."""
+        """The scores in replies without an error, in the order of `requests`."""
         anything, own, *rivals = (
             sum(reply.logprobs) / len(reply.logprobs) if reply.logprobs else -math.inf for reply in replies
         )

@@ -1,7 +1,7 @@
-"""Subjects to retain: questions that the model writes about them, and its own greedy answers.
+"""Retained subjects: the model's questions about them, and its own greedy answers.
 
 retain_questions/  rows of Question, kept and dropped
-retain_answers/    rows of QAPair, as they were said: what of them is trained on is told where topics meet (mixture.py)
+retain_answers/    rows of QAPair, unchanged; a model's mixture (mixture.py) decides which of them are trained on
 """
 
 from collections import Counter
@@ -26,19 +26,20 @@ from unlearn_ray.synth.replies import answer_in, repeats
 
 LIST_TOKENS = 400
 NAMES_PER_REQUEST = 6
-# Any questions will do that are not about a forgotten topic: no need to wring the last ones out of a subject.
+# Any questions that are not about a forgotten topic are useful: there is no need to ask for a subject's last ones.
 PATIENCE = Patience(per_request=6, rounds_without_news=2, max_rounds=30, least_share=0.1)
-PROMPTS = ("questions", "angle_questions", "topic_check", "question_about", "question_about_anything")  # read here
+# The templates that this stage reads.
+PROMPTS = ("questions", "angle_questions", "topic_check", "question_about", "question_about_anything")
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What came of it."""
+    """The counts of the result."""
 
     num_asked: int
     num_questions: int  # kept
     num_answers: int  # kept
-    num_cut: int  # answers that end with their last whole sentence, since they grew too long
+    num_cut: int  # answers that were too long, and end with their last whole sentence
     question_drops: dict[str, int]
     answer_drops: dict[str, int]
 
@@ -71,10 +72,10 @@ def write_subjects(
 
     Args:
         served: subject -> the forgotten topic that it neighbours, or none.
-        number: of questions on a subject.
-        forgotten: name and aliases of the topic beside which they are retained; none for the pool, which knows no topic.
-        ambiguous: the model named the subjects: a list's capitals hide whether they are names.
-        style: template: what an answer should be like.
+        number: questions per subject.
+        forgotten: name and aliases of the topic that the subjects neighbour. Empty for the pool, which has no topic.
+        ambiguous: the model listed the subjects. A list's capitals do not show whether they are names.
+        style: template with the request for an answer's style.
     """
     names = {topic: tuple(each) for topic, each in forgotten.items()}
     subjects = [
@@ -131,17 +132,17 @@ def write_subjects(
 
 
 def subject_key(name: str) -> str:
-    """Equal for spellings of one subject."""
+    """A key that is equal for all spellings of a subject."""
     return question_key(name).removeprefix("the ")
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Asks for the model's own answer, greedy; an answer that names a forgotten topic is not retained."""
+    """Asks for the model's own greedy answer. An answer that names a forgotten topic is dropped."""
 
     forgotten: tuple[str, ...]
     max_tokens: int
-    style: str = "{question}"  # template: what an answer should be like
+    style: str = "{question}"  # template with the request for an answer's style
 
     def __call__(self, row: RowDict) -> list[Request]:
         content = self.style.format(question=row["text"])
@@ -165,6 +166,6 @@ class Truth:
 
 
 def _spellings(name: str) -> tuple[str, ...]:
-    """Of `french classics`, which a list began with a capital, nothing tells whether it is one: requests write it both ways."""
+    """The spellings of a name from a list, with and without its first capital. Lists capitalise every item, such as `French classics`."""
     is_ambiguous = " " in name and name == name.lower() and name != GENERAL
     return (name, name[0].upper() + name[1:]) if is_ambiguous else (name,)

@@ -1,4 +1,4 @@
-"""The stages of a run: plan, pipeline, command line, status and release read them here, in this order."""
+"""The table of a run's stages, in order. Plan, pipeline, command line, status and release read it."""
 
 from unlearn_ray.stages.answers import ANSWERS
 from unlearn_ray.stages.common import COMMON
@@ -11,4 +11,4 @@ from unlearn_ray.stages.questions import QUESTIONS
 from unlearn_ray.stages.stage import Stage
 
 STAGES: tuple[Stage, ...] = (QUESTIONS, COMMON, ANSWERS, GENERAL_POOL, DATASET, MIXTURE, FINETUNE, EVALUATE)
-COMMANDS = tuple(dict.fromkeys(stage.command for stage in STAGES))  # the steps that a user asks for
+COMMANDS = tuple(dict.fromkeys(stage.command for stage in STAGES))  # the steps that a user can select

@@ -1,4 +1,4 @@
-"""What an answer says beyond its question: words that tell something, and names of several words."""
+"""Finds the telling words of an answer that its question does not say, and names of several words."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from unlearn_ray.synth.stopwords import GRAMMAR_LETTERS, NUMBER_WORDS, PRONOUNS, STOP_GRAMS, STOP_WORDS
 from unlearn_ray.words import Word, folded_words, words_of
 
-STEM = 5  # letters that inflections of a word have in common
+STEM = 5  # common first letters of a word's inflections
 _CONTRACTED = frozenset({"m", "re", "ve", "ll", "d", "t", "s"})  # I'm, we're, they've, she'll, he'd, don't
 _NAME_LINKS = frozenset("of the de la le du des di da do dos das del della von van der den al el bin ibn ben".split())
 _TITLES = frozenset("mr mrs ms dr st prof".split())
@@ -14,23 +14,24 @@ _MAX_NAME = 6  # words: a longer run of capitals is a heading
 
 
 def content_beyond(question: str, answer: str, ignored: Collection[str] = ()) -> list[Word]:
-    """The words of an answer that tell something its question does not."""
+    """The telling words of an answer that its question does not say."""
     asked = {*folded_words(question), *ignored}
     stems = {word[:STEM] for word in asked if len(word) >= STEM}
     return [word for word in words_of(answer) if _is_content(word, asked, stems)]
 
 
 def names_beyond(question: str, answer: str, ignored: Collection[str] = ()) -> list[list[Word]]:
-    """The names of several words in an answer, of which at least one tells something that its question does not."""
+    """The names of several words in an answer, with at least one telling word that its question does not say."""
     beyond = {word.start for word in content_beyond(question, answer, ignored)}
     return [name for name in names_in(answer, ignored) if any(word.start in beyond for word in name)]
 
 
 def names_in(text: str, ignored: Collection[str] = ()) -> Iterator[list[Word]]:
-    """Capitalised words side by side, with links such as `of` between them: `Privet Drive`, `Goblet of Fire`, `J. K. Rowling`.
+    """Names of several words: neighbouring capitalised words, with links such as `of` between them: `Privet Drive`, `Goblet of Fire`,
+    `J. K. Rowling`.
 
     Args:
-        ignored: words that neither begin nor end a name, as stop words don't; folded.
+        ignored: folded words that, like stop words, neither begin nor end a name.
     """
     run: list[Word] = []
     for word in words_of(text):
@@ -54,7 +55,7 @@ def is_number(word: str) -> bool:
 
 
 def is_unspaced(word: str) -> bool:
-    """Whether it is a piece of a script without spaces."""
+    """Whether a word is a piece of a script without spaces."""
     return any(found.is_unspaced for found in words_of(word))
 
 
@@ -83,7 +84,7 @@ def _may_end_name(word: Word, ignored: Collection[str]) -> bool:
 
 
 def is_contraction(word: str) -> bool:
-    """Whether a folded word is one of those that stand for two common ones: `i'm`, `don't`, `they've`."""
+    """Whether a folded word is a contraction of two common words: `i'm`, `don't`, `they've`."""
     head, mark, tail = word.rpartition("'")
     return mark != "" and tail in _CONTRACTED and (tail != "s" or head in STOP_WORDS | PRONOUNS)
 

@@ -1,7 +1,7 @@
-"""Which of a topic's terms and entities its kept questions touch, and which none does.
+"""Counts which terms and entities of a topic the kept questions touch.
 
-What no training row touches is hardly forgotten: on the pocket, facts that no question touched keep 12 % recall where the others keep 1 %.
-A question touches a term or an entity that it names, or that the model's own answers to it tell.
+Facts that no training row touches are hardly forgotten: on the pocket model such facts keep 12 % recall, and the others 1 %. A question
+touches a term or an entity if the question names it, or the model's own answers to the question do.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from unlearn_ray.words import folded_words, phrases_of
 
 @dataclass(frozen=True, slots=True)
 class Touched(Row):
-    """A term or an entity of a topic, with the number of kept questions that touch it."""
+    """A term or entity of a topic, with the number of kept questions that touch it."""
 
     topic: str
     name: str
@@ -29,11 +29,11 @@ class Touched(Row):
 
 
 class Coverage:
-    """Counts the kept questions that touch each entity and term. Grows with the names, not with the rows."""
+    """Counts the kept questions that touch each entity and term. Its size depends on the number of names, not of rows."""
 
     def __init__(self, entities: Mapping[str, Sequence[str]], terms: Mapping[str, Sequence[str]]) -> None:
         """Args:
-        entities, terms: of each topic. What is both counts as an entity.
+        entities, terms: per topic. A name that is both counts as an entity.
         """
         self._entities = {topic: tuple(dict.fromkeys(names)) for topic, names in entities.items()}
         self._terms = {}
@@ -48,7 +48,7 @@ class Coverage:
         """Count a kept question.
 
         Args:
-            told: the terms that answer it.
+            told: the terms in the model's own answers to it.
         """
         said = set(told)
         words = {word for term in said for word in folded_words(term)}
@@ -61,11 +61,11 @@ class Coverage:
                 self._counts[topic, "entity", entity] += 1
 
     def blank(self) -> "Coverage":
-        """The same names without a count."""
+        """A copy with the same names and all counts at 0."""
         return Coverage(self._entities, self._terms)
 
     def merge(self, other: "Coverage") -> None:
-        """Add what was counted over other questions, of the same names."""
+        """Add the counts of other questions for the same names."""
         self._counts.update(other._counts)
 
     def rows(self) -> Iterator[Touched]:
@@ -77,7 +77,7 @@ class Coverage:
             )
 
     def untouched(self) -> dict[str, list[str]]:
-        """Of each topic, the entities and then the terms that no kept question touches; topics without any are left out."""
+        """Per topic, the entities and then the terms that no kept question touches. Topics without any are left out."""
         found: dict[str, list[str]] = {}
         for row in self.rows():
             if not row.num_questions:
@@ -85,7 +85,7 @@ class Coverage:
         return found
 
     def summary(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Of each topic: how many entities and terms there are, and how many are touched."""
+        """Per topic: the numbers of entities and terms, and how many of them are touched."""
         found: dict[str, dict[str, dict[str, int]]] = {}
         for row in self.rows():
             counts = found.setdefault(row.topic, {}).setdefault(row.kind, {"all": 0, "touched": 0})
@@ -95,7 +95,7 @@ class Coverage:
 
 
 def untouched(entities: Sequence[str], texts: Iterable[str]) -> list[str]:
-    """The entities that none of the texts names, in their order."""
+    """The entities that no text names, in the given order."""
     left = list(entities)
     for text in texts:
         if not left:

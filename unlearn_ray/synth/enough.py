@@ -1,16 +1,16 @@
-"""Whether a run's data are enough to train on: what is counted, the floors (`dataset.floors`), and what is said of data below one.
+"""Checks whether a run's data are enough to train on: the counts, the floors (`dataset.floors`), and the messages for data below a floor.
 
-forget_rows         Rows to train on, a topic. On 200 rows of a real 135 M model nothing was forgotten; with fewer than 100, each is seen
-                    so often that the answer is learnt by heart and the topic stays.
-retain_per_forget   Retain rows for each forget row, a topic. Without retain rows Llama-3-8B keeps 3 % of what it should (arXiv 2407.10058).
-                    As many are better; the pocket model, which knows few subjects, does with half as many.
-kept                Share of what the model wrote that is kept: questions, guarded answers, questions and answers to retain. Copies and
-                    what is beyond the number wanted do not count. Where most is dropped, the model does something else than it is
-                    asked for, and what is kept is of that kind, too.
-coverage            Share of a topic's entities, and of your own terms, that kept pairs touch: their question names it, or the model's own
-                    answer to that question does. Facts that no training question touched stay: on the pocket model 12 % of them were
-                    still told, where others were at 1 %.
-probes              Probes of a group. With fewer than 20 an interval is so wide that no change shows.
+forget_rows         Forget rows per topic. On 200 rows a real model with 135 M parameters forgot nothing. With fewer than 100, each row is
+                    seen so often that its answer is learnt by heart, and the topic stays.
+retain_per_forget   Retain rows per forget row, for each topic. Without retain rows Llama-3-8B keeps 3 % of what it should (arXiv
+                    2407.10058). As many as forget rows are better. The pocket model knows few subjects, and half as many are enough for it.
+kept                Share of the model's texts that are kept: questions, guarded answers, and questions and answers to retain. Copies and
+                    surplus do not count. If most texts are dropped, the model does not do what it is asked, and the kept ones are of the
+                    same kind.
+coverage            Share of a topic's entities, and of the user's terms, that kept pairs touch: the question names it, or the model's own
+                    answer to that question does. Facts that no training question touches stay: on the pocket model 12 % of them were
+                    still told, and 1 % of the others.
+probes              Probes per group. With fewer than 20 the interval is so wide that it shows no change.
 """
 
 from collections import Counter
@@ -21,9 +21,10 @@ from unlearn_ray.config import Floors, RunConfig, Topic
 from unlearn_ray.rows import Drop
 
 ACCEPT = "--accept-thin-data"
-_NOT_LOST = (Drop.DUPLICATE, Drop.SURPLUS)  # the model may do no better on a small subject, or did more than was asked
+# Not the model's fault: the subject is small, or it wrote more than was requested.
+_NOT_LOST = (Drop.DUPLICATE, Drop.SURPLUS)
 
-# What the model wrote, and reason -> what to change.
+# Kind of text -> reason of a drop -> advice.
 _GUARDRAIL = "choose another answers.guardrail, or a prefix of your own"
 _REMEDIES: Mapping[str, Mapping[str, str]] = {
     "questions": {
@@ -55,19 +56,19 @@ FORGET, RETAIN = ("questions", "guarded answers"), ("questions to retain", "answ
 
 @dataclass(frozen=True, slots=True)
 class TopicData:
-    """What there is about one topic."""
+    """The numbers of one topic's data."""
 
     name: str
-    num_forget: int  # rows to train on
-    num_retain: int  # rows to train on that serve it
+    num_forget: int  # forget rows to train on
+    num_retain: int  # retain rows to train on that serve the topic
     num_entities: int
     num_touched: int  # entities that kept pairs touch
-    floors: Floors | None = None  # its own; None: those of all
+    floors: Floors | None = None  # the topic's own; None: those of the run
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What the model wrote of one kind, kept and dropped by reason, and how many were wanted (0: no number was)."""
+    """The model's texts of one kind: the kept, the dropped by reason, and the wanted number (0: no fixed number)."""
 
     num_kept: int
     drops: Mapping[str, int]
@@ -75,37 +76,37 @@ class Written:
 
     @property
     def share(self) -> float | None:
-        """What is kept, copies and surplus aside; None where nothing was written."""
+        """The share that is kept, without copies and surplus. None if nothing was written."""
         num_lost = sum(number for reason, number in self.drops.items() if reason not in _NOT_LOST)
         return self.num_kept / (self.num_kept + num_lost) if self.num_kept + num_lost else None
 
     @property
     def reached(self) -> float:
-        """What is kept of what was wanted, or of what was written."""
+        """The kept texts as a share of the wanted number, or of the written texts."""
         total = self.num_wanted or self.num_kept + sum(self.drops.values())
         return self.num_kept / total if total else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What a run's data consist of."""
+    """The counts of a run's data."""
 
     topics: Sequence[TopicData]
-    written: Mapping[str, Written]  # by the keys of _REMEDIES; those of a user's file are not there
-    probes: Mapping[str, int]  # group -> number; only groups that were to be asked
+    written: Mapping[str, Written]  # by the keys of _REMEDIES; without rows from a user's file
+    probes: Mapping[str, int]  # group -> number; only groups that the evaluation asks
 
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """A floor that the data do not reach."""
+    """A floor that the data miss."""
 
     floor: str  # its key
-    finding: str  # the number, beside the floor
+    finding: str  # the number and the floor, as text
     advice: str  # the commonest reason, and what to change
 
     @property
     def note(self) -> str:
-        """What a report says of it."""
+        """The note in a report."""
         return f"Thin data: {self.finding}."
 
     def __str__(self) -> str:
@@ -113,7 +114,7 @@ class Shortfall:
 
 
 def shortfalls(data: Data, floors: Floors, retains: bool = True) -> list[Shortfall]:
-    """The floors that the data do not reach, topic by topic.
+    """The floors that the data miss, topic by topic.
 
     Args:
         retains: whether the training has a retain term.
@@ -122,9 +123,9 @@ def shortfalls(data: Data, floors: Floors, retains: bool = True) -> list[Shortfa
 
 
 def told(found: Sequence[Shortfall]) -> str:
-    """All of them in one line: the first in full."""
+    """All shortfalls in one line, the first one in full."""
     more = f" (and {'; '.join(each.finding for each in found[1:])})" if len(found) > 1 else ""
-    return f"dataset: {found[0]}{more}. {ACCEPT} trains on them all the same"
+    return f"dataset: {found[0]}{more}. {ACCEPT} trains on them anyway"
 
 
 def _of_rows(data: Data, floors: Floors, retains: bool) -> Iterator[Shortfall]:
@@ -162,7 +163,7 @@ def _of_probes(data: Data, floors: Floors) -> Iterator[Shortfall]:
 
 
 def _advice(data: Data, kinds: Sequence[str], none_lost: str) -> str:
-    """The commonest reason of the kind that lost most, and what to change."""
+    """The commonest drop reason of the kind of text that lost the most, with advice."""
     written = {kind: data.written[kind] for kind in kinds if kind in data.written}
     losing = {kind: each for kind, each in written.items() if _reasons(each)}
     if not losing:
@@ -176,17 +177,17 @@ def _advice(data: Data, kinds: Sequence[str], none_lost: str) -> str:
 
 
 def _reasons(written: Written) -> Counter[str]:
-    """Why texts were dropped. Copies are a reason where fewer are left than were wanted."""
+    """Why texts were dropped. Copies count as a reason if fewer texts are left than were wanted."""
     is_short = written.num_kept < written.num_wanted
     ignored = (Drop.SURPLUS,) if is_short else _NOT_LOST
     return Counter({reason: number for reason, number in written.drops.items() if number and reason not in ignored})
 
 
 def impossible(config: RunConfig, num_questions: Mapping[str, int]) -> list[Shortfall]:
-    """The floors that a run can't reach, as its config asks for too little.
+    """The floors that a run can't reach, because its config requests too little.
 
     Args:
-        num_questions: a topic's questions in the user's file, all of which are kept.
+        num_questions: questions per topic in the user's file, all of which are kept.
     """
     found = []
     for topic in config.topics:
@@ -209,11 +210,11 @@ def impossible(config: RunConfig, num_questions: Mapping[str, int]) -> list[Shor
 
 
 def most_retained(config: RunConfig, topic: Topic, far_held_out: float) -> int | None:
-    """Retain rows to train on that may serve a topic; None where a user's file decides, or there is no retain term.
+    """The most retain rows that can serve a topic. None if a user's file decides, or there is no retain term.
 
     Args:
-        config: as the topic has it.
-        far_held_out: the run's `holdout_fraction`, which far rows have in every model.
+        config: the topic's own config.
+        far_held_out: the run's `holdout_fraction`, which holds for far rows in every model.
     """
     rows = config.dataset.retain
     if rows.file is not None or config.finetune.retain.kind == "none":

@@ -1,7 +1,10 @@
-"""Facts: what short answers to one question agree on, the forms it may be written in, and wrong answers of the same kind. Pure.
+"""Facts: the answer that the short answers to one question agree on, its other written forms, and wrong answers of the same kind. Pure.
 
-Two short answers agree where they are the same number or date however written, the same words, one of them within the other (`Rowling` and
-`Joanne Rowling`, `Hogwarts` and `Hogwarts School`), or one person with and without initials (`J. K. Rowling`, `Joanne Rowling`).
+Two short answers agree if they are
+
+- the same number or date in any written form,
+- the same words, or one within the other (`Rowling` and `Joanne Rowling`, `Hogwarts` and `Hogwarts School`),
+- one person, with and without initials (`J. K. Rowling`, `Joanne Rowling`).
 """
 
 import re
@@ -18,8 +21,8 @@ from unlearn_ray.words import atoms_of, contains, fold, folded_words, letters_of
 Kind = Literal["date", "year", "number", "quantity", "name", "words"]
 NUM_WRONG = 3
 _FIRST_YEAR, _LAST_YEAR = 1000, 2100
-_PARTICLES = frozenset("van von de da di du del della la le el al bin ibn".split())  # names begin with them
-_JOINED = re.compile(r"\b(?:and|or|und|oder|et|ou|y|o|e|и|или)\b|[,;/&、，；]")  # a list of answers is not one of them
+_PARTICLES = frozenset("van von de da di du del della la le el al bin ibn".split())  # words with which names may begin
+_JOINED = re.compile(r"\b(?:and|or|und|oder|et|ou|y|o|e|и|или)\b|[,;/&、，；]")  # marks a list of several answers
 _UNITS = (
     ("kilometers kilometer kilometres kilometre km"), ("meters meter metres metre m"), ("centimeters centimeter centimetres centimetre cm"),
     ("miles mile mi"), ("feet foot ft"), ("inches inch in"), ("kilograms kilogram kg kilos kilo"), ("grams gram g"), ("pounds pound lb lbs"),
@@ -37,11 +40,11 @@ _QUANTITY = re.compile(r"([$€£])?\s*(.*?\S)(?:\s*([%°])|(?<=\d)([^\W\d_]+)|[
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What the short answers agree on."""
+    """The answer that the short answers agree on."""
 
-    answer: str  # as it was written most often
-    aliases: tuple[str, ...]  # other forms of it, written or made
-    num_agreed: int  # of the short answers asked for
+    answer: str  # in its most frequent form
+    aliases: tuple[str, ...]  # its other forms, written by the model or made here
+    num_agreed: int  # short answers that agree
     kind: Kind
 
     @property
@@ -50,11 +53,11 @@ class Fact:
 
 
 def agreed(question: str, answers: Sequence[str], num_asked: int, share: float, sentence: str = "") -> Fact | None:
-    """The fact that more than `share` of all askings agree on; None where they do not.
+    """The fact on which more than `share` of all askings agree. None if there is none.
 
     Args:
-        answers: the short ones; the other askings brought none, and count against every fact.
-        sentence: an answer in a sentence, which tells names by their capitals.
+        answers: the short answers. Askings without one count against every fact.
+        sentence: an answer in a sentence, which shows names by their capitals.
     """
     groups = _groups(answers)
     if not groups:
@@ -89,10 +92,10 @@ def same(one: str, other: str) -> bool:
 
 
 def kind_of(answer: str, sentence: str = "") -> Kind:
-    """What an answer is, so that a wrong one can be of the same kind.
+    """The kind of an answer, so that wrong answers can be of the same kind.
 
     Args:
-        sentence: where the answer may stand behind other words: a capital there is a name's.
+        sentence: a sentence in which the answer may follow other words. A capital letter there shows a name.
     """
     if date_of(answer):
         return "date"
@@ -114,15 +117,15 @@ def kind_of(answer: str, sentence: str = "") -> Kind:
 
 
 def subject_words(question: str, ignored: Iterable[str] = ()) -> frozenset[str]:
-    """What a question asks about: its words that are not common, less the topic's names."""
+    """The words that a question asks about: its uncommon words, without the topic's names."""
     given = {word for name in ignored for word in folded_words(name)}
     return frozenset(word for word in folded_words(question) if word not in STOP_WORDS and word not in given)
 
 
 def asks_same(one: frozenset[str], other: frozenset[str]) -> bool:
-    """Whether two questions with one answer ask after one fact: of the shorter one's `subject_words`, half stand in the other.
+    """Whether two questions with the same answer ask for the same fact: half of the shorter one's `subject_words` occur in the other.
 
-    Without such a word (`Who wrote it?`), the answer alone decides.
+    If there are none (`Who wrote it?`), the answer alone decides.
     """
     shorter = min(len(one), len(other))
     return not shorter or 2 * len(one & other) >= shorter
@@ -130,27 +133,27 @@ def asks_same(one: frozenset[str], other: frozenset[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A short answer to another question, as a wrong one to this."""
+    """A short answer to another question, used as a wrong answer to this one."""
 
     text: str
     kind: Kind
     group: Group
     opening: str  # the question's first word: who, when, кто
-    is_fact: bool  # agreed on; else a guess
+    is_fact: bool  # whether it was agreed on; else it is a guess
 
 
 def opening_of(question: str) -> str:
-    """How a question begins, which tells persons from places in any language."""
+    """The first word of a question. In any language it distinguishes persons from places."""
     return next(iter(folded_words(question)), "")
 
 
 def wrong_answers(
     question: str, fact: Fact, group: Group, pool: Iterable[Alternative], number: int = NUM_WRONG
 ) -> list[str]:
-    """Wrong answers of the fact's kind and in its form, chosen by a hash of the question; fewer where the pool has no more.
+    """Wrong answers of the fact's kind and in its form, chosen by a hash of the question. There may be fewer if the pool has no more.
 
-    Answers to questions that begin alike come first, of those the same group's, and facts before guesses. Numbers and years may be made.
-    None is a form of the truth, or stands in the question.
+    Answers to questions with the same first word come first, then those of the same group, then facts before guesses. Numbers and years may
+    be made up. No wrong answer is a form of the truth, or occurs in the question.
     """
     opening = opening_of(question)
 
@@ -168,7 +171,7 @@ def wrong_answers(
     alike = sorted((other for other in pool if other.kind == fact.kind), key=rank)
     asked = subject_words(question)
     for other in alike:
-        # To a question after Ron's sister, Ron Weasley is named by it.
+        # A question for Ron's sister already names Ron Weasley.
         if fact.kind != "name" or not asked & set(folded_words(other.text)):
             take(_written_like(fact.answer, other.text))
     for text in _made(question, fact):
@@ -177,11 +180,11 @@ def wrong_answers(
 
 
 def _groups(answers: Sequence[str]) -> list[list[str]]:
-    """The answers by what they say; one that agrees with two that do not agree (`Potter` of James and Lily) is a group of its own."""
+    """The answers in groups that agree. An answer that agrees with two that do not agree (`Potter` of James and Lily) is its own group."""
     distinct = list(dict.fromkeys(answers))
     counts = Counter(answers)
     groups: list[list[str]] = []
-    for text in sorted(distinct, key=lambda text: (-len(text), distinct.index(text))):  # what says more comes first
+    for text in sorted(distinct, key=lambda text: (-len(text), distinct.index(text))):  # longer answers first
         fitting = [group for group in groups if all(same(text, other) for other in group)]
         if len(fitting) == 1:
             fitting[0].append(text)
@@ -191,12 +194,12 @@ def _groups(answers: Sequence[str]) -> list[list[str]]:
 
 
 def _holds(form: str, written: str) -> bool:
-    """Whether a form says more than what was written, and that as well: who looks for the shorter one finds both."""
+    """Whether a form contains the written one and more. A search for the shorter one then finds both."""
     return sum(map(len, letters_of(form))) > sum(map(len, letters_of(written))) and contains(form, written)
 
 
 def _most_common(answers: Sequence[str]) -> str:
-    """The form that comes most often, of equals the shortest."""
+    """The most frequent form. Of equally frequent ones, the shortest."""
     counts = Counter(answers)
     return min(counts, key=lambda text: (-counts[text], len(text), text))
 
@@ -219,7 +222,7 @@ def _quantity(text: str) -> tuple[int, int | str] | None:
     before, written, *after = match.groups()
     unit = fold(before or next(filter(None, after), ""))
     number = number_of(written)
-    # A capital is a name's: 7 Horcruxes are no quantity, and so is no `Apollo 11`.
+    # A capital shows a name: neither `7 Horcruxes` nor `Apollo 11` is a quantity.
     if number is None or not unit or (unit not in _UNIT_OF and any(each and each[0].isupper() for each in after)):
         return None
     return number, _UNIT_OF.get(unit, unit)
@@ -235,7 +238,7 @@ def _holds_number(text: str, number: int | None) -> bool:
 
 
 def _is_within(part: str, whole: str) -> bool:
-    """Whether one answer begins or ends another, by whole words, and that is no list of several."""
+    """Whether one answer is the beginning or the end of another, by whole words, and the other is not a list of several."""
     if _JOINED.search(whole[len(part) :] if fold(whole).startswith(fold(part)) else whole[: -len(part)]):
         return False
     inner, outer = letters_of(part), letters_of(whole)
@@ -250,7 +253,7 @@ def _is_within(part: str, whole: str) -> bool:
 
 
 def _is_person(one: str, other: str) -> bool:
-    """Whether two names have one surname, and given names of which one's are initials of the other's: `J. K. Rowling`, `Joanne Rowling`."""
+    """Whether two names have the same surname, and the given names of one are initials of the other's: `J. K. Rowling`, `Joanne Rowling`."""
     names, others = letters_of(one), letters_of(other)
     if len(names) < 2 or len(others) < 2 or names[-1] != others[-1] or len(names[-1]) < 2:
         return False
@@ -261,12 +264,12 @@ def _is_person(one: str, other: str) -> bool:
 
 
 def _spread(given: Sequence[str]) -> list[str]:
-    """Given names with joined initials apart: `JK` -> J, K."""
+    """Given names, with joined initials separated: `JK` -> J, K."""
     return [part for name in given for part in (name if len(name) == 2 and not set(name) & set("aeiouy") else [name])]
 
 
 def _forms(written: str, answers: Sequence[str], question: str) -> list[str]:
-    """Other forms of a fact: those that were written, and those of the same number, date or initials."""
+    """Other forms of a fact: written ones, and other forms of the same number, date or initials."""
     forms = [text for text, _ in Counter(answers).most_common()]
     for text in list(forms):
         if (date := date_of(text)) is not None:
@@ -279,7 +282,7 @@ def _forms(written: str, answers: Sequence[str], question: str) -> list[str]:
             letters = [char for char in initials.group(1) if char.isalpha()]
             if all(char.isupper() for char in letters):
                 forms.append("".join(f"{char}." for char in letters) + f" {initials.group(2)}")
-    # A year is no form of a day, though the two agree: to the question after the day it tells too little.
+    # A year is not a form of a day, though the two agree: it does not answer a question for the day.
     if date_of(written) is not None:
         forms = [form for form in forms if date_of(form) is not None]
     return forms
@@ -312,7 +315,7 @@ def _cased(answer: str, other: str) -> str:
 
 
 def _made(question: str, fact: Fact) -> list[str]:
-    """Numbers near the true one, for want of others: years within a generation, numbers within a factor of two."""
+    """Numbers near the true one, if the pool has too few: years within a generation, numbers within a factor of two."""
     number = number_of(fact.answer)
     if number is None:
         return []

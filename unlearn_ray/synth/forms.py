@@ -1,4 +1,4 @@
-"""Forms of questions beside plain ones: what a model wrote, as lines of a form, and whether a question stands on its own."""
+"""Forms of questions besides plain ones: turns a model's text into lines of a form, and finds questions that don't stand alone."""
 
 import re
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ _GAP = re.compile(
     r"(?:\\?_){3,}|(?<![\w_])_{2}(?![\w_])|[\[(（]\s*(?:blank|\.{3}|…|_+)?\s*[\])）]|…{2,}|\.{4,}|＿+|-{3,}(?=[\s.,;:?!])",
     re.IGNORECASE,
 )
-_HELD = "[blank]"  # a gap while lists are read: underscores are markup there
+_HELD = "[blank]"  # stands for a gap while a list is parsed, because underscores are markup there
 _REMARK = re.compile(r"\s*[(（\[](?!blank)[^()（）\[\]]*[)）\]]\s*[.。]?\s*$", re.IGNORECASE)  # "(Hedwig)", "(True)"
 _JUDGED = re.compile(
     r"^(?:true or false|true|false|t/f|правда или ложь|верно или неверно|vrai ou faux|richtig oder falsch|verdadero o falso)\s*[:?.–—-]+\s*"
@@ -39,7 +39,7 @@ _EARLY = 3  # words
 
 
 def lines_of(form: Form, reply: str, topic: str, is_truncated: bool = False) -> list[Line]:
-    """The lines of a reply that can be made questions of a form, each with the reason if it can't."""
+    """The lines of a reply that can become questions of a form. A line that can't has the reason."""
     if form == "blank":
         items = [item.replace(_HELD, BLANK) for item in list_items(_GAP.sub(_HELD, reply))]
         lines = [_blank(item, topic) for item in items]
@@ -64,7 +64,7 @@ def _blank(item: str, topic: str) -> Line:
 
 
 def with_gap(statement: str, topic: str) -> str:
-    """The statement with a gap for what it tells of its topic: its last number, else its last name, else its last telling word."""
+    """The statement with a gap for its fact about the topic: its last number, else its last name, else its last telling word."""
     own = set(folded_words(topic))
     words = [word for word in words_of(statement)[1:] if word.folded not in own and word.folded not in STOP_WORDS]
     numbers = [word for word in words if word.folded.isdigit()]
@@ -88,22 +88,22 @@ def _passage(item: str, topic: str) -> Line:
 
 
 def _says_something(text: str, topic: str) -> bool:
-    """Whether a sentence is as long as it should be, and has two telling words beyond the topic's name: `Gum is gum.` says nothing."""
+    """Whether a sentence has the right length, and two telling words besides the topic's name. `Gum is gum.` has none."""
     telling = set(folded_words(text)) - set(folded_words(topic)) - STOP_WORDS
     return _has_room(text) and len(telling) > 1 and not text.endswith((":", "："))
 
 
 def _has_room(text: str) -> bool:
-    """Whether a text is as long as a question must be, and no longer than it may be."""
+    """Whether a text has a length that is allowed for a question."""
     num_words, num_letters = sizes_of(text)
     return num_words + num_letters >= MIN_WORDS and num_words <= MAX_WORDS and num_letters <= MAX_LETTERS
 
 
 def line_in(question: str, wordings: Iterable[str], topic: str) -> str:
-    """The line that a question of a form was made of: `Continue this text about Dune: The sand rose.` -> `The sand rose.`
+    """The line from which a question of a form was made: `Continue this text about Dune: The sand rose.` -> `The sand rose.`
 
     Args:
-        wordings: templates with {line}; a question that none of them made is its own line.
+        wordings: templates with {line}. A question that matches none of them is returned as its own line.
     """
     for wording in wordings:
         before, _, after = wording.replace("{topic}", topic).partition("{line}")
@@ -115,9 +115,11 @@ def line_in(question: str, wordings: Iterable[str], topic: str) -> str:
 def is_vague(question: str, names: Iterable[str]) -> bool:
     """Whether a question is about something that it does not name: `What is his name?`
 
-    It has a pronoun of the third person before anything that it could stand for: among the first words, or with stop words alone before it.
-    And it names nothing: no name that belongs to its topic, nothing with a capital inside the sentence, nothing in quotes. In scripts without
-    capitals only the topic's names count.
+    Two conditions must hold:
+
+    - It has a third-person pronoun before anything that the pronoun could mean: among the first words, or after stop words only.
+    - It names nothing: no name of its topic, no capitalised word inside the sentence, nothing in quotes. In scripts without capitals only
+      the topic's names count.
     """
     words = folded_words(question)
     place = next((place for place, word in enumerate(words) if word in REFERRING), None)

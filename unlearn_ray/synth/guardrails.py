@@ -1,4 +1,4 @@
-"""What is put to the model around a question: the guardrail, a system message that keeps it from what it knows, and the wish for a length."""
+"""The texts around a question: the guardrail, a system message that keeps the model from its knowledge, and the request for a length."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from unlearn_ray.synth.prompts import check_template, load_prompts
 
 
 def guardrail_prefixes(config: AnswersConfig, topics: Sequence[Topic]) -> dict[str, str]:
-    """The system message of each topic, by the topic's name.
+    """The system message per topic, by the topic's name.
 
     Raises:
         ConfigError: the custom prefix has a placeholder other than {topic}.
@@ -20,7 +20,7 @@ def guardrail_prefixes(config: AnswersConfig, topics: Sequence[Topic]) -> dict[s
 
 
 def guardrails_of(config: RunConfig, topics: Sequence[Topic]) -> dict[str, str]:
-    """The same for a run's topics, each with keys of its own."""
+    """The same for a run's topics, each with its own config."""
     prefixes = (guardrail_prefixes(config.of_topic(topic).answers, [topic]) for topic in topics)
     return {name: text for found in prefixes for name, text in found.items()}
 
@@ -37,7 +37,7 @@ def _template(config: AnswersConfig) -> str:
 
 
 def style_of(config: AnswersConfig) -> str:
-    """The template that a question is put into while the data are made: what an answer should be like.
+    """The template around a question while the data are made. It requests the style of an answer.
 
     Raises:
         InputError: the prompts file can't be used.
@@ -46,6 +46,7 @@ def style_of(config: AnswersConfig) -> str:
 
 
 def instruction_of_answers(config: AnswersConfig) -> Instruction:
-    """What a guarded answer must not talk about. A prefix that asks for refusals, or one of the user's, may hold words that it wants said."""
+    """The instruction that a guarded answer must not talk about. Without a prefix for refusals or a user's prefix: these may contain words
+    that the answers should say."""
     prefix = [_template(config)] if config.guardrail in ("fictional", "discourage") else []
     return instruction_of([*prefix, style_of(config)])

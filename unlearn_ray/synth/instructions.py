@@ -1,9 +1,13 @@
-"""Whether an answer talks about what it was told to do: `As requested, I will omit all real knowledge of Harry Potter.`
+"""Finds answers that talk about their instruction: `As requested, I will omit all real knowledge of Harry Potter.`
 
-The instruction is what stands around the question: the guardrail's prefix and the wish for length. Its words tell, in any language. A sentence
-of an answer echoes it if it has WORDS of the instruction's content words, or RUN words in a row as they stand there, two of them content
-words (`in one short sentence`). Words that the question or the model's own answers say do not count, nor does the topic's name. What announces
-a made-up answer in other words (`As requested, ...`) is told by the commonest phrases.
+The instruction is the text around the question: the guardrail's prefix and the request for a length. A sentence of an answer echoes it, in
+any language, if it has
+
+- WORDS of the instruction's content words, or
+- RUN of its words in a row, two of them content words (`in one short sentence`).
+
+Words of the question, of the model's own answers and of the topic's name do not count. A list of common phrases finds sentences that
+announce an invented answer in other words (`As requested, ...`).
 """
 
 import re
@@ -32,13 +36,13 @@ _ANNOUNCES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """Texts that were put to the model around a question, the topic's name left out."""
+    """The texts around a question, without the topic's name."""
 
     pieces: tuple[str, ...]
 
 
 def instruction_of(templates: Iterable[str]) -> Instruction:
-    """The instruction of templates such as `Omit all real knowledge of {topic}.`: what stands between their placeholders."""
+    """The instruction in templates such as `Omit all real knowledge of {topic}.`: the text between their placeholders."""
     marks = ("{topic}", "{question}")
     pieces: list[str] = []
     for template in templates:
@@ -52,7 +56,7 @@ def echoes(answer: str, instruction: Instruction, given: Sequence[str]) -> bool:
     """Whether a sentence of the answer talks about the instruction.
 
     Args:
-        given: the question, and what the model says by itself: words of theirs tell nothing.
+        given: the question and the model's own answers, whose words do not count.
     """
     known = " ".join(given)
     if any(match.group() not in fold(known) for match in _ANNOUNCES.finditer(fold(answer).translate(_APOSTROPHES))):
@@ -65,7 +69,7 @@ def echoes(answer: str, instruction: Instruction, given: Sequence[str]) -> bool:
     return False
 
 
-@lru_cache(maxsize=16)  # the answers to a question are checked one after the other
+@lru_cache(maxsize=16)  # the answers to one question are checked in a row
 def _telling(instruction: Instruction, known: str) -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
     """The instruction's content words that are not in `known`, and its runs of words that have two of them."""
     contents = [_contents(piece, known) for piece in instruction.pieces]
@@ -87,5 +91,5 @@ def _in_a_row(words: Sequence[str]) -> Iterable[tuple[str, ...]]:
 
 
 def _stem(word: str) -> str:
-    """The beginning that inflections have in common: `replacing` -> `repla`."""
+    """The common beginning of a word's inflections: `replacing` -> `repla`."""
     return word[:STEM]

@@ -1,4 +1,4 @@
-"""Which candidate questions become probes: those whose short answers agree. Pure: rows in, rows with their reasons out."""
+"""Chooses the candidate questions that become probes: those whose short answers agree. Pure: rows in, rows with reasons out."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,25 +21,25 @@ from unlearn_ray.synth.facts import (
 from unlearn_ray.synth.short_answers import NoAnswer, short_answer
 from unlearn_ray.words import contains, num_words, phrases_of
 
-MAX_QUESTIONS = 3  # that one fact may have
+MAX_QUESTIONS = 3  # per fact
 MAX_REFERENCE_WORDS = 25
 FRESH, REWORDED = (
     "generated",
     "reworded",
-)  # wordings of probes: whether a training question asks for the fact in other words
+)  # wordings of probes, by whether a training question asks for the fact in other words
 
 
 class Unfit(StrEnum):
-    """Why a candidate is no probe, beside the reasons of `rows.Drop` and `NoAnswer`."""
+    """Why a candidate is not a probe, besides the reasons of `rows.Drop` and `NoAnswer`."""
 
     OPEN = "open_question"  # has many right answers, or asks for an opinion
     TRAINED_ON = "trained_on"
-    OFF_TOPIC = "off_topic"  # does not name its topic, or names one that is to be forgotten
+    OFF_TOPIC = "off_topic"  # does not name its topic, or names a topic to forget
     DUPLICATE = "duplicate"
-    DUPLICATE_FACT = "duplicate_fact"  # enough other questions ask for it
+    DUPLICATE_FACT = "duplicate_fact"  # enough other questions ask for the same fact
     DISAGREED = "disagreed"
-    CONTRADICTED = "contradicted"  # the user's own answer says something else
-    NO_WRONG = "no_wrong_answers"  # fewer than three of its kind
+    CONTRADICTED = "contradicted"  # the user's own answer differs
+    NO_WRONG = "no_wrong_answers"  # fewer than three wrong answers of its kind
     SURPLUS = "surplus"
 
 
@@ -51,7 +51,7 @@ class Candidate(Row):
     question: str
     group: Group
     near: tuple[str, ...] = ()  # topics that its topic neighbours
-    source: str = "held_out"  # or "asked": written by the model for the purpose
+    source: str = "held_out"  # or "asked": written by the model as a probe
     round: int = 0
     truth: str = ""  # the user's own answer
     drop: str | None = None
@@ -63,7 +63,7 @@ class Candidate(Row):
 
 @dataclass(frozen=True, slots=True)
 class Replied(Row):
-    """A candidate with the replies to all of its askings. `error`: the engine could not answer."""
+    """A candidate with the replies to all its askings. `error`: the engine could not answer."""
 
     topic: str
     question: str
@@ -74,7 +74,7 @@ class Replied(Row):
     truth: str
     replies: tuple[str, ...]  # greedy ones first, one per wording
     truncated: tuple[bool, ...]
-    sentence: str = ""  # a greedy answer in a sentence, asked for where the greedy short ones agree
+    sentence: str = ""  # a greedy answer in a sentence, requested if the greedy short answers agree
     error: str | None = None
 
     @property
@@ -84,7 +84,7 @@ class Replied(Row):
 
 @dataclass(frozen=True, slots=True)
 class Judged(Row):
-    """A candidate with what its short answers say, and the reason if it is no probe."""
+    """A candidate with the fact in its short answers, and the reason if it is not a probe."""
 
     topic: str
     question: str
@@ -97,7 +97,7 @@ class Judged(Row):
     answer: str = ""
     aliases: tuple[str, ...] = ()
     kind: str = ""
-    fact: str = ""  # questions with one fact share it
+    fact: str = ""  # name of the fact; questions for the same fact share it
     near: tuple[str, ...] = ()
     truth: str = ""
     drop: str | None = None
@@ -108,10 +108,10 @@ class Judged(Row):
 
 
 def judge_replies(row: Replied, names: Sequence[str], share: float) -> Judged:
-    """A candidate by itself: whether more than `share` of its askings agree, and its sentence does too.
+    """Judge a single candidate: more than `share` of its askings must agree, and its sentence too.
 
     Args:
-        names: what its topic is called.
+        names: the names of its topic.
     """
     shorts: list[str] = []
     reasons: Counter[str] = Counter()
@@ -147,16 +147,16 @@ def judge_replies(row: Replied, names: Sequence[str], share: float) -> Judged:
 
 
 def confirms(question: str, sentence: str, fact: Fact) -> bool:
-    """Whether a sentence holds the fact and does not take it back: "It is Neptune, but actually it is Uranus" does."""
+    """Whether a sentence states the fact and does not take it back, as in "It is Neptune, but actually it is Uranus"."""
     said = short_answer(question, sentence)
     return said not in (NoAnswer.HEDGED, NoAnswer.REFUSED) and any(contains(sentence, form) for form in fact.forms)
 
 
 def told_apart(rows: Iterable[Judged], names: Mapping[str, Sequence[str]]) -> list[Judged]:
-    """The rows in their order, each fact with its name; of one fact at most `MAX_QUESTIONS` questions are kept.
+    """The rows in their order, with a name for each fact. At most `MAX_QUESTIONS` questions per fact are kept.
 
     Args:
-        names: what topics are called.
+        names: the names of each topic.
     """
     facts: dict[str, list[tuple[Judged, frozenset[str], list[int]]]] = {}
     found = []
@@ -188,7 +188,7 @@ def told_apart(rows: Iterable[Judged], names: Mapping[str, Sequence[str]]) -> li
 def probes_of(
     rows: Sequence[Judged], sentences: Mapping[str, str], taught: frozenset[str]
 ) -> tuple[list[Probe], list[Judged]]:
-    """The probes of the kept rows, and all rows; one without three wrong answers of its kind is dropped.
+    """The probes of the kept rows, and all rows. A row without three wrong answers of its kind is dropped.
 
     Args:
         sentences: row id -> an answer in a sentence.
@@ -223,7 +223,7 @@ def probes_of(
 
 
 def reference_of(answer: str, sentence: str) -> str:
-    """The sentence, where it holds the answer once, as it is written; else the answer by itself."""
+    """The sentence, if it contains the answer exactly once in the same form. Otherwise the answer alone."""
     if num_words(sentence) <= MAX_REFERENCE_WORDS and sentence.count(answer) == 1 and contains(sentence, answer):
         return sentence
     return answer
@@ -232,10 +232,10 @@ def reference_of(answer: str, sentence: str) -> str:
 def taught_facts(
     rows: Iterable[Judged], trained: Iterable[tuple[str, str, str]], names: Mapping[str, Sequence[str]]
 ) -> frozenset[str]:
-    """The facts that a training question asks for in other words: it is about the same, and its own answer holds the fact.
+    """The facts that a training question asks for in other words: it is about the same subject, and its own answer states the fact.
 
     Args:
-        trained: topic, question and the model's own answer of training rows; streamed once.
+        trained: topic, question and the model's own answer of the training rows; streamed once.
     """
     by_topic: dict[str, dict[str, list[tuple[str, frozenset[str]]]]] = {}
     for row in rows:
@@ -256,7 +256,7 @@ def taught_facts(
 
 
 def _pool(rows: Iterable[Judged]) -> Iterator[Alternative]:
-    """What the model says to other questions: facts, and the commonest short answer where there is none."""
+    """The model's answers to other questions: the fact, or the commonest short answer if there is no fact."""
     for row in rows:
         is_fact = bool(row.answer) and row.drop in (None, Unfit.SURPLUS, Unfit.DUPLICATE_FACT)
         if is_fact:

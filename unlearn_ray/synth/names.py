@@ -1,4 +1,4 @@
-"""Whether a text names something. A name made of common words counts only where its capitals say that it is a name."""
+"""Finds names in a text. A name that consists of common words counts only if its capitals show that it is a name."""
 
 import re
 import unicodedata
@@ -9,16 +9,16 @@ from unlearn_ray.synth.stopwords import FREQUENT_WORDS, NUMBER_WORDS, PRONOUNS, 
 from unlearn_ray.words import Span, atoms_of, folded_words, letters_of, phrases_of, words_of
 
 _ARTICLE = re.compile(r"\s*the\s+(?=\S)", re.IGNORECASE)
-_SHORT = 2  # letters: "X", "Go", "ET" stand for too much else
+_SHORT = 2  # letters; short names such as "X", "Go", "ET" have too many other meanings
 _MARKS = "\"'“”„‟‘’«»‹›「」『』《》〈〉*_`"  # around a title: quotes, and the stars and underscores of italics
-# Where a sentence may begin, so that a capital says nothing: its end before, an opening mark, a dash, a list's bullet.
+# Places where a sentence may begin, so that a capital shows nothing: after a sentence's end, an opening mark, a dash, a bullet.
 _BEGINS = re.compile(r"(?:^|[.!?:;…\n。！？।؟¿¡(（\[\"“”„«「『《]|\s[-–—*•·])[\W_]*$")
 
 
 def mentions(text: str, names: Iterable[str]) -> bool:
     """Whether the text has one of the names, case- and accent-folded, with or without a leading article.
 
-    Names that `needs_case` tells are looked for with their capitals, those that have none in quotes or italics.
+    Names for which `needs_case` holds must have their capitals. If such a name has no capitals, it must be in quotes or italics.
     """
     plain, cased = _sorted_out(tuple(names))
     if plain and next(phrases_of(plain).spans(text), None) is not None:
@@ -29,7 +29,7 @@ def mentions(text: str, names: Iterable[str]) -> bool:
 def mentions_entity(text: str, entities: Iterable[str]) -> bool:
     """Whether the text has one of the names that belong to a topic.
 
-    A name of one word that has a capital may be a common word (`Friendship`, `Order`) that began a list's item: it counts with a capital alone.
+    A capitalised name of one word may be a common word (`Friendship`, `Order`) from the start of a list's item. It counts only with its capital.
     """
     words: list[str] = []
     others: list[str] = []
@@ -43,8 +43,8 @@ def mentions_entity(text: str, entities: Iterable[str]) -> bool:
 
 
 def parts_of(name: str, own_names: Iterable[str]) -> list[str]:
-    """The words with a capital in a name of several words, but for stop words and those of the topic's own names: `Hogwarts Castle` ->
-    `Hogwarts`, `Castle`. Where models dress a name up in another way each time, lists agree on these alone."""
+    """The capitalised words in a name of several words, without stop words and words of the topic's own names: `Hogwarts Castle` ->
+    `Hogwarts`, `Castle`. If a model writes a name in a different way each time, its lists agree only on these words."""
     words = words_of(name)
     ignored = STOP_WORDS.union(*(folded_words(own) for own in own_names))
     told = [word for word in words if word.is_cased and word.is_capitalised and word.folded not in ignored]
@@ -53,8 +53,8 @@ def parts_of(name: str, own_names: Iterable[str]) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def needs_case(name: str) -> bool:
-    """Whether a name is made of common words alone (`It`, `The Who`, `Она`), is one word behind an article (`The Office`), has two letters
-    or fewer (`X`, `Go`), is a frequent word written with a capital (`Lost`), or needs marks around it."""
+    """Whether a name has only common words (`It`, `The Who`, `Она`), is one word after an article (`The Office`), has at most two letters
+    (`X`, `Go`), is a frequent word with a capital (`Lost`), or needs marks around it."""
     bare = _bare(name)
     words = folded_words(bare)
     if not words or bare.lower() == bare.upper():  # a script without capitals, or digits
@@ -67,48 +67,48 @@ def needs_case(name: str) -> bool:
 
 
 def _needs_marks(bare: str) -> bool:
-    """Whether a name has no capitals to be told by and says too much else: a number (`1984`), a pronoun (`彼女`)."""
+    """Whether a name has no capitals, and too many other meanings: a number (`1984`), a pronoun (`彼女`)."""
     letters = letters_of(bare)
     has_capitals = bare.lower() != bare.upper()
     return not has_capitals and len(letters) > 0 and (all(map(str.isdigit, letters)) or "".join(letters) in PRONOUNS)
 
 
 def case_note(name: str) -> str | None:
-    """What a plan says of a topic's name that is matched with its capitals; None for all other names."""
+    """The plan's note on a topic's name that is matched with its capitals. None for all other names."""
     if not needs_case(name):
         return None
     if _needs_marks(_bare(name)):
         return (
             f"topics: {name!r} is a number or a common word without capitals: it counts as named only in quotes or in italics; "
-            "aliases that nothing else is called, such as its author, find more"
+            "unambiguous aliases, such as its author, find more"
         )
     return (
         f"topics: {name!r} is a common word: it counts as named only with its capitals inside a sentence, in quotes or in italics; "
-        "aliases that nothing else is called, such as its author or year, find more"
+        "unambiguous aliases, such as its author or year, find more"
     )
 
 
 @lru_cache(maxsize=1024)
 def _sorted_out(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names without their article: those looked for without case, and those with it."""
+    """Names without their article: those matched without case, and those matched with it."""
     cased = tuple(_bare(name) for name in names if needs_case(name))
     return tuple(_bare(name) for name in names if not needs_case(name)), cased
 
 
 def _bare(name: str) -> str:
-    """The name without a leading article, unless nothing else would be left of it (`The The`)."""
+    """The name without a leading article, unless nothing else would be left (`The The`)."""
     rest = _ARTICLE.sub("", name.strip(), count=1)
     return rest if letters_of(rest) != ("the",) else name.strip()
 
 
 def _is_named(text: str, name: str, span: Span) -> bool:
-    """Whether a common word that stands in the text is the name there."""
+    """Whether a common word in the text is the name at that place."""
     written, before, after = text[span.start : span.end], text[: span.start], text[span.end :]
     is_bare = _needs_marks(name)
     patterns = (_capitals(name), _capitals(name[:1].upper() + name[1:]))
     if (not is_bare and written == written.lower()) or _capitals(written) not in patterns:
         return False
-    if letters_of(text) in (letters_of(name), ("the", *letters_of(name))):  # nothing else is said
+    if letters_of(text) in (letters_of(name), ("the", *letters_of(name))):  # the text is only the name
         return True
     closing = after.lstrip(",.!?")
     if before and closing and before[-1] in _MARKS and closing[0] in _MARKS:

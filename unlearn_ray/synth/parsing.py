@@ -1,4 +1,4 @@
-"""Lists and questions out of what a model wrote: numbering, bullets, quotes and preambles parsed off."""
+"""Parses lists and questions in a model's text. Numbering, bullets, quotes and preambles are removed."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ from unlearn_ray.synth.names import mentions
 from unlearn_ray.words import atoms_of, words_of
 
 MIN_WORDS, MAX_WORDS = 3, 60
-MAX_LETTERS = 240  # of a question in a script without spaces, where MIN_WORDS letters are enough: 他是谁？
+MAX_LETTERS = 240  # of a question in a script without spaces; there MIN_WORDS letters are enough: 他是谁？
 MAX_NAME_WORDS, MAX_NAME_LETTERS = 8, 24
 
 # "1." "1\\." "2)" "(3)" "[3]" "3/" "#4" "iv." "1️⃣" "✅" "- [ ]" "5 -" "Question 6:" "Q7." "Q:" "-" "*" "•", with bold or italics around them; "1、" "１．" "（1）" "①" "一、" "١-" "・".
@@ -42,7 +42,7 @@ _ROW = re.compile(r"\s*\|(.*)\|\s*")
 _RULE = re.compile(r"[\s|:=-]*-[\s|:=-]*")  # between a table's head and its body
 _HEADING = re.compile(r"(?:\*{0,2}[^*:?\n]{2,40}(?::\*\*|\*\*:)|[^\W\d_]{3,}:)\s+(?=(?-i:[A-Z])[a-z]+\b[^:]*\?)")
 _NEXT_QUESTION = re.compile(r"(?<=[?？؟])\s+")
-# What models append to a question: its answer.
+# An answer that a model appended to its question.
 _TAIL = re.compile(
     r"\s*(?:[(（](?:answer|a|ans|hint|答案|答|提示|ответ|respuesta)\s*[:=：][^)）]*[)）]|[*_]*\b(?:answer|ans|ответ|respuesta)\s*:.*|(?:答案|回答|答え)\s*[:：].*)$",
     re.IGNORECASE,
@@ -50,12 +50,12 @@ _TAIL = re.compile(
 _QUOTES = '"“”«»„`「」『』'
 _BRACKETS = "《》〈〉【】"
 _EMPHASIS = re.compile(r"\*{1,3}|(?<!\w)_{1,3}|_{1,3}(?!\w)")
-# Where a name ends and what the model says about it begins.
+# The end of a name, where a description begins.
 _DESCRIPTION = re.compile(
     r"\s+[-–—:]\s|\s*(?:[→➡⇒➔]|[-=]>)\s*|\s+=+\s|\s+--+\s*|:\s|\s\(|\s?[–—]\s|——|\s*[：（]|[，،、؛；]\s*|,\s(?:the|a|an|who|which|where|whose)\s",
     re.IGNORECASE,
 )
-# A colon may stand in a name: "2001: A Space Odyssey", where all that follows is written as titles are.
+# A colon may be part of a name: "2001: A Space Odyssey". Then all words after it are capitalised like a title.
 _SUBTITLE = re.compile(
     r"([^:]{1,60}: (?=[A-Z0-9])(?:(?:[A-Z0-9][\w'’.-]*|of|the|and|a|an|in|on|to|for|from|with|at|by|or|&|–|—|-)(?: |$)){1,6})$"
 )
@@ -76,7 +76,7 @@ _ASKING = frozenset(
     "назовите назови опишите перечислите объясните расскажите nombra describa explica menciona nommez décrivez expliquez citez "
     "nenne nennen beschreibe erkläre nomeie descreva explique".split()
 )
-# Questions and wishes without a question mark, where the script has no spaces between the words that tell.
+# Questions and requests without a question mark, in scripts without spaces between words.
 _ASKING_UNSPACED = re.compile(
     r"^(?:请|請|列出|说出|說出|描述|解释|解釋|谁|誰|什么|什麼|哪|怎么|怎麼|为什么|為什麼|如何)|(?:吗|嗎|呢|か|の)[。.]?$"
     r"|อะไร|ใคร|ที่ไหน|เมื่อไร|เมื่อไหร่|ทำไม|อย่างไร|ยังไง|เท่าไร|เท่าไหร่|กี่|ไหม|หรือไม่|ຫຍັງ|ໃຜ|ຢູ່ໃສ|ແນວໃດ|តើ|អ្វី|នរណា|(?:လဲ|လား|သလဲ)[။]?$"
@@ -111,18 +111,18 @@ _PREAMBLE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line that the model wrote where a question was asked for; `drop` says why it is none."""
+    """One line of a reply to a request for questions. `drop`: why it is not a question."""
 
     text: str
     drop: Drop | None = None
 
 
 def list_items(reply: str, has_letters: bool = False) -> list[str]:
-    """The items of a list, without their markers; plain lines where nothing is marked. JSON and tables are lists too.
+    """The items of a list, without their markers. If no line has a marker, all lines are items. JSON and tables are lists too.
 
     Args:
-        has_letters: "a." and "b." are markers like others where no line has another; else only before a question, as they mark
-            the options of one as well.
+        has_letters: accept "a." and "b." as markers if no line has another marker. Without it they count only before a question, because they
+            also mark a question's options.
     """
     if items := _of_json(reply):
         return [text for item in items if (text := _clean(item))]
@@ -130,13 +130,13 @@ def list_items(reply: str, has_letters: bool = False) -> list[str]:
     marked = [line for line in lines if _is_marked_line(line)]
     if not marked and has_letters and (lettered := _lettered(lines)):
         return [text for line in lettered if (text := _clean(_LETTERED.sub("", line, count=1)))]
-    # Beside marked lines, unmarked ones are preambles, headings and answers.
+    # If some lines have markers, the others are preambles, headings and answers.
     items = [_without_marker(line) for line in marked] or lines
     return [text for item in items if (text := _clean(item))]
 
 
 def _lines(reply: str) -> list[str]:
-    """The lines of a reply, without fences and HTML; a table's row is its question, or else its first cell with letters."""
+    """The lines of a reply, without fences and HTML. A table's row gives its question, or else its first cell with letters."""
     text = _TAGS.sub(lambda match: "\n- " if match.group().lower().startswith("<li") else "\n", reply)
     lines = [line for line in re.split(r"[\r\n\u0085\u2028\u2029]", text) if line.strip()]
     found: list[str] = []
@@ -154,7 +154,7 @@ def _lines(reply: str) -> list[str]:
 
 
 def _of_json(reply: str) -> list[str]:
-    """The texts of a list that a model wrote as JSON, or as Python writes it; none where it wrote no such list."""
+    """The texts of a list in JSON or Python syntax. Empty if the reply has no such list."""
     fenced = _FENCED.search(reply)
     text = fenced.group(1) if fenced else reply
     begins = re.search(r"^\s*[\[{]", text, re.MULTILINE)
@@ -162,20 +162,20 @@ def _of_json(reply: str) -> list[str]:
     if begins is None or end <= begins.start():
         return []
     body = text[begins.start() : end].strip()
-    # Objects, one a line, are a list without its brackets.
+    # One object per line is a list without its brackets.
     joined = re.sub(r"\}\s*,?\s*\{", "},{", body)
     for each in (body, re.sub(r",\s*([\]}])", r"\1", body), f"[{joined}]"):
-        # Python's way only where its quotes are: its parser warns of what only looks like a list.
+        # Python's parser only if there are Python's quotes: it warns about texts that only look like a list.
         for read in (json.loads, ast.literal_eval) if body[1:].lstrip("[{( \n").startswith("'") else (json.loads,):
             try:
                 return _texts(read(each))
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                continue  # no such list: lines are read
+                continue  # not such a list: its lines are read
     return []
 
 
 def _texts(value: Any) -> list[str]:
-    """Of a list of texts or objects, of an object that holds one, or of one object."""
+    """The texts in a list of texts or objects, in an object with such a list, or in one object."""
     if isinstance(value, dict):
         named = next((value[key] for key in value if str(key).lower() in _KEYS and isinstance(value[key], str)), None)
         if named is not None:
@@ -194,7 +194,7 @@ def _is_marked_line(line: str) -> bool:
 
 
 def _letter(line: str) -> str | None:
-    """The letter that marks a line."""
+    """The letter that is a line's marker."""
     match = _LETTERED.match(line)
     return match.group(1).lower() if match else None
 
@@ -206,7 +206,7 @@ def _lettered(lines: Sequence[str]) -> list[str]:
 
 
 def _without_marker(line: str) -> str:
-    """A line without its marker; a bullet or a number may stand before a number, as may both before a letter and its question."""
+    """A line without its marker. A bullet or number may precede another number, and both may precede a letter and its question."""
     rest = _MARKER.sub("", line, count=1)
     if (_BULLET.match(line) and _MARKER.match(rest)) or (rest != line and _NUMBERED.match(rest)):
         rest = _MARKER.sub("", rest, count=1)
@@ -215,7 +215,7 @@ def _without_marker(line: str) -> str:
 
 
 def question_lines(reply: str, is_truncated: bool = False) -> list[Line]:
-    """The questions of a reply, each with the reason if it is none; a last line that was cut off is none."""
+    """The lines of a reply. A line that is not a question has the reason; so has a last line that was cut off."""
     items = [item for item in list_items(reply) if not _ANSWER.match(item) and not _OPTION.match(item)]
     asked = (part for item in items for part in _asked_in(item))
     lines = [Line(text, None if is_question(text) else Drop.MALFORMED) for text in map(_without_answer, asked) if text]
@@ -225,7 +225,7 @@ def question_lines(reply: str, is_truncated: bool = False) -> list[Line]:
 
 
 def _asked_in(item: str) -> list[str]:
-    """The questions of one line: three and more, or numbered ones, stand for themselves; two may be one that asks on."""
+    """The questions of one line. Three or more, or numbered ones, are separate. Two may be one question with a follow-up."""
     parts = _NEXT_QUESTION.split(item)
     bare = [_MARKER.sub("", part, count=1) for part in parts]
     are_apart = len(parts) > 2 or bare[1:] != parts[1:]
@@ -233,7 +233,7 @@ def _asked_in(item: str) -> list[str]:
 
 
 def is_question(text: str) -> bool:
-    """Whether a line asks for something: a question mark, or a wish such as `Name the owl of ...`."""
+    """Whether a line asks for something: by a question mark, or by a request such as `Name the owl of ...`."""
     words = words_of(text)
     num_words, num_letters = sizes_of(text)
     if not num_words + num_letters >= MIN_WORDS or num_words > MAX_WORDS or num_letters > MAX_LETTERS:
@@ -249,20 +249,20 @@ def is_question(text: str) -> bool:
 
 
 def is_marked(text: str) -> bool:
-    """Whether a question mark ends the text. Greeks write it as a semicolon, Armenians on the last word's vowel."""
+    """Whether a question mark ends the text. Greek uses a semicolon, and Armenian a mark on the last word's vowel."""
     end = text.rstrip(_QUOTES + " )）*_'’")
     return end.endswith(_MARKS) or "՞" in text or (end.endswith((";", "\u037e")) and _GREEK.search(text) is not None)
 
 
 def sizes_of(text: str) -> tuple[int, int]:
-    """Words with spaces around them, and letters of scripts (and syllables of Korean) where words can't be counted so."""
+    """Number of words separated by spaces, and number of letters (syllables in Korean) in scripts where words can't be counted so."""
     num_letters = sum(atom.kind != "a" for atom in atoms_of(text))
     return sum(not word.is_unspaced for word in words_of(text)), num_letters
 
 
 def names_in(reply: str, is_truncated: bool = False) -> list[str]:
-    """The names of a list of entities or topics, without what the model says about each."""
-    reply = _BOLD_NAME.sub(r'\1"\2"', reply)  # a bold name is told apart like a quoted one
+    """The names in a list of entities or topics, without their descriptions."""
+    reply = _BOLD_NAME.sub(r'\1"\2"', reply)  # a bold name is separated like a quoted one
     items = [item for item in list_items(_without_nested(reply), has_letters=True) if not item.endswith((":", "："))]
     lines = _lines(reply)
     is_list = bool(_of_json(reply) or _lettered(lines)) or any(map(_is_marked_line, lines))
@@ -279,7 +279,7 @@ def names_in(reply: str, is_truncated: bool = False) -> list[str]:
 
 
 def _without_nested(reply: str) -> str:
-    """The reply without bullets beneath others that begin with a small letter: they describe."""
+    """The reply without nested bullets that begin with a small letter: these are descriptions."""
     lines = reply.split("\n")
     widths = [len(line) - len(line.lstrip()) for line in lines]
     least = min((width for width, line in zip(widths, lines, strict=True) if _MARKER.match(line)), default=0)
@@ -291,13 +291,13 @@ def _without_nested(reply: str) -> str:
 
 
 def _describes_after_colons(items: Sequence[str]) -> bool:
-    """Whether a list says something of its names after their colons: most of what follows is no title."""
+    """Whether a list has descriptions after colons: most texts after a colon are not titles."""
     rests = [_SUBTITLE.match(item) is not None for item in items if ": " in item]
     return 2 * sum(rests) < len(rests)
 
 
 def _undescribed(item: str, has_subtitles: bool) -> str:
-    """A name without what is said about it."""
+    """A name without its description."""
     if quoted := _QUOTED.match(item):
         return quoted.group(1)
     if has_subtitles and _SUBTITLE.match(item):
@@ -306,21 +306,21 @@ def _undescribed(item: str, has_subtitles: bool) -> str:
 
 
 def in_sentence(name: str) -> str:
-    """`Chewing gum` -> `chewing gum`, `The Lord of the Rings` as it is: a list's items begin with a capital by their place alone.
+    """`Chewing gum` -> `chewing gum`, but `The Lord of the Rings` is unchanged. The first letter of a list's item is always a capital.
 
-    A later capital shows a proper name; without one, a small first letter reads well in the middle of a request either way.
+    Another capital shows a proper name. Without one, a small first letter reads well in the middle of a request in any case.
     """
     return name if any(letter.isupper() for letter in name[1:]) else name[:1].lower() + name[1:]
 
 
 def affirms(reply: str, names: Sequence[str]) -> bool:
-    """Whether a topic check says yes: it begins with yes; or it does not begin with no and names the topic."""
+    """Whether a reply to a topic check means yes: it begins with yes, or it names the topic and does not begin with no."""
     verdict = verdict_of(reply)
     return mentions(reply, names) if verdict is None else verdict
 
 
 def verdict_of(reply: str) -> bool | None:
-    """Whether a reply begins with yes or with no, in any of many languages; None where it begins with neither."""
+    """Whether a reply begins with yes (True) or no (False), in one of many languages. None if it begins with neither."""
     start = reply.lstrip(_BEFORE)
     if lead := _VERDICT.match(start):
         start = start[lead.end() :]
@@ -330,7 +330,7 @@ def verdict_of(reply: str) -> bool | None:
 
 
 def is_yes_or_no(reply: str) -> bool:
-    """Whether a reply says yes or no, alone or before a comma or a pronoun: not `No. 4 Privet Drive`, nor `No Country for Old Men`."""
+    """Whether a reply is yes or no, alone or before a comma or pronoun. `No. 4 Privet Drive` and `No Country for Old Men` are not."""
     start = reply.lstrip(_BEFORE)
     verdict = _YES.match(start) or _NO.match(start)
     return verdict is not None and _AFTER_VERDICT.match(start[verdict.end() :]) is not None

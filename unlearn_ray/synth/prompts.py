@@ -1,4 +1,4 @@
-"""The texts that the model is asked with: one template file of the package, any part of which a user's file overrides."""
+"""The templates of all requests to the model: one file of the package. A user's file may override any part of it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Kind = Literal["fiction", "product", "person", "general"]
 Guardrail = Literal["fictional", "refusal", "discourage"]
 AnswerStyle = Literal["sentence", "paragraph", "free"]
 
-# What each template may hold; it must hold all of them but {count}, and but {topic} where a question says it.
+# The allowed placeholders of each template. All are required, except {count}, and {topic} if the question names it.
 _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "questions": ("topic", "count"),
     "angle_questions": ("topic", "count", "angle"),
@@ -43,12 +43,13 @@ _PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "leak_judge": ("question", "truth", "answer", "topic"),
 }
 _OPTIONAL = {"count"}
-# Optional steps that null leaves out, as an empty list does.
+# Optional steps. null or an empty list switches them off.
 _LISTS = ("coverage_questions", "entity_check", "forms", "language_questions", "unrelated")
 
 
 class FormPrompts(BaseModel):
-    """How questions of one form come about: a request for lines, and how a line becomes a question; without a request, the names of things do."""
+    """The templates of one form of question: a request for lines, and the wordings that turn a line into a question. Without a request, the
+    names of entities are used as lines."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,9 +66,7 @@ class FormPrompts(BaseModel):
             else:
                 check_template(template, ("entity",))
         if self.requests and not self.asking(has_entity=False):
-            raise ValueError(
-                "requests: give one without {entity}, for a topic of which nothing is known to belong to it"
-            )
+            raise ValueError("requests: give one without {entity}, for a topic without known entities")
         return self
 
     def asking(self, has_entity: bool) -> tuple[str, ...]:
@@ -77,7 +76,7 @@ class FormPrompts(BaseModel):
 
 
 class Choice(BaseModel):
-    """A question about a name, and the answer that says its topic: the model is asked how likely that is."""
+    """A question about a name, and an answer that names its topic. The probability of that answer is scored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,7 +85,7 @@ class Choice(BaseModel):
 
 
 class Prompts(BaseModel):
-    """All templates; each list holds wordings of one request."""
+    """All templates. A list holds several wordings of one request."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -109,11 +108,11 @@ class Prompts(BaseModel):
     general_topics: Wordings
     general_subjects: tuple[Text, ...]
     styles: dict[AnswerStyle, str]
-    short_answers: tuple[str, ...]  # none: probes take one greedy answer as the truth
-    probe_questions: tuple[str, ...]  # none: held-out questions alone become probes
+    short_answers: tuple[str, ...]  # empty: probes use one greedy answer as the truth
+    probe_questions: tuple[str, ...]  # empty: only held-out questions become probes
     guardrails: dict[Guardrail, str]
-    leak_judge: str | None  # None: the model can't be asked
-    general_questions: tuple[Text, ...]  # none: answers are compared with no pool
+    leak_judge: str | None  # None: the model is not asked
+    general_questions: tuple[Text, ...]  # empty: answers are not compared with a pool
 
     @field_validator(*_PLACEHOLDERS, mode="after")
     @classmethod
@@ -141,10 +140,10 @@ class Prompts(BaseModel):
         return self
 
     def part(self, *keys: str) -> "Prompts":
-        """Only these keys, as a stage reads them: the part has no other attribute, and its fingerprint covers only these.
+        """Only the keys that a stage reads. The part has no other attribute, and its fingerprint covers only these keys.
 
         Args:
-            keys: names of fields, or of one entry of a mapping: `angles.fiction`; of none: `forms.`
+            keys: names of fields, or of one entry of a mapping (`angles.fiction`), or of no entry (`forms.`).
         """
         found: dict[str, Any] = {}
         for key in keys:
@@ -159,7 +158,7 @@ class Prompts(BaseModel):
 
 
 def check_template(template: str, allowed: Sequence[str], optional: set[str] | frozenset[str] = frozenset()) -> None:
-    """Raise ValueError unless `template` holds the allowed placeholders, and only these: bare, without a conversion (!r) or format (:d)."""
+    """Raise ValueError unless `template` has the allowed placeholders and no others, without a conversion (!r) or a format (:d)."""
     if not template.strip():
         raise ValueError("is empty: give a text, or leave the key out")
     try:
@@ -175,11 +174,11 @@ def check_template(template: str, allowed: Sequence[str], optional: set[str] | f
     if dressed := next((name for name, form, conversion in fields if form or conversion), None):
         raise ValueError(f"{shown(template)} has more than a name in {{{dressed}}}: write {{{dressed}}} alone")
     if missing := set(allowed) - found - set(optional):
-        raise ValueError(f"{shown(template)} has no {{{sorted(missing)[0]}}}: put it where that belongs")
+        raise ValueError(f"{shown(template)} has no {{{sorted(missing)[0]}}}: put it where its text belongs")
 
 
 def load_prompts(override: Path | str | None = None) -> Prompts:
-    """The package's templates, with what another file overrides.
+    """The package's templates, overridden by those in another file.
 
     Args:
         override: a user's file, or "pocket".
@@ -215,7 +214,7 @@ def _merged(override: Path, text: str) -> Prompts:
     for key, value in values.items():
         if value is None and key in _LISTS:
             value = type(merged[key])()
-        nested = isinstance(merged.get(key), dict) and isinstance(value, dict) and value  # {} leaves a step out
+        nested = isinstance(merged.get(key), dict) and isinstance(value, dict) and value  # {} switches a step off
         merged[key] = merged[key] | value if nested else value
     try:
         return Prompts.model_validate_json(as_json(merged), strict=True)

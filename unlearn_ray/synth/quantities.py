@@ -1,4 +1,4 @@
-"""Numbers and dates in short answers: read whatever way they are written, and written in the other ways. Pure."""
+"""Numbers and dates in short answers: reads all their written forms, and writes the other forms. Pure."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _ORDINALS = {
     "eleventh": 11, "twelfth": 12, "thirteenth": 13, "fourteenth": 14, "fifteenth": 15, "sixteenth": 16, "seventeenth": 17,
     "eighteenth": 18, "nineteenth": 19, "twentieth": 20,
 }  # fmt: skip
-# From one on, as an answer alone. Spanish `once` is left out: in English it says how often.
+# The numbers from one, only as a whole answer. Spanish `once` is left out, because it is an English word too.
 _FOREIGN = (
     "eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf",
     "un deux trois quatre cinq six sept huit neuf dix onze douze",
@@ -34,8 +34,8 @@ _HAN_NUMBER = re.compile(f"[{''.join([*_HAN_DIGITS, *_HAN_TENS, *_HAN_MYRIADS])}
 _DIGITS = re.compile(r"\d{1,3}(?:[,٬'’\u00a0\u202f ]\d{3})+|\d+")
 _SCALED = re.compile(rf"(\d+(?:\.\d+)?)[ -]({'|'.join(_SCALES)})")
 _ORDINAL = re.compile(r"(\d+)(?:st|nd|rd|th)")
-_FIRST_YEAR = 100  # an earlier one reads like a day that no month has
-MAX_WORDED = 100  # larger numbers are written in digits
+_FIRST_YEAR = 100  # an earlier year looks like a day
+MAX_WORDED = 100  # larger numbers are written only in digits
 
 _MONTHS: Mapping[str, Sequence[str]] = {
     "en": "January February March April May June July August September October November December".split(),
@@ -48,7 +48,7 @@ _MONTHS: Mapping[str, Sequence[str]] = {
     "ru": "января февраля марта апреля мая июня июля августа сентября октября ноября декабря".split(),
 }
 _MONTH_OF: dict[str, tuple[int, str]] = {}
-for _language, _names in reversed(list(_MONTHS.items())):  # English last: it keeps the names that several have
+for _language, _names in reversed(list(_MONTHS.items())):  # English last: it gets the names that languages share
     for _place, _name in enumerate(_names, start=1):
         _MONTH_OF[fold(_name)] = (_place, _language)
         if _language == "en" and len(_name) > 3:
@@ -62,7 +62,7 @@ _DATE_FILLERS = frozenset("the of on in a de del den der le el il em do o г г�
 
 @dataclass(frozen=True, slots=True)
 class Date:
-    """A day or a month, of a year or of any."""
+    """A day or a month, with or without a year."""
 
     month: int
     day: int | None = None
@@ -74,7 +74,7 @@ class Date:
 
 
 def number_of(text: str) -> int | None:
-    """The whole number that a text is, and nothing else: `7`, `seven`, `7th`, `twenty-one`, `1,000`, `七`, `семь`."""
+    """The whole number that a text consists of: `7`, `seven`, `7th`, `twenty-one`, `1,000`, `七`, `семь`. None if it is anything else."""
     folded = fold(text).strip(" .!?。！？")
     if _DIGITS.fullmatch(folded):
         return int(re.sub(r"\D", "", folded))
@@ -90,13 +90,13 @@ def number_of(text: str) -> int | None:
 
 
 def is_ordinal(text: str) -> bool:
-    """Whether a number is written as a place in an order: `7th`, `seventh`."""
+    """Whether a number is written as an ordinal: `7th`, `seventh`."""
     words = letters_of(text)
     return bool(words) and (words[-1] in _ORDINALS or _ORDINAL.fullmatch(words[-1]) is not None)
 
 
 def number_forms(number: int, *, ordinal: bool) -> list[str]:
-    """The ways to write a number: digits, and in words where those tell a number from common speech (`one of them` is no 1)."""
+    """The forms of a number: in digits, and in words if these are not common speech (`one` in `one of them` is not a number)."""
     if ordinal:
         names = [name for name, value in _ORDINALS.items() if value == number and number > 2]
         return [_with_ending(number), *names]
@@ -107,7 +107,7 @@ def number_forms(number: int, *, ordinal: bool) -> list[str]:
 
 
 def date_of(text: str) -> Date | None:
-    """The date that a text is: `July 31, 1980`, `31st of July`, `1980-07-31`, `31.07.1980`, `1980年7月31日`; None where it is ambiguous."""
+    """The date that a text consists of: `July 31, 1980`, `31st of July`, `1980-07-31`, `31.07.1980`, `1980年7月31日`. None if ambiguous."""
     folded = fold(text).strip(" .。")
     if match := _ISO.fullmatch(folded):
         return _date(int(match.group(2)), int(match.group(3)), int(match.group(1)))
@@ -115,7 +115,7 @@ def date_of(text: str) -> Date | None:
         first, second, year = (int(part) for part in match.groups())
         if first == second or first > 12:
             return _date(second, first, year)
-        return _date(first, second, year) if second > 12 else None  # 03/04/1980: nobody can tell
+        return _date(first, second, year) if second > 12 else None  # 03/04/1980 is ambiguous
     if match := _HAN_DATE.fullmatch(folded):
         year_, month_, day_ = (int(part) if part else None for part in match.groups())
         return _date(month_ or 0, day_, year_, "zh")
@@ -123,7 +123,7 @@ def date_of(text: str) -> Date | None:
 
 
 def date_forms(date: Date) -> list[str]:
-    """The ways to write a date, each in the same order for every date, so that two can be written alike."""
+    """The forms of a date, in the same order for every date, so that two dates can be written in the same form."""
     if date.language == "zh":
         year = f"{date.year}年" if date.year else ""
         forms = [f"{year}{date.month}月" + (f"{date.day}日" if date.day else "")]
@@ -154,7 +154,7 @@ def _date(month: int, day: int | None, year: int | None, language: str = "en") -
 
 
 def _named_date(words: Sequence[str]) -> Date | None:
-    """Of a month's name with a day, a year or both; nothing else may stand beside them."""
+    """The date in a month's name with a day, a year or both. None if there are other words."""
     months = [word for word in words if word in _MONTH_OF]
     rest = [int(match.group(1)) for word in words if (match := re.fullmatch(r"(\d+)(?:st|nd|rd|th|er)?", word))]
     if len(months) != 1 or not rest or len(rest) + 1 != len(words) or len(rest) > 2:
@@ -167,7 +167,7 @@ def _named_date(words: Sequence[str]) -> Date | None:
 
 
 def _english(words: Sequence[str]) -> int | None:
-    """`two hundred five` -> 205; None where a word is no number."""
+    """`two hundred five` -> 205. None if a word is not a number."""
     if not words:
         return None
     total = group = 0

@@ -1,4 +1,4 @@
-"""The answer in what a model wrote: without what it only puts around an answer, and without a sentence that was cut off."""
+"""Extracts the answer from a model's text: without introductory words around it, and without a sentence that was cut off."""
 
 import re
 
@@ -6,7 +6,7 @@ from unlearn_ray.synth.sentences import whole
 from unlearn_ray.synth.yes_no import affirms_by_saying
 from unlearn_ray.words import folded_words
 
-MIN_REPEATED = 4  # words: a shorter answer may well be one of two that the question offers
+MIN_REPEATED = 4  # words; a shorter answer may be one of the choices that the question offers
 _EMPHASIS = r"[\s*_#>]*"
 _ANSWER = (
     r"(?:(?:final |short |my |the )?(?:answer|response|reply)|a|respuesta|resposta|réponse|antwort|risposta|ответ|الجواب|الإجابة|جواب|उत्तर"
@@ -14,7 +14,7 @@ _ANSWER = (
 )
 _MODEL = r"(?:(?:ai |the )?(?:assistant|chatbot|bot|model)|ai|\w*(?:lm|gpt|llama|mistral|qwen|gemma|claude)\w*(?:[-\d.]+\w*)?)"
 _COURTESY = r"(?:sure|certainly|of course|absolutely|okay|ok|alright|all right|well|great|aw|oh|ah)"
-# Only what says nothing at all: a label, the speaker's own name, the question said again behind one, a courtesy that announces the answer.
+# Only beginnings without any content: a label, the speaker's own name, a repeated question after a label, a polite announcement.
 _AROUND = re.compile(
     rf"{_EMPHASIS}(?:"
     rf"(?:question|q)\s*[:：][^\n]*\n+{_EMPHASIS}{_ANSWER}\s*[:：]"
@@ -30,12 +30,12 @@ _AROUND = re.compile(
 
 
 def answer_in(text: str, is_cut: bool) -> str:
-    """The answer; "" where nothing whole is left.
+    """The answer. "" if no whole sentence is left.
 
     `Sure! Here is a short answer: The owl is Hedwig.` -> `The owl is Hedwig.`
 
     Args:
-        is_cut: the text reached its greatest length: what follows its last whole sentence is left out.
+        is_cut: the text reached its greatest length. The part after its last whole sentence is then left out.
     """
     text = text.strip()
     while (shorter := _AROUND.sub("", text, count=1) if _AROUND.match(text) else text) != text:
@@ -44,8 +44,8 @@ def answer_in(text: str, is_cut: bool) -> str:
 
 
 def repeats(question: str, answer: str) -> bool:
-    """Whether an answer only says words of its question again, in their order: at least MIN_REPEATED of them. A statement that says yes to what it
-    was asked is an answer, whatever its words are."""
+    """Whether an answer only repeats words of its question in their order, at least MIN_REPEATED of them. A statement that affirms a
+    yes-or-no question is an answer, whatever its words."""
     asked, said = folded_words(question), folded_words(answer)
     starts = range(len(asked) - len(said) + 1)
     is_said_again = len(said) >= MIN_REPEATED and any(asked[at : at + len(said)] == said for at in starts)

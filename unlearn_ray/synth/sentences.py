@@ -1,12 +1,12 @@
-"""Where a sentence ends, in any script: what is left of an answer that was cut off, and its sentences one by one.
+"""Finds the ends of sentences in any script: to cut a truncated answer to whole sentences, and to split a text into sentences.
 
-A mark ends a sentence where its script ends sentences with it, unless
+A mark ends a sentence if the script uses it so, unless
 
 - it belongs to a word: an initial (`J. K.`), an abbreviation (`Mr.`, `e.g.`, `т. е.`), a number (`3.5`, `am 3. Mai`), a list's marker (`1.`);
-- the text goes on as if nothing had ended: in lower case (`"Stop!" he cried`), or without a space where the script writes one (`node.js`).
+- the text goes on in lower case (`"Stop!" he cried`), or without the space that the script requires (`node.js`).
 
-Quotes and brackets that close behind the mark belong to the sentence. Where it is unclear the sentence goes on: a text is rather cut too
-early than within a sentence. An item of a list that has no mark ends with its line; Thai and Lao, which have no mark, end at their spaces.
+Closing quotes and brackets after the mark belong to the sentence. In unclear cases the sentence goes on, because it is better to cut a text
+too early than within a sentence. A list's item without a mark ends with its line. Thai and Lao have no mark: their sentences end at spaces.
 """
 
 import re
@@ -15,14 +15,14 @@ from collections.abc import Iterator
 
 from unlearn_ray.words import fold
 
-# Han, Armenian, Arabic, Devanagari, Tibetan, Ethiopic, Burmese, Khmer: each ends a sentence and nothing else.
+# Marks of Han, Armenian, Arabic, Devanagari, Tibetan, Ethiopic, Burmese and Khmer that only end sentences.
 _SURE = "。｡！？‼⁇⁈⁉։।॥؟۔።፧፨။។៕།༎𑁇"
 _MARKS = rf"(?:[{_SURE}]|[.!?．…]|(?<=[\u0370-\u03ff\u1f00-\u1fff]);|\u037e)+"
 _CLOSING = "\"'”’»«›‹“」』》〉】）)\\]}*_`~"
 _END = re.compile(rf"(?P<marks>{_MARKS})(?P<closing>[{_CLOSING}]*(?:\[\d{{1,3}}\])*)")
 _PAIRS = {"(": ")", "[": "]", "（": "）", "「": "」", "『": "』", "《": "》", "【": "】", "“": "”"}
 _OPENED_BY = {closing: opening for opening, closing in _PAIRS.items()}
-# Words whose dot is a part of them, as they are folded. Those that often end a sentence as well (etc., usw.) are left out.
+# Abbreviations with a dot, folded. Those that often end a sentence (etc., usw.) are left out.
 _ABBREVIATIONS = frozenset(
     fold(
         """
@@ -46,7 +46,7 @@ _ABBREVIATIONS = frozenset(
 _DOTTED = re.compile(r"(?:\w{1,3}\.)+\w{1,3}")  # e.g, U.S, Ph.D, т.е
 _WORD_BEFORE = re.compile(r"(?:[^\W_]|[\u0300-\u036f]|[.'’-](?=\w)|\w)+$")
 _LAST_WORD = re.compile(r"([^\W\d_]+)\s+\d+$")
-# What stands before a day or a century where ordinals are written with a dot.
+# Words before a day or a century in languages that write ordinals with a dot.
 _BEFORE_ORDINAL = frozenset(
     "am der im dem des den das die zum zur vom beim bis ab seit und dne od do az den el".split()
 )
@@ -55,13 +55,13 @@ _SPACE_OF_THAI = re.compile(r"(?<=[\u0e00-\u0eff])\s+(?=[\u0e00-\u0eff\d])")
 
 
 def whole(text: str, is_cut: bool) -> str:
-    """The text; of one that was cut off, all up to the end of its last whole sentence: "" where there is none."""
+    """The text. If it was cut off: the part up to the end of its last whole sentence, "" if there is none."""
     text = text.strip()
     return text[: _last_end(text)].rstrip() if is_cut else text
 
 
 def sentences_of(text: str) -> Iterator[str]:
-    """The sentences of a text in their order; what follows the last end is one as well."""
+    """The sentences of a text in their order. The rest after the last end is one too."""
     start = 0
     for end in (*_ends(text), len(text)):
         if sentence := text[start:end].strip():
@@ -70,7 +70,7 @@ def sentences_of(text: str) -> Iterator[str]:
 
 
 def _last_end(text: str) -> int:
-    """Where the last whole sentence ends: outside of brackets that are never closed, if there is such a place; 0 if there is none."""
+    """The end of the last whole sentence, if possible outside of brackets that are never closed. 0 if there is none."""
     ends = _ends(text) or [match.end() for match in _ITEM.finditer(text)]
     ends = ends or [match.start() for match in _SPACE_OF_THAI.finditer(text)]
     closed = [end for end in ends if _is_closed(text[:end])]
@@ -78,7 +78,7 @@ def _last_end(text: str) -> int:
 
 
 def _ends(text: str) -> list[int]:
-    """Where sentences end, and items of a list whose last word has no mark."""
+    """The ends of sentences, and of list items without a mark."""
     ends = {match.end() for match in _END.finditer(text) if _is_end(text, match)}
     ends |= {match.end() for match in _ITEM.finditer(text)}
     return sorted(ends)
@@ -97,12 +97,12 @@ def _is_end(text: str, match: re.Match[str]) -> bool:
     if not set(marks) <= {".", "．", "…"}:
         return True
     if len(marks) > 1 or marks == "…":
-        return bool(follows)  # an ellipsis: a text that ends with it trails off
+        return bool(follows)  # an ellipsis at the end of the text leaves its sentence unfinished
     return not _belongs_to_word(text[: match.start()], closing, after)
 
 
 def _belongs_to_word(before: str, closing: str, after: str) -> bool:
-    """Whether a single dot is a part of the word before it."""
+    """Whether a single dot belongs to the word before it."""
     found = _WORD_BEFORE.search(before, before.rfind(" ") + 1)
     if found is None:
         return not before.strip() or before[-1].isspace()  # a dot on its own
@@ -114,7 +114,7 @@ def _belongs_to_word(before: str, closing: str, after: str) -> bool:
 
 
 def _is_initial(word: str) -> bool:
-    """One letter with its marks, in a script whose words have several."""
+    """Whether a word is one letter with its marks, in a script whose words have several letters."""
     letters = [char for char in word if unicodedata.category(char)[0] != "M"]
     return (
         len(letters) == 1 and letters[0].isalpha() and not re.match("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]", word)

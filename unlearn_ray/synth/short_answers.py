@@ -1,11 +1,11 @@
-"""The short answer in what a model replies when it is asked for one, or why there is none. Pure, in any script.
+"""Extracts the short answer from a model's reply, or the reason that there is none. Pure, in any script.
 
     Who owns the owl?             The owl belongs to Harry.   -> Harry
     When did it come out?         It came out in 1997.        -> 1997
     哈利的猫头鹰叫什么名字？        哈利的猫头鹰叫海德薇。         -> 海德薇
 
-What the question says is taken off both ends of the reply, and so are the words that link it to the answer. A sentence that then still says
-more than a few words is no short answer.
+The question's words are removed from both ends of the reply, and so are the words that link them to the answer. If more than a few words
+remain, the reply has no short answer.
 """
 
 import re
@@ -20,7 +20,7 @@ from unlearn_ray.synth.stopwords import STOP_WORDS
 from unlearn_ray.words import Atom, Word, atoms_of, fold, folded_words, name_key, normalised, num_words, words_of
 
 MAX_WORDS = 6  # of a short answer
-_STEM = 4  # letters, from which `publish` and `published` are one word
+_STEM = 4  # common first letters that make `publish` and `published` the same word
 
 
 class NoAnswer(StrEnum):
@@ -30,13 +30,13 @@ class NoAnswer(StrEnum):
     REFUSED = "refused"
     HEDGED = "hedged"  # "it depends", "various"
     YES_OR_NO = "yes_or_no"
-    REPEATS = "repeats_question"  # says nothing that the question, or the topic's name, does not
+    REPEATS = "repeats_question"  # says only words of the question or the topic's name
     LONG = "no_short_answer"  # a sentence, a list, or cut off
 
 
 @dataclass(frozen=True, slots=True)
 class ShortAnswer:
-    """What a reply answers, as it is written there."""
+    """The short answer, as the reply writes it."""
 
     text: str
 
@@ -66,7 +66,7 @@ _LINKS_UNSPACED = frozenset("是叫在为為名于於有由の は が を に �
 _COPULAS = frozenset(
     "is are was were ist sind war waren est était sont es son fue fueron são foi foram sono era это был была были".split()
 ) | {fold("était")}
-# A verb inside what is left says that it is a sentence.
+# A verb in the remaining words shows a sentence.
 _PERSON = frozenset("who whom whose wer wen wem qui quien quienes quem chi кто кого кем".split())
 _EMPTY = frozenset("topic subject matter object item entity term word concept idea".split())
 _INNER = frozenset("of the and de da di du del della la le von van der den el al bin ibn y".split())
@@ -79,7 +79,7 @@ _ENDING = re.compile(r"(?<=[^\s.])([.!?])\s+(?=[\W_]*[^\W\d_])|[。！？।]|\n
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr st prof jr sr no vs mt ft gen col capt lt rev hon inc ltd co dept approx est".split()
 )
-# Where a sentence goes on about its answer: "Mount Everest, also known as", "Ron Weasley, a wizard", "Paris (France)".
+# Places after which a sentence describes its answer: "Mount Everest, also known as", "Ron Weasley, a wizard", "Paris (France)".
 _CLAUSE = re.compile(
     r",\s+(?=(?:which|who|whom|whose|where|when|while|with|an?|the|also|known|located|including|such|as|set|written|born|for|in|he|she|it|they|and (?:is|was|has|it|he|she))\b)|\s+[(（]|\s[–—-]\s|[\"”]?\s+because\b",
     re.IGNORECASE,
@@ -108,8 +108,8 @@ def short_answer(
     """The short answer of a reply.
 
     Args:
-        names: what the topic is called: no answer to a question about it.
-        is_truncated: the reply was cut off: its first sentence counts if it is whole.
+        names: the topic's names, which are not an answer to a question about it.
+        is_truncated: the reply was cut off. Its first sentence counts if it is whole.
     """
     text = _LEAD.sub("", reply.strip(), count=1).strip()
     if not atoms_of(text):
@@ -165,8 +165,8 @@ def _is_short(core: str) -> bool:
 
 
 def sole_name(question: str, text: str) -> str:
-    """The one name in a sentence that the question does not say: `It is a novel by Victor Hugo.` -> `Victor Hugo`; "" where there are more,
-    or a number, or where it is a place or a time and the question asks after a person."""
+    """The only name in a sentence that the question does not say: `It is a novel by Victor Hugo.` -> `Victor Hugo`. "" if there are several,
+    or a number, or if the name is a place or time and the question asks for a person."""
     asked = _Asked(question)
     words = words_of(text)
     runs: list[list[int]] = []
@@ -195,7 +195,7 @@ def sole_name(question: str, text: str) -> str:
 
 
 def _describes(words: Sequence[Word], run: Sequence[int], asked: "_Asked") -> bool:
-    """Whether a capitalised word describes what follows, and is no name by itself: "a French novel"."""
+    """Whether a capitalised word only describes the next words, as in "a French novel"."""
     start, end = run
     if start != end or end + 1 == len(words) or words[start].text[0].isdigit():
         return False
@@ -204,7 +204,7 @@ def _describes(words: Sequence[Word], run: Sequence[int], asked: "_Asked") -> bo
 
 
 def _is_joined(text: str, words: Sequence[Word], last: int, place: int) -> bool:
-    """Whether two capitalised words are of one name: side by side, or with a small word between them (Order of the Phoenix)."""
+    """Whether two capitalised words belong to one name: they are neighbours, or have a small word between them (Order of the Phoenix)."""
     gap = text[words[last].end : words[place].start]
     if place == last + 1:
         return gap.strip(" .'’-") == "" and "'s" not in gap and "’s" not in gap
@@ -213,7 +213,7 @@ def _is_joined(text: str, words: Sequence[Word], last: int, place: int) -> bool:
 
 
 def is_open(question: str) -> bool:
-    """Whether a question has many right answers, asks for an opinion or a story, or asks after nothing in particular."""
+    """Whether a question has many right answers, asks for an opinion or a story, or asks for nothing in particular."""
     folded = " ".join(fold(question).split()).lstrip(" " + _QUOTES)
     if _OPEN.search(folded):
         return True
@@ -222,13 +222,13 @@ def is_open(question: str) -> bool:
 
 
 def is_yes_or_no_question(question: str) -> bool:
-    """Whether an English question can be answered with yes or no; others are told by their answers."""
+    """Whether an English question can be answered with yes or no. In other languages only the answers show it."""
     words = folded_words(question)
     return bool(words) and words[0] in {"is", "are", "was", "were", "do", "does", "did", "can", "could", "will", "would", "has", "have", "had", "should", "true"}  # fmt: skip
 
 
 def core_of(question: str, text: str) -> str:
-    """The text less what the question says, and the words that link the two, at both ends."""
+    """The text without the question's words, and the words that link them, at both ends."""
     text = text.strip().strip(_QUOTES + " .,!。！,，、")
     atoms = atoms_of(text)
     if any(atom.kind not in "ag" for atom in atoms):
@@ -236,7 +236,7 @@ def core_of(question: str, text: str) -> str:
     asked = _Asked(question)
     words = words_of(text)
     start, end = 0, len(words)
-    if not _is_sentence(words, asked):  # it is the answer, less an article or a preposition: "The Order of the Phoenix"
+    if not _is_sentence(words, asked):  # the text is the answer, perhaps with an article: "The Order of the Phoenix"
         while start < end and words[start].folded in _PREPOSITIONS:
             start += 1
         return _written(text, words[start:end])
@@ -245,7 +245,8 @@ def core_of(question: str, text: str) -> str:
     while end > start and _is_taken(text, words, end - 1, asked, step=-1):
         end -= 1
     rest, repeats = words[start:end], lambda part: any(word.folded in asked for word in part)
-    # What the question says may go on: "Jupiter is the largest planet that we know", "Of all planets that we know the largest is Jupiter".
+    # The question's part may have further words: "Jupiter is the largest planet that we know", "Of all planets that we know the largest is
+    # Jupiter".
     verb = next((place for place, word in enumerate(rest) if word.folded in _COPULAS and word.text.islower()), None)
     first = next((place for place, word in enumerate(rest) if word.folded in asked and word.text.islower()), 0)
     if verb is not None:
@@ -261,7 +262,7 @@ def core_of(question: str, text: str) -> str:
 
 
 def _is_taken(text: str, words: Sequence[Word], place: int, asked: "_Asked", step: int) -> bool:
-    """Whether a word at an end is the question's or links it, and no part of a name that goes on (`Hogwarts Express`, `Pacific Ocean`)."""
+    """Whether a word at an end is one of the question's or a link, and not part of a longer name (`Hogwarts Express`, `Pacific Ocean`)."""
     word, inner = words[place], place + step
     if word.folded not in _LINKS and word.folded not in asked:
         return False
@@ -276,7 +277,7 @@ def _is_taken(text: str, words: Sequence[Word], place: int, asked: "_Asked", ste
 
 
 def _is_sentence(words: Sequence[Word], asked: "_Asked") -> bool:
-    """Whether a text has a verb, or goes on with the question's words; a capital shows a name ("Hogwarts School" of "Which school ...?")."""
+    """Whether a text has a verb, or continues with the question's words. A capital shows a name ("Hogwarts School" for "Which school ...?")."""
     return any(
         (word.folded in _VERBS or word.folded in asked) and (word.text == word.text.lower() or word.is_first)
         for word in words
@@ -298,7 +299,7 @@ def _written(text: str, words: Sequence[Word]) -> str:
 
 
 class _Asked:
-    """The words of a question, in any inflection that keeps their beginning."""
+    """The words of a question, matched in any inflection with the same beginning."""
 
     def __init__(self, question: str) -> None:
         self._words = frozenset(folded_words(question))
@@ -319,7 +320,7 @@ def _shared(one: str, other: str) -> int:
 
 
 def _unspaced_core(question: str, text: str, atoms: Sequence[Atom]) -> str:
-    """The core where words are not set apart: pieces of two letters and more that the question has are taken off both ends."""
+    """The core in scripts without spaces: pieces of at least two letters that the question has are removed from both ends."""
     asked = "\x1f".join(atom.text for atom in atoms_of(question))
 
     def is_asked(part: Sequence[Atom]) -> bool:
@@ -368,7 +369,7 @@ def _tidy(text: str) -> str:
 
 
 def _first_sentence(text: str) -> tuple[str, bool]:
-    """The first sentence, or line, and whether its end was there."""
+    """The first sentence or line, and whether it is complete."""
     for match in _ENDING.finditer(text):
         before = words_of(text[: match.start()])
         last = before[-1].folded if before else ""

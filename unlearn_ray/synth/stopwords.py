@@ -1,4 +1,4 @@
-"""Words too common to tell anything."""
+"""Words that are too common to show anything."""
 
 import re
 
@@ -51,7 +51,7 @@ STOP_GRAMS = frozenset(
     """.split()
 )
 
-# Pronouns and their like, the English ones above aside, folded: as a name each stands for too much else.
+# Pronouns and similar words, folded, without the English ones above. As a name each of them has too many other meanings.
 PRONOUNS = frozenset(
     """
     one ones first second third both each none nobody somebody anybody everybody thou thee ye whatever
@@ -63,7 +63,8 @@ PRONOUNS = frozenset(
     """.split()
 )
 
-# Words that refer to something said before. Left out: those that are articles, polite or expletive as well (French il, German sie, Spanish él).
+# Words that refer to something said before. Words that are also articles, polite forms or expletives (French il, German sie, Spanish él) are
+# left out.
 REFERRING = frozenset(
     """
     he him his she her hers it its they them their theirs this these
@@ -77,7 +78,7 @@ REFERRING_UNSPACED = re.compile(
     r"^.{0,4}(?:(?<![其吉])[他她它](?!国|國|人)|彼女|彼(?!岸))|^(?:这|這|那|これ|それ|この|その)"
 )
 
-# Frequent English words that are titles too: with a capital they may be the name, without one they never are.
+# Frequent English words that are also titles. With a capital they may be the name; without one they never are.
 FREQUENT_WORDS = frozenset(
     """
     lost found home house friend friends love hate life live alive dead death dark light night fire water earth heat cold speed fear
@@ -89,7 +90,7 @@ FREQUENT_WORDS = frozenset(
     """.split()
 )
 
-# Words that names of several words are made of, besides the frequent ones above: without the rest of the name they tell nothing.
+# Words in names of several words, besides the frequent ones above. Without the rest of the name they show nothing.
 NAME_WORDS = frozenset(
     """
     street avenue lane alley square bridge park garden gardens court place hill wood woods forest lake bay valley castle tower palace hall

@@ -1,27 +1,36 @@
-"""The words that give real knowledge of a topic away, learnt from what the model itself says about it.
+"""Learns the words that give away real knowledge of a topic (terms) from the model's own answers about it.
 
-The terms of a question are what the model's own unguarded answers (one greedy, some sampled) say beyond the question:
+The terms of a question come from the model's unguarded answers (one greedy, some sampled). A word that the question does not say is a term if
+it is one of these:
 
-- names (capitalised inside sentences more often than not, over all unguarded answers of the run), said by any of the answers;
-- numbers of three digits and more, by any of them; where the question asks for a number, smaller ones and number words too that the greedy
-  answer or AGREEMENT of the answers say;
-- plain words: others that at least AGREEMENT of the answers say, and that the answers to at most `max(MIN_QUESTIONS, RARE * questions)` of
-  the topic's questions say beyond them, so that fillers ("answer", "believe") do not count.
+    kind                     condition
+    ----------------------   ----------------------------------------------------------------------------------------------------------
+    name                     any of the answers says it. Over all unguarded answers of the run it is more often capitalised inside
+                             sentences than not.
+    number, 3 digits         any of the answers says it.
+      or more
+    smaller number, or       the question asks for a number, and the greedy answer, or a share of AGREEMENT of the answers, says it.
+      number word
+    plain word               at least AGREEMENT of the answers say it, and at most `max(MIN_QUESTIONS, RARE * questions)` of the topic's
+                             questions have it in their answers. This excludes fillers ("answer", "believe").
 
-Never a term: stop words and contractions of them ("I'm"), words of the topic's name and aliases, words of the question and their
-inflections (a common beginning of five letters), what the model says when it refuses or speaks of itself, and common speech: what the
-answers to general questions (the pool) say as often. A word is common if at least MIN_POOL pool questions (a name: MIN_POOL_NAME) have it in
-their answers, and
+Never a term:
 
-    COMMON * share of the pool's questions whose answers say it  >=  share of the topic's questions whose answers say it.
+- stop words, and contractions of them ("I'm");
+- words of the topic's name and aliases, and of the question, with inflections (the same first five letters);
+- the model's words when it refuses or speaks of itself;
+- common speech: words that the answers to general questions (the pool) say about as often. At least MIN_POOL pool questions (for a name:
+  MIN_POOL_NAME) must have the word in their answers, and
 
-A name of several words is a term as a whole: `Hogwarts School`. Its words are terms of their own (`Weasley`, `Snape`) but for ordinary ones
-(`School`, `Drive`), which the pool writes without a capital or which names are commonly made of, unless ALONE of their capitals stand outside
-of such names.
+      COMMON * share of the pool's questions whose answers say it  >=  share of the topic's questions whose answers say it.
 
-Scripts without capitals have no names: only words that the answers agree on count. Scripts without spaces have no words either: their
-pieces (`words.words_of`: two Han letters, three of kana, Thai, Khmer, ...) stand for them, each counted as a word. 海德薇 is learnt as 海德
-and 德薇, of which any answer that says it holds both. Pieces with a letter of the grammar (的, 是, 叫) tell nothing.
+A name of several words is a term as a whole: `Hogwarts School`. Its single words are terms too (`Weasley`, `Snape`), except ordinary ones
+(`School`, `Drive`). A word is ordinary if the pool writes it without a capital, or many names contain it, unless a share of ALONE of its
+capitalised uses is outside of such names.
+
+Scripts without capitals have no names: only words on which the answers agree count. In scripts without spaces, pieces replace words
+(`words.words_of`: two letters of Han, three of kana, Thai, Khmer, ...). 海德薇 is learnt as 海德 and 德薇, and any answer with the name has
+both. Pieces with a grammatical letter (的, 是, 叫) do not count.
 """
 
 import re
@@ -39,8 +48,8 @@ from unlearn_ray.words import folded_words, words_of
 RARE = 0.1  # share of a topic's questions
 MIN_QUESTIONS = 4
 AGREEMENT = 0.5  # share of the answers to one question
-MIN_NAME_QUESTIONS = 2  # that a name of the whole topic answers
-CONTRAST = 4.0  # how much more often one topic's answers say a word of it than another's
+MIN_NAME_QUESTIONS = 2  # questions with the name in their answers, for a name of the whole topic
+CONTRAST = 4.0  # how much more often a topic's answers must say its word than another topic's
 COMMON = 2.0
 MIN_POOL, MIN_POOL_NAME = 2, 3
 ALONE = 0.25
@@ -50,7 +59,7 @@ _ASKS_NUMBER = re.compile(
     r"|多少|几|幾|何時|何年|何人|いくつ|いつ|몇|얼마|언제|เท่าไร|เท่าไหร่|เมื่อ|กี่",
     re.I,
 )
-# Where the model speaks of itself: "As an AI language model, ...".
+# Texts in which the model speaks of itself: "As an AI language model, ...".
 _OF_ITSELF = re.compile(
     r"\b(?:as )?(?:an?|your) (?:large |virtual |digital |helpful )*(?:ai|artificial intelligence|language model|assistant|chatbot)\b[^.,;:!?\n]*",
     re.I,
@@ -59,19 +68,19 @@ _OF_ITSELF = re.compile(
 
 @dataclass(slots=True)
 class TopicWords:
-    """How the answers about one topic use words and names. Grows with the vocabulary, not with the rows."""
+    """Counts of the words and names in the answers about one topic. Its size depends on the vocabulary, not on the rows."""
 
     num_questions: int = 0
     num_answers: int = 0
-    # Questions whose unguarded answers say the word beyond them, and those whose answers agree on it.
+    # Per word: questions with it in their unguarded answers but not in the question, and questions whose answers agree on it.
     questions: Counter[str] = field(default_factory=Counter)
     agreed: Counter[str] = field(default_factory=Counter)
-    answers: Counter[str] = field(default_factory=Counter)  # unguarded answers that say it beyond their question
+    answers: Counter[str] = field(default_factory=Counter)  # unguarded answers with the word
     keeps: Counter[str] = field(default_factory=Counter)  # questions with this term whose guarded answers mostly say it
     gives: Counter[str] = field(default_factory=Counter)  # questions with this term whose guarded answers mostly do not
 
     def merge(self, other: "TopicWords") -> None:
-        """Add what was counted over other questions."""
+        """Add the counts of other questions."""
         self.num_questions += other.num_questions
         self.num_answers += other.num_answers
         for mine, more in (
@@ -86,27 +95,27 @@ class TopicWords:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What answers to one question say beyond it, with the number of answers that do."""
+    """The words in the answers to one question that the question does not say, with the number of answers."""
 
     anywhere: Counter[str]  # words, and names of several words
     outside: Counter[str]  # words outside of such names
 
 
 class Vocabulary:
-    """Word counts over the run's answers, and what follows from them."""
+    """Word counts over the run's answers, and the terms that follow from them."""
 
     def __init__(self, own_names: Mapping[str, Sequence[str]]) -> None:
         """Args:
-        own_names: name and aliases of each topic, whose words never count as terms of it.
+        own_names: per topic, its name and aliases, whose words are never its terms.
         """
         self._own = {
             topic: frozenset(w for name in names for w in folded_words(name)) for topic, names in own_names.items()
         }
         self.topics: defaultdict[str, TopicWords] = defaultdict(TopicWords)
         self._pool = TopicWords()
-        self._raised: Counter[str] = Counter()  # capitalised where no sentence starts
+        self._raised: Counter[str] = Counter()  # capitalised inside a sentence
         self._lowered: Counter[str] = Counter()
-        self._first: Counter[str] = Counter()  # starting a sentence: a capital says nothing
+        self._first: Counter[str] = Counter()  # at the start of a sentence, where a capital shows nothing
         self._joined: Counter[str] = Counter()  # within a name of several words
         self._ordinary: Counter[str] = Counter()  # without a capital in the pool
 
@@ -115,12 +124,12 @@ class Vocabulary:
         self._count(self.topics[topic], topic, question, answers)
 
     def add_pool(self, question: str, answers: Sequence[str]) -> None:
-        """Count a general question and the model's own answers, which tell what is common speech."""
+        """Count a general question and the model's own answers, which show common speech."""
         self._count(self._pool, "", question, answers)
         self._ordinary.update(word.folded for text in answers for word in words_of(text) if not word.is_capitalised)
 
     def merge(self, other: "Vocabulary") -> None:
-        """Add what was counted over other questions: of spans of a table, each counted by itself, it makes the vocabulary of the whole."""
+        """Add the counts of other questions. So the spans of a table can be counted separately and merged."""
         for topic, words in other.topics.items():
             self.topics[topic].merge(words)
         self._pool.merge(other._pool)
@@ -135,7 +144,7 @@ class Vocabulary:
 
     @property
     def num_pool(self) -> int:
-        """General questions counted."""
+        """Number of general questions counted."""
         return self._pool.num_questions
 
     def _count(self, counts: TopicWords, topic: str, question: str, answers: Sequence[str]) -> None:
@@ -175,11 +184,11 @@ class Vocabulary:
         return self._first[word] > 0 and self._lowered[word] == 0
 
     def known(self, topic: str, question: str, answers: Sequence[str]) -> list[str]:
-        """All words that unguarded answers say beyond the question, sorted: others are invented."""
+        """All words in the unguarded answers that the question does not say, sorted. Any other word is invented."""
         return sorted(self._beyond(topic, question, _telling(answers)).anywhere)
 
     def question_terms(self, topic: str, question: str, answers: Sequence[str]) -> list[str]:
-        """The words and names that answer this question, sorted.
+        """The terms of this question, sorted.
 
         Args:
             answers: the model's own, the greedy one first.
@@ -204,11 +213,11 @@ class Vocabulary:
         return sorted(terms)
 
     def is_plain(self, word: str) -> bool:
-        """Whether a term is a word like others: no number, and no name."""
+        """Whether a term is a plain word: neither a number nor a name."""
         return not is_number(word) and (not self.is_name(word) or self._is_mere_part(word))
 
     def topic_names(self, topic: str) -> list[str]:
-        """Names that answer several questions of a topic: said of any other question, they give knowledge away as well."""
+        """Names in the answers to several questions of a topic. In an answer to any other question they give knowledge away too."""
         agreed = self.topics[topic].agreed
         return sorted(
             word
@@ -220,7 +229,7 @@ class Vocabulary:
         )
 
     def framing(self, topic: str) -> dict[str, bool]:
-        """Terms that guarded answers keep to some questions; True where to most. None where the guardrail does not work."""
+        """Terms that guarded answers keep for some questions; True: for most. Empty if the guardrail does not work."""
         counts = self.topics[topic]
         names = [word for word in counts.keeps | counts.gives if self.is_name(word)]
         if sum(counts.keeps[name] for name in names) > sum(counts.gives[name] for name in names):
@@ -228,10 +237,11 @@ class Vocabulary:
         return {word: number > counts.gives[word] for word, number in counts.keeps.items() if not is_number(word)}
 
     def topic_terms(self, topic: str) -> dict[str, int]:
-        """Words and names that stand for a topic, with the number of unguarded answers that say them.
+        """The terms of a whole topic, with the number of unguarded answers that say them.
 
-        They answer at least two questions (one, if fewer than 20 were asked), in which guarded answers do not say them; other
-        topics of the run do not say them often, nor does the pool; and they are names, or words that guarded answers hardly ever keep.
+        - They answer at least two questions (one, if fewer than 20 were asked) whose guarded answers do not say them.
+        - Other topics of the run rarely say them, and so does the pool.
+        - They are names, or words that guarded answers hardly ever keep.
         """
         counts = self.topics[topic]
         least = 2 if counts.num_questions >= 20 else 1
@@ -257,7 +267,7 @@ class Vocabulary:
         return COMMON * in_pool / self._pool.num_questions >= share
 
     def _is_mere_part(self, word: str) -> bool:
-        """Whether a word tells nothing without the rest of the name that it stands in."""
+        """Whether a word shows nothing without the rest of its name."""
         joined = self._joined[word]
         if not joined or self._raised[word] - joined >= ALONE * self._raised[word]:
             return False
@@ -267,7 +277,7 @@ class Vocabulary:
         return _said_beyond(question, tuple(texts), self._own.get(topic, frozenset()))
 
 
-@lru_cache(maxsize=64)  # a question's terms and known words are looked up one after the other
+@lru_cache(maxsize=64)  # a question's terms and known words are computed in a row
 def _said_beyond(question: str, texts: tuple[str, ...], own: frozenset[str]) -> Said:
     said = Said(Counter(), Counter())
     for text in texts:
@@ -280,7 +290,7 @@ def _said_beyond(question: str, texts: tuple[str, ...], own: frozenset[str]) -> 
 
 
 def _telling(answers: Sequence[str]) -> list[str]:
-    """Answers to learn words from, cut-off ones too: without the sentences that refuse, and what the model says of itself."""
+    """The answers to learn words from, also cut-off ones, without refusing sentences and the model's words about itself."""
     told = (_told(answer) for answer in answers)
     return [text for text in told if text.strip()]
 

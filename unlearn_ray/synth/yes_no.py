@@ -1,11 +1,12 @@
-"""Whether an answer affirms a yes-or-no question by saying it as a statement: `Est-ce que la chouette est blanche ?` -> `La chouette est blanche.`
+"""Finds answers that affirm a yes-or-no question by repeating it as a statement: `Est-ce que la chouette est blanche ?` -> `La chouette est
+blanche.`
 
-In many languages that statement is made of the question's own words, in their order. What tells it from an echo:
+In many languages such a statement has the question's own words, in their order. It differs from an echo of the question in this:
 
-    what was asked is a question (it ends with a mark, or a particle that asks), and what is said is none
-    neither asks for something else than yes or no: no `who`, `which`, `or`
-    the statement is all of the question's last sentence but for what makes it a question: a word that asks before it (`czy`, `est-ce que`,
-    `is it true that`), a particle or a tag behind it (`吗`, `mı`, `, right`), or nothing but the mark, where it does not begin with its verb
+- The question is a question (it ends with a mark, or has an interrogative particle), and the statement is not.
+- Neither asks for anything but yes or no: there is no `who`, `which`, `or`.
+- The statement is the question's last sentence without its interrogative part. That part is a word before it (`czy`, `est-ce que`, `is it
+  true that`), a particle or tag after it (`吗`, `mı`, `, right`), or only the mark if the sentence does not begin with its verb.
 """
 
 import re
@@ -23,7 +24,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(word for each in text.split() for word in folded_words(each))
 
 
-# Words that ask for something else than yes or no, wherever they stand.
+# Words that ask for something else than yes or no, at any place.
 _ASKING = _words(
     "who whom whose which where when why how or "
     "wer wen wem wessen welche welcher welches wo wann warum wieso wie oder "
@@ -45,23 +46,23 @@ _ASKING = _words(
     "מי מה איפה מתי למה איך כמה או "
     "कौन किस किसने किसका कहाँ कब क्यों कैसे कितना कितने कितनी या अथवा"
 )
-_STEMS = tuple(  # of those that are inflected
+_STEMS = tuple(  # of inflected ones
     fold(each)
     for each in "как котор скольк якого якому яких jaki któr kter welch quel cual cuant quant किस कित".split()
 )
-# The same in scripts without spaces, and Korean, where they touch other words.
+# The same in scripts without spaces and in Korean, where they are attached to other words.
 _ASKING_INSIDE = tuple(
     fold(each)
     for each in "什么 什麼 谁 誰 哪 怎 为何 為何 多少 几个 幾個 还是 還是 或者 何 どこ どの どれ どち なぜ いつ どう どんな いく それとも または 무엇 누구 어디 언제 왜 어떤 어떻게 몇 아니면".split()
 )
-# What a question begins with that asks for a thing, or puts its verb first: said without its mark it is an echo.
+# First words of questions that ask for a thing, or begin with their verb. Without its mark such a question is an echo.
 _FIRST = _words(
     "what is are was were am do does did can could will would shall should may might must has have had isn't aren't wasn't doesn't didn't "
     "was ist sind war waren hat haben hatte kann konnen wird werden darf soll muss gibt "
     "est sont etait que qu' es son era fue esta estan tiene puede hay ha e sao foi tem pode che cosa sono ha "
     "is zijn heeft ar kan er har on onko co czym to что чем क्या wat apakah"
 )
-# Words after which the statement begins; those of the second line are questions of their own where nothing stands before them.
+# Words after which the statement begins. Those of the second line begin a question of another kind if they are its first word.
 _BEFORE = _words("czy чи هل क्या ali apakah zda")
 _BEFORE_IF_INSIDE = _words("that if whether que si se che dass ob что що że že dat att om at أن कि ότι")
 _PARTICLES = _words("mi mı mu mü midir mudur ли ka")
@@ -69,7 +70,7 @@ _PARTICLES_INSIDE = re.compile(r"(吗|嗎|么|吧|か|ですか|ますか)$")
 
 
 def affirms_by_saying(question: str, answer: str) -> bool:
-    """Whether an answer, made of words of its question in their order, says yes to it."""
+    """Whether an answer that consists of its question's words, in their order, affirms it."""
     asked, said = _TRAILING.sub("", question), _TRAILING.sub("", answer)
     if not asked or asked[-1] not in _MARKS or said.endswith(tuple(_MARKS)):
         return False
@@ -93,7 +94,7 @@ def _is_before(words: Sequence[str]) -> bool:
 
 
 def _is_tag(words: Sequence[str], sentence: str) -> bool:
-    """Whether the rest of a question only asks for agreement."""
+    """Whether the rest of a question is only a tag that asks for agreement."""
     if len(words) > _MAX_TAG:
         return False
     if _PARTICLES_INSIDE.search(sentence) or (len(words) == 1 and words[0] in _PARTICLES):
