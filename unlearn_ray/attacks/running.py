@@ -146,6 +146,7 @@ def write_report(context: Context) -> AttackReport:
                 name=attack.name,
                 summary=attack.summary,
                 axis=attack.axis,
+                axes=dict(attack.axes),
                 fingerprint=manifest.fingerprint,
                 seconds=manifest.seconds,
                 figures=figures,
