@@ -265,6 +265,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(config: RunConfig, tmp_pat
     assert "no attack 'promt'" in refused(tmp_path, folder, "--only", "promt")
     assert "names no attack" in refused(tmp_path, folder, "--only", ",")
     assert "absent.yaml can't be read" in refused(tmp_path, folder, "--prompts", str(tmp_path / "absent.yaml"))
+    assert "no/such/model is not there" in refused(tmp_path, folder, "--twin", "./no/such/model")
     (tmp_path / "mine.yaml").write_text("mine: {summary: x, user: '{questoin}'}")
     assert "mine.user" in refused(tmp_path, folder, "--prompts", str(tmp_path / "mine.yaml"))
     (config.folder.local / "models/joint/evaluate/manifest.json").unlink()
