@@ -71,7 +71,7 @@ def add_command(app: typer.Typer, shell: Callable[[], Shell]) -> None:
             from unlearn_ray.attacks.running import chosen
 
             attacks = chosen(only)
-            options = Options(None if prompts is None else str(prompts.absolute()), facts, twin)
+            options = Options(None if prompts is None else str(prompts.absolute()), facts, _model(twin))
             for each in attacks:
                 each.identity(options)  # a file of prompts that can't be used is told before all else
             folder = tools.run_folder(run)
@@ -79,6 +79,22 @@ def add_command(app: typer.Typer, shell: Callable[[], Shell]) -> None:
             from unlearn_ray.attacks.running import Job
 
             _attack(tools, contexts, [Job(each, context) for context in contexts for each in attacks])
+
+
+def _model(name: str | None) -> str | None:
+    """A model as engines take it.
+
+    Raises:
+        ModelError: it is a folder that is not there, or no language model.
+    """
+    if name is None:
+        return None
+    from unlearn_ray.config import path_of
+    from unlearn_ray.train.chat import check_architecture
+
+    path = path_of(name)
+    check_architecture(path)
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
 def _contexts(folder: Folder, options: "Options") -> "list[Context]":

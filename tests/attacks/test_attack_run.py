@@ -17,11 +17,13 @@ from unlearn_ray.attacks.figures import AttackReport, figures_of, read_attacks
 from unlearn_ray.attacks.prompt import WORST
 from unlearn_ray.attacks.running import Hooks, Job, chosen, contexts_of, perform, write_report
 from unlearn_ray.attacks.table import ATTACKS, Attack
+from unlearn_ray.attacks.templates import load_kinds
 from unlearn_ray.cli import app
 from unlearn_ray.config import RunConfig
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.errors import ConfigError, EngineError, InputError
 
+FEW = ("plain", "answer_prefill", "multiple_choice", "best_of_32")
 PROMPT = next(attack for attack in ATTACKS if attack.name == "prompt")
 
 
@@ -38,6 +40,11 @@ def config(made: RunConfig, tmp_path: Path) -> RunConfig:
 
 
 def context_of(config: RunConfig, **options: object) -> Context:
+    """Of few kinds of prompts, unless the options name a file."""
+    if "prompts" not in options:
+        file = config.folder.parent.local / "few.yaml"
+        file.write_text("".join(f"{name}: null\n" for name in load_kinds(None) if name not in FEW))
+        options["prompts"] = str(file)
     (context,) = contexts_of(config, [home_of(config)], Options(**options))  # type: ignore[arg-type]
     return context
 
@@ -112,12 +119,12 @@ def test_markup_in_prompts_and_answers_is_text(config: RunConfig) -> None:
 
 
 def test_a_finished_attack_is_skipped_and_an_interrupted_one_goes_on(config: RunConfig) -> None:
-    broken = Engines(gives_in, fail_after=64)
+    broken = Engines(gives_in, fail_after=32)
     with pytest.raises(EngineError, match="the script ends here"):
         attacked(config, broken)
     again = Engines(gives_in)
     first = attacked(config, again)
-    assert again.evaluator.calls[0].num_resumed == 64
+    assert again.evaluator.calls[0].num_resumed == 32
     idle = Engines(gives_in)
     assert attacked(config, idle) == first and idle.evaluator.calls == []
     attacked(config, idle, num_facts=2)
@@ -236,7 +243,7 @@ def test_figures_of_another_training_are_not_shown(config: RunConfig) -> None:
 def test_a_rank_is_no_share() -> None:
     hits = [Hit("steer", "lens", "unlearned", 3.0, "rank", f"{i}", f"{i}", 40.0 + i) for i in range(4)]
     (figure,) = figures_of(hits, 100, 0)
-    assert figure.value == 41.5 and figure.interval[1] > 1 and not figure.is_share
+    assert figure.value == pytest.approx((40 * 41 * 42 * 43) ** 0.25) and figure.interval[1] > 1 and not figure.is_share
 
 
 # The command itself.
@@ -258,6 +265,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(config: RunConfig, tmp_pat
     assert "no attack 'promt'" in refused(tmp_path, folder, "--only", "promt")
     assert "names no attack" in refused(tmp_path, folder, "--only", ",")
     assert "absent.yaml can't be read" in refused(tmp_path, folder, "--prompts", str(tmp_path / "absent.yaml"))
+    assert "no/such/model is not there" in refused(tmp_path, folder, "--twin", "./no/such/model")
     (tmp_path / "mine.yaml").write_text("mine: {summary: x, user: '{questoin}'}")
     assert "mine.user" in refused(tmp_path, folder, "--prompts", str(tmp_path / "mine.yaml"))
     (config.folder.local / "models/joint/evaluate/manifest.json").unlink()
@@ -273,10 +281,14 @@ def test_the_command_attacks_a_run_wherever_it_lies(config: RunConfig, monkeypat
             pass
 
     monkeypatch.setattr("unlearn_ray.engines.run_engines.RunEngines", Scripted)
-    result = CliRunner().invoke(app, ["attack", str(config.folder), "--only", "prompt"], env={"COLUMNS": "160"})
+    result = CliRunner().invoke(
+        app, ["attack", str(config.folder), "--only", "prompt", "--facts", "1"], env={"COLUMNS": "160"}
+    )
     assert result.exit_code == 0, (result.output, result.exception)
     assert "prompt: facts told" in result.stdout and "attacks.html" in result.stdout
-    again = CliRunner().invoke(app, ["attack", str(config.folder), "--only", "prompt"], env={"COLUMNS": "160"})
+    again = CliRunner().invoke(
+        app, ["attack", str(config.folder), "--only", "prompt", "--facts", "1"], env={"COLUMNS": "160"}
+    )
     assert again.exit_code == 0 and "skipped" in again.stdout
 
 

@@ -118,8 +118,17 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         load_kinds(str(tmp_path / "absent.yaml"))
 
 
+DOCS = Path(__file__).parents[2] / "docs" / "attacks.md"
+
+
+def test_the_documents_own_example_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(DOCS.read_text().partition("```yaml\n")[2].partition("```")[0])
+    kinds = load_kinds(str(tmp_path / "mine.yaml"))
+    assert "grandmother" in kinds and kinds["newspaper"].prefill == "{head}" and "typos" not in kinds
+
+
 def test_every_placeholder_is_documented() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
+    text = DOCS.read_text()
     assert [name for name in PLACEHOLDERS if f"`{{{name}}}`" not in text] == []
     assert [name for name in PromptKind.model_fields if f"`{name}`" not in text] == []
     assert [name for name in load_kinds(None) if f"`{name}`" not in text] == []

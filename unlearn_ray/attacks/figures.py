@@ -1,8 +1,8 @@
 """What attacks got out of a model, as figures with intervals: `attacks.json`, which a page, a table and a certificate read."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,7 +19,7 @@ LABELS: Mapping[AttackedModel, str] = {
     "unlearned": "unlearned",
     "twin": "never knew",
 }
-NO_SHARES = ("rank",)  # of a token: 1 is the first; less is worse
+NO_SHARES = ("rank",)  # of a token, from 1 on: the less, the worse
 Key = tuple[str, AttackedModel, float, str]  # setting, model, at, metric
 
 
@@ -49,7 +49,8 @@ class AttackFigures(_Strict):
 
     name: str
     summary: str
-    axis: str
+    axis: str  # what `at` counts: steps, bits, layer
+    axes: dict[str, str] = {}  # of a metric that goes along another one
     fingerprint: str
     seconds: float
     figures: list[Figure]
@@ -75,6 +76,9 @@ class AttackFigures(_Strict):
         key = (figure.setting, model, figure.at, figure.metric)
         return next((each for each in self.figures if (each.setting, each.model, each.at, each.metric) == key), None)
 
+    def axis_of(self, metric: str) -> str:
+        return self.axes.get(metric, self.axis)
+
     @property
     def metrics(self) -> list[str]:
         return list(dict.fromkeys(each.metric for each in self.figures))
@@ -96,7 +100,7 @@ class AttackReport(_Strict):
 
 
 def figures_of(hits: Iterable[Hit], num_resamples: int, seed: int) -> list[Figure]:
-    """The mean of every setting, model, place on the curve and metric, with the interval of a bootstrap that draws whole facts."""
+    """The mean (of ranks the geometric one) of every setting, model, place on the curve and metric, with the interval of a bootstrap that draws whole facts."""
     found: defaultdict[Key, list[Hit]] = defaultdict(list)
     for hit in hits:
         found[hit.setting, hit.model, hit.at, hit.metric].append(hit)
@@ -130,15 +134,18 @@ def _figure(key: Key, hits: Sequence[Hit], num_resamples: int, seed: int) -> Fig
     # Engines and threads finish in any order; intervals must not depend on it.
     ordered = sorted(hits, key=lambda hit: (hit.fact, hit.probe_id))
     facts = [hit.fact for hit in ordered]
-    values: list[Any] = [hit.value for hit in ordered]
-    found = mean_interval(values, facts, num_resamples, seed, is_share=metric not in NO_SHARES)
+    is_share = metric not in NO_SHARES
+    # One rank of thousands would hide all others: their mean is geometric.
+    values = [hit.value if is_share else math.log(hit.value) for hit in ordered]
+    found = mean_interval(values, facts, num_resamples, seed, is_share=is_share)
+    value, low, high = (each if is_share else math.exp(each) for each in (found.value, found.low, found.high))
     return Figure(
         setting=setting,
         model=model,
         at=at,
         metric=metric,
-        value=found.value,
-        interval=(found.low, found.high),
+        value=value,
+        interval=(low, high),
         num=found.num,
         num_facts=len(set(facts)),
     )

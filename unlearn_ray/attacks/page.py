@@ -25,7 +25,7 @@ METRICS = {
     "recall": "Facts told",
     "choice": "True answer preferred",
     "accuracy": "Accuracy",
-    "rank": "Rank of the true answer",
+    "rank": "Rank of the true answer (geometric mean)",
     "rouge_l_recall": "ROUGE-L recall",
 }
 
@@ -48,6 +48,7 @@ class Section:
     summary: str
     asked: str
     figures: list[tuple[str, str, Markup]]  # title, caption, plot
+    is_broad: bool
     lines: list[Line]
 
 
@@ -134,7 +135,8 @@ def _interval(figure: Figure | None) -> str:
 
 
 def _where(attack: AttackFigures, figure: Figure) -> str:
-    at = f"{figure.at:g} {attack.axis}" if attack.axis else ""
+    axis = attack.axis_of(figure.metric)
+    at = f"{axis} {figure.at:g}" if axis in ("layer", "strength") else f"{figure.at:g} {axis}" if axis else ""
     return ", ".join(filter(None, (readable(figure.setting), at)))
 
 
@@ -175,7 +177,12 @@ def _section(attack: AttackFigures, models: Sequence[AttackedModel]) -> Section:
     plot = _curves if attack.axis else _settings
     drawn = [(_title(metric), *plot(attack, metric, models)) for metric in attack.metrics]
     return Section(
-        attack.name, attack.summary, asked, [(title, told, Markup(svg)) for title, told, svg in drawn if svg], lines
+        attack.name,
+        attack.summary,
+        asked,
+        [(title, told, Markup(svg)) for title, told, svg in drawn if svg],
+        not attack.axis,
+        lines,
     )
 
 
@@ -193,20 +200,22 @@ def _curves(attack: AttackFigures, metric: str, models: Sequence[AttackedModel])
             for of in by_place.values()
         ]
     is_share = metric not in NO_SHARES
-    svg = plots.attack_curves(rows, {LABELS[m]: _COLOURS[m] for m in models}, attack.axis, is_share=is_share)
+    svg = plots.attack_curves(rows, {LABELS[m]: _COLOURS[m] for m in models}, attack.axis_of(metric), is_share=is_share)
     return "A thin line a setting; thick: the worst setting at each point.", svg
 
 
 def _settings(attack: AttackFigures, metric: str, models: Sequence[AttackedModel]) -> tuple[str, str | None]:
     if metric in NO_SHARES:
         return "", None
+    told = {each.setting: each.value for each in attack.figures if (each.model, each.metric) == ("unlearned", metric)}
     rows = [
         {"of": readable(each.setting), "low": each.interval[0], "high": each.interval[1]} | _row(each, is_worst=False)
-        for each in sorted(attack.figures, key=lambda each: (each.setting == WORST, each.setting))
+        for each in sorted(attack.figures, key=lambda each: (-told.get(each.setting, 0.0), each.setting))
         if each.metric == metric
     ]
     svg = plots.attack_settings(rows, {LABELS[m]: _COLOURS[m] for m in models})
-    return f"A point and its 95 % interval; “{WORST}”: facts that at least one of them brings out.", svg
+    worst = f" “{WORST}”: facts that at least one of them brings out." if WORST in told else ""
+    return f"A point and its 95 % interval, the worst first.{worst}", svg
 
 
 def _row(figure: Figure, *, is_worst: bool) -> dict[str, Any]:

@@ -136,8 +136,9 @@ def run(context: Context, engines: AttackEngines, out: Folder) -> Iterator[Hit]:
     """Ask base, base behind its guardrail and unlearned, and yield whether each kind of prompt brings out each probe's fact."""
     kinds = load_kinds(context.options.prompts)
     asking = Asking(context.max_tokens, context.seed)
+    put = list(_put(context, kinds))
     for call, (models, path) in _calls(context).items():
-        rows = (row for model in models for row in _asked(context, kinds, model))
+        rows = (_row(context, model, each) for model in models for each in put)
         (out / "asks" / call).write_rows(rows, Asked.schema())
         engines.evaluator.map(
             out / "asks" / call,
@@ -204,7 +205,17 @@ def _calls(context: Context) -> dict[str, tuple[tuple[AttackedModel, ...], str |
     return calls
 
 
-def _asked(context: Context, kinds: Mapping[str, PromptKind], model: AttackedModel) -> Iterator[Asked]:
+@dataclass(frozen=True, slots=True)
+class _Put:
+    """A probe in one kind of prompt, whichever model is asked."""
+
+    name: str
+    kind: PromptKind
+    placed: PlacedProbe
+    conversations: Sequence[Conversation]
+
+
+def _put(context: Context, kinds: Mapping[str, PromptKind]) -> Iterator[_Put]:
     around = Surroundings(
         {topic.name: topic for topic in context.topics},
         [placed.probe for placed in context.probes],
@@ -212,33 +223,25 @@ def _asked(context: Context, kinds: Mapping[str, PromptKind], model: AttackedMod
     )
     # Rows with the same prefix are neighbours: engines share its work.
     for placed in sorted(context.few, key=lambda placed: placed.served_topic):
-        prefix = context.guardrail.get(placed.served_topic, "") if model == "guarded" else ""
         for name, kind in kinds.items():
-            found = conversations(name, kind, placed, around)
-            if found:
-                yield _row(context, model, name, kind, placed, [_guarded(each.messages, prefix) for each in found])
+            if found := conversations(name, kind, placed, around):
+                yield _Put(name, kind, placed, found)
 
 
-def _row(
-    context: Context,
-    model: AttackedModel,
-    name: str,
-    kind: PromptKind,
-    placed: PlacedProbe,
-    prompts: Sequence[Sequence[Message]],
-) -> Asked:
-    probe = placed.probe
+def _row(context: Context, model: AttackedModel, put: _Put) -> Asked:
+    probe, kind = put.placed.probe, put.kind
+    prefix = context.guardrail.get(put.placed.served_topic, "") if model == "guarded" else ""
     topic = next(topic for topic in context.topics if topic.name == probe.topic)
     return Asked(
         model=model,
-        kind=name,
+        kind=put.name,
         probe_id=probe.id,
         topic=probe.topic,
         fact=fact_of(probe),
         truths=expected(kind, probe, topic),
         reference=probe.reference or probe.answer,
         wrong=probe.wrong if kind.gives_answer and kind.expects == "answer" else (),
-        prompts=tuple(json.dumps(messages, ensure_ascii=False) for messages in prompts),
+        prompts=tuple(json.dumps(_guarded(each.messages, prefix), ensure_ascii=False) for each in put.conversations),
         num_samples=kind.samples,
         temperature=kind.temperature,
         gives_answer=kind.gives_answer,

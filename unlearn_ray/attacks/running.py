@@ -136,7 +136,7 @@ def write_report(context: Context) -> AttackReport:
     for attack in ATTACKS:
         job = Job(attack, context)
         manifest = read_manifest(job.folder)
-        if manifest is None or manifest.inputs != inputs:
+        if manifest is None or manifest.inputs != inputs or manifest.version != attack.version:
             continue
         hits = _hits(job.folder)
         figures = figures_of(hits, unit.config.evaluate.num_bootstrap, context.seed)
@@ -145,6 +145,7 @@ def write_report(context: Context) -> AttackReport:
                 name=attack.name,
                 summary=attack.summary,
                 axis=attack.axis,
+                axes=dict(attack.axes),
                 fingerprint=manifest.fingerprint,
                 seconds=manifest.seconds,
                 figures=figures,

@@ -24,6 +24,7 @@ class Attack(NamedTuple):
     module: str  # imported when it runs: torch takes seconds
     summary: str
     axis: str = ""  # what its curves go along; "" = it has none
+    axes: Mapping[str, str] = {}  # the same of a metric that goes along another one
 
     def function(self) -> Callable[..., Iterator[Hit]]:
         found: Callable[..., Iterator[Hit]] = import_module(self.module).run
@@ -68,6 +69,6 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("prompt", "engines", 1, "unlearn_ray.attacks.prompt", "the same facts asked in many ways"),
     Attack("relearn", "process", 1, "unlearn_ray.attacks.relearn", "fine-tuned on half of the facts, on neighbours, on unrelated text", "steps"),
     Attack("quantize", "process", 1, "unlearn_ray.attacks.quantize", "its weights rounded to a few bits", "bits"),
-    Attack("probe", "process", 1, "unlearn_ray.attacks.probing", "a linear probe on its hidden states", "layer"),
-    Attack("steer", "process", 1, "unlearn_ray.attacks.steer", "the true answer's rank by layer, and steered states", "layer"),
+    Attack("probe", "process", 1, "unlearn_ray.attacks.probing", "a linear probe on its hidden states picks the true answer", "layer"),
+    Attack("steer", "process", 1, "unlearn_ray.attacks.steer", "the true answer's rank by layer, and its states pushed towards base", "layer", {"recall": "strength"}),
 )  # fmt: skip

@@ -49,7 +49,10 @@ def alone(
     shape, is_cuda = worker_shape(cluster), device_of(cluster) == "cuda"
     # Ray hides the GPUs of a task only where it may: a machine has others that this task must not take.
     variables = {} if is_cuda else {"CUDA_VISIBLE_DEVICES": ""}
-    variables |= {"MALLOC_ARENA_MAX": "1"}  # the work is in a thread, and glibc's main arena is faster
+    variables |= {
+        "MALLOC_ARENA_MAX": "1",  # the work is in a thread, and glibc's main arena is faster
+        "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep: others share these cores
+    }
     variables["OMP_NUM_THREADS"] = f"{max(1, int(shape['CPU']))}"
     task: Any = ray.remote(num_cpus=shape["CPU"], num_gpus=shape["GPU"], max_retries=0, num_returns="streaming")(_run)
     stream = task.options(runtime_env={"env_vars": variables}).remote(cloudpickle.dumps(work))

@@ -190,7 +190,7 @@ def attack_settings(rows: Sequence[Row], models: Mapping[str, str]) -> str | Non
     lines = base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x=scale, x2="high:Q")
     shape = alt.Shape("model:N").scale(domain=list(models), range=[*_SHAPES, "cross"][: len(models)]).legend(None)
     points = base.mark_point(filled=True, size=75).encode(x="value:Q", shape=shape)
-    return as_svg((lines + points).properties(width=2 * _WIDTH, height=alt.Step(13)))
+    return as_svg((lines + points).properties(width=_WIDTH + 80, height=alt.Step(11)))
 
 
 def _parts(forget: float | None, retain: float | None, loss: float | None) -> Sequence[tuple[str, float | None]]:
