@@ -493,3 +493,13 @@ def test_full_weights_are_exported_as_a_model_alone() -> None:
     assert loaded.finetune.is_model
     assert config.load(shipped, ["finetune.export=merged"]).finetune.is_model
     assert not config.load(shipped, ["finetune.export=both"]).finetune.is_model
+
+
+def test_a_twin_is_named_where_it_never_knew_all_of_the_topics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pocket, "TWIN_DIR", tmp_path)
+    assert config.twin_path("pocket", ["Harry Potter"]) == str(tmp_path)
+    assert config.twin_path("pocket", ["harry potter", "Chewing Gum"]) == str(tmp_path)
+    assert config.twin_path("pocket", ["Harry Potter", "geography"]) is None
+    assert config.twin_path("smollm2", ["Harry Potter"]) is None
+    monkeypatch.setattr(pocket, "TWIN_DIR", tmp_path / "none")
+    assert config.twin_path("pocket", ["Harry Potter"]) is None
