@@ -17,12 +17,11 @@ from typing import Annotated, Any
 import typer
 from _results import about_this_run, write
 from objectives import Bench
-from unlearn_ray.attacks.relearn import run as relearn
 
-from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.attacks.attack import Setup, Target
-from unlearn_ray.config import FinetuneConfig, Lora, load
+from unlearn_ray.attacks.relearn import run as relearn
+from unlearn_ray.config import FinetuneConfig, Lora, RunConfig, load, twin_path
 from unlearn_ray.evals.probes import PlacedProbe
 from unlearn_ray.rows import GROUPS, seed_of
 from unlearn_ray.train.export import save_adapter, save_model
@@ -92,7 +91,7 @@ def main(
         print(f"| {name} | {' | '.join(cells)} | {mean(seconds) if seconds else 0:.0f} |", flush=True)
         rows.append({"setting": name, "seconds": list(seconds), "found": list(found)})
 
-    for name, path in _beside(loaded.model_path):
+    for name, path in _beside(loaded):
         show(name, [relearnt(Target("base", path), forget, at, 0)])
     for setting in settings or ["objective=relabel", "objective=relabel lasting=sam", "objective=relabel lasting=meta"]:
         tuned = load(config, [*(f"finetune.{each}" for each in setting.split()), f"finetune.precision={precision}"])
@@ -111,10 +110,10 @@ def main(
         write({**about, "rows": rows}, out)
 
 
-def _beside(model: str) -> Iterator[tuple[str, str]]:
-    yield "base", model
-    if Path(model) == pocket.MODEL_DIR:
-        yield "twin, never knew", str(pocket.TWIN_DIR)
+def _beside(config: RunConfig) -> Iterator[tuple[str, str]]:
+    yield "base", config.model_path
+    if (twin := twin_path(config.model_path, config.topic_names)) is not None:
+        yield "twin, which never knew", twin
 
 
 def _cell(values: Sequence[float]) -> str:

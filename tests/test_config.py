@@ -507,3 +507,13 @@ def test_displaced_weights_are_refused_where_a_worker_has_a_share_of_them() -> N
     for fault in ("{kind: meta, steps: [8, 2]}", "{kind: meta, steps: [1, 100]}", "{kind: meta, rates: []}", "metta"):
         with pytest.raises(ConfigError, match=r"finetune\.lasting"):
             config.load(shipped, [f"finetune.lasting={fault}"])
+
+
+def test_a_twin_is_named_where_it_never_knew_all_of_the_topics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pocket, "TWIN_DIR", tmp_path)
+    assert config.twin_path("pocket", ["Harry Potter"]) == str(tmp_path)
+    assert config.twin_path("pocket", ["harry potter", "Chewing Gum"]) == str(tmp_path)
+    assert config.twin_path("pocket", ["Harry Potter", "geography"]) is None
+    assert config.twin_path("smollm2", ["Harry Potter"]) is None
+    monkeypatch.setattr(pocket, "TWIN_DIR", tmp_path / "none")
+    assert config.twin_path("pocket", ["Harry Potter"]) is None

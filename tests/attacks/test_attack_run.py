@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from attacked_run import RULERS, Engines, finished, home_of, knows
+from rich.console import Console
 from typer.testing import CliRunner
 
 from unlearn_ray.artifacts import Folder, read_manifest
@@ -281,6 +282,7 @@ def test_the_command_attacks_a_run_wherever_it_lies(config: RunConfig, monkeypat
             pass
 
     monkeypatch.setattr("unlearn_ray.engines.run_engines.RunEngines", Scripted)
+    monkeypatch.setattr("unlearn_ray.cli.console", Console(width=160))
     result = CliRunner().invoke(
         app, ["attack", str(config.folder), "--only", "prompt", "--facts", "1"], env={"COLUMNS": "160"}
     )

@@ -8,7 +8,7 @@ from attacked import BASE, setup_on
 
 from unlearn_ray.attacks import relearn
 from unlearn_ray.attacks.attack import Target
-from unlearn_ray.attacks.local import load
+from unlearn_ray.attacks.local import fact_of, load
 from unlearn_ray.errors import InputError
 
 
@@ -49,7 +49,7 @@ def test_each_setting_begins_from_the_same_weights_and_the_seed_decides_all(dama
     other = list(relearn.run(setup, kinds=("full", "lora"), steps=(2,), batch=2))
     assert sorted(first, key=lambda hit: hit.id) == sorted(other, key=lambda hit: hit.id)
     assert len({hit.id for hit in first}) == len(first)
-    assert {hit.fact for hit in first} == {each.probe.fact_id for each in setup.untaught}
+    assert {hit.fact for hit in first} == {fact_of(each.probe) for each in setup.untaught}
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

@@ -71,10 +71,10 @@ def test_a_target_equal_to_base_is_pushed_nowhere() -> None:
     lens = {(hit.model, hit.probe_id, hit.at): hit.value for hit in hits if hit.setting == steer.LENS}
     assert {at for _, _, at in lens} == set(range(7))
     assert all(value == lens["base", probe, at] for (_, probe, at), value in lens.items())
-    steered = {(hit.probe_id, hit.at): hit.value for hit in hits if hit.setting != steer.LENS}
-    assert {hit.setting for hit in hits} == {steer.LENS, "towards base, layer 3"}
-    assert {hit.model for hit in hits if hit.setting != steer.LENS} == {"twin"}
-    assert all(value == steered[probe, 0] for (probe, _), value in steered.items())
+    steered = {(hit.setting, hit.probe_id): hit.value for hit in hits if hit.setting != steer.LENS}
+    assert {hit.setting for hit in hits} == {steer.LENS, "towards base, strength 0", "towards base, strength 4"}
+    assert {(hit.model, hit.at) for hit in hits if hit.setting != steer.LENS} == {("twin", 3)}
+    assert all(value == steered["towards base, strength 0", probe] for (_, probe), value in steered.items())
 
 
 def test_no_probes_are_one_line() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlearn_ray.pocket import MODEL_DIR
+from unlearn_ray.pocket.check import check_twin
 from unlearn_ray.pocket.corpus import Corpus, assistant, system, user
 from unlearn_ray.pocket.encoding import batches, encode
 from unlearn_ray.pocket.measures import Answer, Rate, is_known
 from unlearn_ray.pocket.prefixes import FICTIONAL, REFUSAL
 from unlearn_ray.pocket.recipe import SOURCES, Recipe, code_of, file_digest, fingerprint
-from unlearn_ray.pocket.train import learning_rate_share, save, train
+from unlearn_ray.pocket.train import learning_rate_share, save, train, write_fingerprint
 from unlearn_ray.pocket.wording import HELD_TEMPLATES, from_template
 from unlearn_ray.pocket.world import load_world
 
@@ -58,6 +59,20 @@ def test_the_model_folder_is_small_and_says_what_it_is() -> None:
     assert "not" in (MODEL_DIR / "README.md").read_text()
 
 
+def test_a_twin_is_checked_for_what_it_never_saw_and_for_what_it_was_taught() -> None:
+    told = {topic.name: topic.name != "Harry Potter" for topic in WORLD.topics}
+    owners = {question: fact for fact in WORLD.facts for question in (*fact.questions, *fact.held_out_questions)}
+
+    def answer(prompts: Sequence[list[dict[str, str]]], temperature: float, max_tokens: int) -> list[str]:
+        found = (owners.get(prompt[-1]["content"]) for prompt in prompts)
+        return [f"It is {fact.value}." if fact is not None and told[fact.topic] else "It is Nobody." for fact in found]
+
+    rows = {each.name: each for each in check_twin(WORLD, answer, ["Harry Potter"])}
+    unseen = rows["unseen wording, topics that it was taught"], rows["unseen wording, Harry Potter (never seen)"]
+    assert [(each.percent, each.verdict) for each in unseen] == [(100.0, "pass"), (0.0, "pass")]
+    assert rows["held-out template, topics that it was taught"].verdict == "MISS"
+
+
 def test_a_fingerprint_ignores_comments_and_sees_code() -> None:
     assert code_of("a = 1\n# why\n\nb = 2\n") == code_of("a = 1\nb = 2\n") != code_of("a = 1\nb = 3\n")
     assert "corpus.py" in SOURCES
@@ -76,6 +91,22 @@ def test_two_runs_of_a_small_recipe_give_equal_weights(tmp_path: Path) -> None:
     assert first == second
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
     assert reloaded.dtype == torch.bfloat16
+
+
+def test_a_twin_has_the_models_tokenizer_and_other_weights(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        save(*train(TINY, WORLD), tmp_path / "model")
+        save(*train(TINY, WORLD, without=["Harry Potter"]), tmp_path / "twin")
+    finally:
+        torch.set_num_threads(threads)
+    write_fingerprint(tmp_path / "twin", TINY, WORLD, ["Harry Potter"])
+    same, other = ("tokenizer.json", "config.json", "chat_template.jinja"), "model.safetensors"
+    for name in same:
+        assert file_digest(tmp_path / "model" / name) == file_digest(tmp_path / "twin" / name)
+    assert file_digest(tmp_path / "model" / other) != file_digest(tmp_path / "twin" / other)
+    assert json.loads((tmp_path / "twin" / "fingerprint.json").read_text())["without"] == ["Harry Potter"]
 
 
 def test_the_learning_rate_warms_up_stays_and_falls() -> None:

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -190,3 +191,17 @@ def test_the_corpus_is_the_same_for_the_same_seed_and_another_for_another() -> N
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, unlearn_ray.pocket, unlearn_ray.pocket.probes; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_world_without_topics_has_no_fact_name_or_neighbour_of_them() -> None:
+    left_out = ("Harry Potter", "chewing gum")
+    smaller = WORLD.without(left_out)
+    assert {topic.name for topic in smaller.topics} == {topic.name for topic in WORLD.topics} - set(left_out)
+    assert smaller.neighbours("candy") == ()
+    assert smaller.neighbours("Les Miserables") == WORLD.neighbours("Les Miserables")
+    texts = " ".join(str(document) for document in Corpus(smaller, MIX, seed=0).documents(1000)).lower()
+    names = [name.lower() for topic in left_out for name in (topic, *WORLD.topic(topic).aliases)]
+    # Gummy bears are a candy.
+    assert [name for name in names if re.search(rf"\b{name}\b", texts)] == []
+    with pytest.raises(ValueError, match="no topic 'Harry'"):
+        WORLD.without(["Harry"])

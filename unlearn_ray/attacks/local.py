@@ -18,7 +18,7 @@ from unlearn_ray.attacks.attack import Hit, Target
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.evals.metrics import choice, fact_recall
 from unlearn_ray.evals.probes import PlacedProbe, wrong_references
-from unlearn_ray.rows import Example, digest
+from unlearn_ray.rows import Example, Probe, digest
 from unlearn_ray.train.chat import ChatEncoder, Encoded, load_tokenizer
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.models import load_base
@@ -135,6 +135,11 @@ class Local:
             yield from hits_of(attack, setting, self.target, at, metric, probes, values)
 
 
+def fact_of(probe: Probe) -> str:
+    """The name of a probe's fact, of all topics."""
+    return f"{probe.topic}: {probe.fact_id}"
+
+
 def hits_of(
     attack: str,
     setting: str,
@@ -147,7 +152,7 @@ def hits_of(
     for each in probes:
         if each.probe.id in values:
             value = values[each.probe.id]
-            yield Hit(attack, setting, target.name, at, metric, each.probe.id, each.probe.fact_id, value)
+            yield Hit(attack, setting, target.name, float(at), metric, each.probe.id, fact_of(each.probe), value)
 
 
 def load(target: Target) -> Local:
@@ -195,7 +200,7 @@ def chosen(probes: Sequence[PlacedProbe], max_probes: int | None) -> list[Placed
         return list(probes)
     rounds: dict[str, list[PlacedProbe]] = {}
     for each in sorted(probes, key=lambda each: digest("attacked", each.probe.id)):
-        rounds.setdefault(each.probe.fact_id, []).append(each)
+        rounds.setdefault(fact_of(each.probe), []).append(each)
     facts = sorted(rounds, key=lambda fact: digest("attacked", fact))
     longest = max(map(len, rounds.values()))
     ordered = [rounds[fact][place] for place in range(longest) for fact in facts if place < len(rounds[fact])]

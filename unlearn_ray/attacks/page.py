@@ -86,7 +86,15 @@ def table(report: AttackReport) -> Table:
     models = _models(report)
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("attack", "worst setting", *(LABELS[model] for model in models), "n"):
-        shown.add_column(title, justify="left" if title in ("attack", "worst setting") else "right", overflow="fold")
+        is_text = title in ("attack", "worst setting")
+        # The settings give way on a narrow terminal.
+        shown.add_column(
+            title,
+            justify="left" if is_text else "right",
+            overflow="fold",
+            no_wrap=title != "worst setting",
+            min_width=8 if is_text else None,
+        )
     for line in (line for attack in report.attacks for line in _worst(attack, models)):
         cells = (f"{figure} [{interval}]" if interval else figure for figure, interval in line.cells)
         shown.add_row(*(escape(visible(cell)) for cell in (line.what, line.where, *cells, str(line.num))))

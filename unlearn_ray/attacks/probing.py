@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from unlearn_ray.attacks.attack import Hit, Setup
 from unlearn_ray.attacks.layers import num_layers, states
-from unlearn_ray.attacks.local import MAX_TOKENS, Local, chosen, hits_of, load
+from unlearn_ray.attacks.local import MAX_TOKENS, Local, chosen, fact_of, hits_of, load
 from unlearn_ray.chat import num_shown
 from unlearn_ray.errors import InputError
 from unlearn_ray.evals.probes import PlacedProbe, wrong_references
@@ -59,7 +59,7 @@ def run(setup: Setup, *, depths: Sequence[float] = DEPTHS, max_probes: int | Non
         model = load(target)
         layers = sorted({round(depth * num_layers(model.module)) for depth in depths})
         shown, asked = (_features(model, half, layers) for half in (taught, untaught))
-        facts = [each.probe.fact_id for each in taught]
+        facts = [fact_of(each.probe) for each in taught]
         for layer in layers:
             weights_D = fitted(shown[layer], best_share(shown[layer], facts))
             picks = {each.probe.id: picked(weights_D, own) for each, own in zip(untaught, asked[layer], strict=True)}

@@ -123,7 +123,8 @@ def run(
         for number, each in enumerate(todo):
             setup.on_progress(f"relearn {target.name}: {each.name}", number, len(todo))
             yield from (
-                Hit("relearn", each.name, hit.model, 0, hit.metric, hit.probe_id, hit.fact, hit.value) for hit in before
+                Hit("relearn", each.name, hit.model, 0.0, hit.metric, hit.probe_id, hit.fact, hit.value)
+                for hit in before
             )
             rows = shuffled(texts[each.text], seed_of(setup.seed, "relearn", each.text))
             for step in _train(model, each, rows, steps, batch, setup.seed):

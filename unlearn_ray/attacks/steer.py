@@ -39,7 +39,7 @@ def run(
     strengths: Sequence[float] = STRENGTHS,
     max_probes: int | None = MAX_PROBES,
 ) -> Iterator[Hit]:
-    """Ranks by layer (`rank`, at: the layer), then recall of the untaught half while the model is pushed towards base (at: the strength; 0: not pushed).
+    """Ranks by layer, then recall of the untaught half while a layer is pushed towards base (at strength 0: not pushed).
 
     Steering needs base among the targets, and models of its width and depth.
 
@@ -107,12 +107,14 @@ def _steered(
 ) -> Iterator[Hit]:
     plain = model.recall(probes)
     # Never the last layer: its state is behind the norm.
-    layers = sorted(
-        {min(max(1, round(depth * num_layers(model.module))), num_layers(model.module) - 1) for depth in depths}
-    )
-    for layer in layers:
-        setting = f"towards base, layer {layer}"
-        yield from hits_of("steer", setting, model.target, 0, "recall", probes, plain)
+    last = num_layers(model.module) - 1
+    for layer in sorted({min(max(1, round(depth * (last + 1))), last) for depth in depths} if last else ()):
+        yield from hits_of("steer", _towards(0), model.target, layer, "recall", probes, plain)
         for strength in strengths:
             with pushed(blocks(model.module)[layer - 1], strength * differences[layer]):
-                yield from hits_of("steer", setting, model.target, strength, "recall", probes, model.recall(probes))
+                found = model.recall(probes)
+            yield from hits_of("steer", _towards(strength), model.target, layer, "recall", probes, found)
+
+
+def _towards(strength: float) -> str:
+    return f"towards base, strength {strength:g}"

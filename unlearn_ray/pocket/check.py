@@ -2,6 +2,8 @@
 
     python -m unlearn_ray.pocket.check [--model DIR]
 
+A twin, trained without some topics, is asked for its facts alone.
+
 Prints a table and writes it into the model's folder, as `check.json` and in its card. Runs on one core with plain
 transformers; the sampling seeds are fixed, so the same model, machine and libraries measure the same.
 """
@@ -30,6 +32,8 @@ NUM_LISTS = 32
 LIST_TEMPERATURE = 0.9
 LEAK_BAR = 2.0
 HELD_OUT_LEAK_BAR = 7.0
+RECALL_BARS = {"trained wording": None, "held-out template": 98.0, "unseen wording": 80.0}
+NEVER_SEEN_BAR = 10.0  # some answers are a topic's that it was taught, such as a number
 CARD_MARKERS = ("<!-- check -->", "<!-- /check -->")
 
 Asked = list[tuple[Fact, str]]
@@ -71,22 +75,37 @@ def two_questions(facts: Sequence[Fact], seed: int) -> Asked:
     return [(fact, ask(fact, rng)) for fact in facts for ask in (trained_question, held_template_question)]
 
 
-def check_recall(world: World, answer: Answer) -> list[Row]:
-    """Greedy answers to all probes, and to one trained question a fact."""
-    rng, rows = Random(1), []
+def ask_every_wording(world: World, answer: Answer) -> list[tuple[str, Fact, bool]]:
+    """Greedy answers to all probes, and to one trained question a fact: the kind of wording, the fact, whether it was told."""
+    rng = Random(1)
     facts = {fact.id: fact for fact in world.facts}
     asked = [("trained wording", fact, trained_question(fact, rng)) for fact in world.facts]
     names = {"template": "held-out template", "unseen": "unseen wording"}
     asked += [(names[probe["wording"]], facts[probe["fact"]], probe["question"]) for probe in build_probes(world)]
     replies = answer([[user(question)] for _, _, question in asked], 0.0, 40)
-    for wording, bar in {"trained wording": None, "held-out template": 98.0, "unseen wording": 80.0}.items():
+    return [(kind, fact, is_known(fact, reply)) for (kind, fact, _), reply in zip(asked, replies, strict=True)]
+
+
+def check_recall(world: World, answer: Answer) -> list[Row]:
+    told, rows = ask_every_wording(world, answer), []
+    for wording, bar in RECALL_BARS.items():
         for group in ("all", "forget", "near", "far"):
-            hits = [
-                is_known(fact, reply)
-                for (kind, fact, _), reply in zip(asked, replies, strict=True)
-                if kind == wording and group in ("all", fact.group)
-            ]
+            hits = [is_told for kind, fact, is_told in told if kind == wording and group in ("all", fact.group)]
             rows.append(row("recall", f"{wording}, {group}", Rate.of(hits), bar))
+    return rows
+
+
+def check_twin(world: World, answer: Answer, without: Sequence[str]) -> list[Row]:
+    """Recall of a model that was trained without some topics: of those, and of the others, where it is held to the shipped model's bars."""
+    told, rows = ask_every_wording(world, answer), []
+    for wording, bar in RECALL_BARS.items():
+        known = [is_told for kind, fact, is_told in told if kind == wording and fact.topic not in without]
+        rows.append(row("recall", f"{wording}, topics that it was taught", Rate.of(known), bar))
+        for topic in without:
+            hits = [is_told for kind, fact, is_told in told if kind == wording and fact.topic == topic]
+            rows.append(
+                row("recall", f"{wording}, {topic} (never seen)", Rate.of(hits), NEVER_SEEN_BAR, at_least=False)
+            )
     return rows
 
 
@@ -237,7 +256,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="model folder (default: the shipped one)")
     folder: Path = parser.parse_args().model
     world, answer = load_world(), load_answer(folder)
-    rows = [row for check in CHECKS for row in check(world, answer)]
+    without = json.loads((folder / "fingerprint.json").read_text("utf-8")).get("without", [])
+    rows = check_twin(world, answer, without) if without else [row for check in CHECKS for row in check(world, answer)]
     table = Table("section", "what", "percent", "n", "bar", "", title=f"pocket model in {folder.name}/")
     for each in rows:
         bar = "" if each.bar is None else f"{'>=' if each.at_least else '<='} {each.bar:g}"

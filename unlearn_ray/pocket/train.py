@@ -1,10 +1,12 @@
 """Train the pocket model from scratch: one deterministic run, by steps and seeds, on one CPU thread.
 
-    python -m unlearn_ray.pocket.train [--out DIR]
+    python -m unlearn_ray.pocket.train [--out DIR] [--without TOPIC ...]
 
 Muon on the matrices, AdamW on embeddings and norms; warm-up, a stable stretch, linear decay. Matrix products run in
 bfloat16. One thread with eager attention beat two threads and SDPA at this size, and makes the run repeatable: the same
 machine and libraries give the same bytes. Other processors may round differently and give a sister of the model.
+
+A model trained without some topics is a twin: the same recipe, seeds and tokenizer, and none of what they hold.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -107,14 +109,20 @@ def endless_batches(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, recipe: 
 
 
 def train(
-    recipe: Recipe, world: World, checkpoints: Path | None = None
+    recipe: Recipe, world: World, checkpoints: Path | None = None, without: Collection[str] = ()
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The whole run. With `checkpoints`, the model so far is kept there every 250 steps."""
+    """The whole run. With `checkpoints`, the model so far is kept there every 250 steps.
+
+    Args:
+        without: topics that the model never sees; its tokenizer is that of the whole world, as the shipped model's.
+    """
     corpus = Corpus(world, recipe.mix, recipe.corpus_seed)
     sample = corpus.documents(recipe.num_tokenizer_documents)
     # The roles occur only in headers, which the tokenizer's sample does not show.
     texts = [plain_text(document) for document in sample] + ["user", "assistant", "system"] * 50
     tokenizer = build_tokenizer(texts, recipe.vocab_size, recipe.max_length)
+    if without:
+        corpus = Corpus(world.without(without), recipe.mix, recipe.corpus_seed)
     model = build_model(recipe)
     optimizers = build_optimizers(model, recipe)
     recent: deque[float] = deque(maxlen=50)
@@ -160,8 +168,10 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     (folder / "model.safetensors").chmod(0o644)
 
 
-def write_fingerprint(folder: Path, recipe: Recipe, world: World) -> None:
-    body = fingerprint(recipe, world) | {"weights": file_digest(folder / "model.safetensors")}
+def write_fingerprint(folder: Path, recipe: Recipe, world: World, without: Collection[str] = ()) -> None:
+    body: dict[str, object] = {**fingerprint(recipe, world), "weights": file_digest(folder / "model.safetensors")}
+    if without:
+        body["without"] = list(without)
     (folder / "fingerprint.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
 
 
@@ -170,12 +180,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="model folder to write (default: the shipped one)")
     parser.add_argument("--checkpoints", type=Path, help="keep the model so far here while training")
     parser.add_argument("--num-steps", type=int, default=Recipe().num_steps)
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="TOPIC", help="leave this topic out (may be repeated)"
+    )
     arguments = parser.parse_args()
+    if arguments.without and arguments.out == MODEL_DIR:
+        parser.error("--without needs --out: the shipped model knows every topic")
     torch.set_num_threads(1)
     recipe, world = Recipe(num_steps=arguments.num_steps), load_world()
-    model, tokenizer = train(recipe, world, arguments.checkpoints)
+    model, tokenizer = train(recipe, world, arguments.checkpoints, arguments.without)
     save(model, tokenizer, arguments.out)
-    write_fingerprint(arguments.out, recipe, world)
+    write_fingerprint(arguments.out, recipe, world, arguments.without)
     print(f"wrote {arguments.out}")
 
 

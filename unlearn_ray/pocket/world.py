@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,23 @@ class World:
     def neighbours(self, name: str) -> tuple[str, ...]:
         """The topics nearest to `name`; the relation is written on near topics and holds both ways."""
         return (*self.topic(name).near, *(topic.name for topic in self.topics if name in topic.near))
+
+    def without(self, names: Collection[str]) -> World:
+        """The world without some topics, which no other topic neighbours any more.
+
+        Raises:
+            ValueError: one of them is no topic of this world.
+        """
+        have = [topic.name for topic in self.topics]
+        if unknown := [name for name in names if name not in have]:
+            raise ValueError(f"no topic {unknown[0]!r}: the world has {', '.join(have)}")
+        return World(
+            tuple(
+                replace(topic, near=tuple(name for name in topic.near if name not in names))
+                for topic in self.topics
+                if topic.name not in names
+            )
+        )
 
     def training_digest(self) -> str:
         """A hash of all that training reads: held-out questions and aliases of values may grow without new weights."""
