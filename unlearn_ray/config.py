@@ -739,6 +739,13 @@ def path_of(model: str) -> str:
     return str(pocket.MODEL_DIR) if model == "pocket" else model
 
 
+def twin_path(model: str, topics: Sequence[str]) -> str | None:
+    """The folder of a model made like `model` that never knew any of these topics, where one is shipped."""
+    never_knew = {name_key(name) for name in pocket.TWIN_WITHOUT}
+    is_one = model == "pocket" and {name_key(name) for name in topics} <= never_knew and pocket.TWIN_DIR.is_dir()
+    return str(pocket.TWIN_DIR) if is_one else None
+
+
 def prompts_path(prompts: Path | str) -> Path:
     """The file behind a section's `prompts`."""
     return pocket.PROMPTS if prompts == "pocket" else Path(prompts)
