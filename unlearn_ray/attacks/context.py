@@ -2,12 +2,12 @@
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.attacks.attack import Setup, Target
-from unlearn_ray.config import Topic
+from unlearn_ray.config import Topic, twin_path
 from unlearn_ray.engines.protocols import Generator
 from unlearn_ray.errors import InputError
 from unlearn_ray.evals.probes import PlacedProbe, place
@@ -44,7 +44,9 @@ class Options:
 
     prompts: str | None = None  # file of kinds of prompts
     num_facts: int = NUM_FACTS  # of each topic that prompts ask for
-    twin: str | None = None  # folder or hub name of a model that never knew the topics
+    twin: str | None = (
+        None  # folder or hub name of a model that never knew the topics; None: the shipped one, if there is one
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +155,17 @@ def read_context(unit: Unit, guardrail: Mapping[str, str], options: Options) -> 
         raise InputError(
             f"evaluate.probes has none of the probes that {home / 'evaluate'} asked: evaluate the run again with unlearn-ray run CONFIG"
         )
+    twin = options.twin or twin_path(config.model, names)
     rows = list(_retained(home / "mixture" / "retain", ("near", "far")))
     return Context(
-        unit, config.model_path, find_export(home / "finetune"), guardrail, probes, rows[0], rows[1], options
+        unit,
+        config.model_path,
+        find_export(home / "finetune"),
+        guardrail,
+        probes,
+        rows[0],
+        rows[1],
+        replace(options, twin=twin),
     )
 
 

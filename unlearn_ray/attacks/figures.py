@@ -50,7 +50,6 @@ class AttackFigures(_Strict):
     name: str
     summary: str
     axis: str  # what `at` counts: steps, bits, layer
-    axes: dict[str, str] = {}  # of a metric that goes along another one
     fingerprint: str
     seconds: float
     figures: list[Figure]
@@ -75,9 +74,6 @@ class AttackFigures(_Strict):
         """The same figure of another model."""
         key = (figure.setting, model, figure.at, figure.metric)
         return next((each for each in self.figures if (each.setting, each.model, each.at, each.metric) == key), None)
-
-    def axis_of(self, metric: str) -> str:
-        return self.axes.get(metric, self.axis)
 
     @property
     def metrics(self) -> list[str]:

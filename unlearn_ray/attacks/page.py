@@ -143,8 +143,9 @@ def _interval(figure: Figure | None) -> str:
 
 
 def _where(attack: AttackFigures, figure: Figure) -> str:
-    axis = attack.axis_of(figure.metric)
-    at = f"{axis} {figure.at:g}" if axis in ("layer", "strength") else f"{figure.at:g} {axis}" if axis else ""
+    at = f"{figure.at:g} {attack.axis}" if attack.axis else ""
+    if attack.axis == "layer":
+        at = f"layer {figure.at:g}"
     return ", ".join(filter(None, (readable(figure.setting), at)))
 
 
@@ -208,7 +209,7 @@ def _curves(attack: AttackFigures, metric: str, models: Sequence[AttackedModel])
             for of in by_place.values()
         ]
     is_share = metric not in NO_SHARES
-    svg = plots.attack_curves(rows, {LABELS[m]: _COLOURS[m] for m in models}, attack.axis_of(metric), is_share=is_share)
+    svg = plots.attack_curves(rows, {LABELS[m]: _COLOURS[m] for m in models}, attack.axis, is_share=is_share)
     return "A thin line a setting; thick: the worst setting at each point.", svg
 
 

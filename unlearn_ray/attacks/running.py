@@ -151,7 +151,6 @@ def write_report(context: Context) -> AttackReport:
                 name=attack.name,
                 summary=attack.summary,
                 axis=attack.axis,
-                axes=dict(attack.axes),
                 fingerprint=manifest.fingerprint,
                 seconds=manifest.seconds,
                 figures=figures,

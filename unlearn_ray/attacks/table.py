@@ -24,7 +24,6 @@ class Attack(NamedTuple):
     module: str  # imported when it runs: torch takes seconds
     summary: str
     axis: str = ""  # what its curves go along; "" = it has none
-    axes: Mapping[str, str] = {}  # the same of a metric that goes along another one
 
     def function(self) -> Callable[..., Iterator[Hit]]:
         found: Callable[..., Iterator[Hit]] = import_module(self.module).run
@@ -70,5 +69,5 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("relearn", "process", 1, "unlearn_ray.attacks.relearn", "fine-tuned on half of the facts, on neighbours, on unrelated text", "steps"),
     Attack("quantize", "process", 1, "unlearn_ray.attacks.quantize", "its weights rounded to a few bits", "bits"),
     Attack("probe", "process", 1, "unlearn_ray.attacks.probing", "a linear probe on its hidden states picks the true answer", "layer"),
-    Attack("steer", "process", 1, "unlearn_ray.attacks.steer", "the true answer's rank by layer, and its states pushed towards base", "layer", {"recall": "strength"}),
+    Attack("steer", "process", 1, "unlearn_ray.attacks.steer", "the true answer's rank by layer, and its states pushed towards base", "layer"),
 )  # fmt: skip
