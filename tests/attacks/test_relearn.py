@@ -7,8 +7,8 @@ import torch
 from attacked import BASE, setup_on
 
 from unlearn_ray.attacks import relearn
-from unlearn_ray.attacks.attack import Target
-from unlearn_ray.attacks.local import fact_of, load
+from unlearn_ray.attacks.attack import Target, fact_of
+from unlearn_ray.attacks.local import load
 from unlearn_ray.errors import InputError
 
 

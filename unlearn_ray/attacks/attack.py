@@ -4,12 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from unlearn_ray.evals.probes import PlacedProbe
+from unlearn_ray.evals.probes import PlacedProbe, Probe
 from unlearn_ray.rows import Row, digest
 
 AttackedModel = Literal[
     "base", "guarded", "unlearned", "twin"
 ]  # guarded: behind the prefix; the last never knew the topics
+
+
+def fact_of(probe: Probe) -> str:
+    """The name of a probe's fact, of all topics."""
+    return f"{probe.topic}: {probe.fact_id}"
 
 
 @dataclass(frozen=True, slots=True)

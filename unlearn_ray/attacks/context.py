@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.attacks.attack import Setup, Target
+from unlearn_ray.attacks.attack import Setup, Target, fact_of
 from unlearn_ray.config import Topic, twin_path
 from unlearn_ray.engines.protocols import Generator
 from unlearn_ray.errors import InputError
 from unlearn_ray.evals.probes import PlacedProbe, place
-from unlearn_ray.rows import Group, Probe, digest
+from unlearn_ray.rows import Group, digest
 from unlearn_ray.stages.evaluate import PROBE_TOKENS, Export, find_export, probes_of
 from unlearn_ray.stages.stage import Unit
 
@@ -130,11 +130,6 @@ class Context:
         return {topic: sorted(facts, key=lambda fact: digest(purpose, fact)) for topic, facts in found.items()}
 
 
-def fact_of(probe: Probe) -> str:
-    """The name of a probe's fact, of all topics."""
-    return f"{probe.topic}: {probe.fact_id}"
-
-
 def read_context(unit: Unit, guardrail: Mapping[str, str], options: Options) -> Context:
     """The context of a finished model.
 
@@ -188,4 +183,4 @@ def _retained(folder: Folder, groups: Sequence[Group]) -> Iterator[list[tuple[st
         yield [(question, answer) for _, question, answer in heapq.nsmallest(_MAX_ROWS, rows)]
 
 
-__all__ = ["NUM_FACTS", "AttackEngines", "Context", "OnProgress", "Options", "fact_of", "read_context"]
+__all__ = ["NUM_FACTS", "AttackEngines", "Context", "OnProgress", "Options", "read_context"]

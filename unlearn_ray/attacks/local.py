@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from unlearn_ray.attacks.attack import Hit, Target
+from unlearn_ray.attacks.attack import Hit, Target, fact_of
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.evals.metrics import choice, fact_recall
 from unlearn_ray.evals.probes import PlacedProbe, wrong_references
-from unlearn_ray.rows import Example, Probe, digest
+from unlearn_ray.rows import Example, digest
 from unlearn_ray.train.chat import ChatEncoder, Encoded, load_tokenizer
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.models import load_base
@@ -133,11 +133,6 @@ class Local:
         self.module.eval()
         for metric, values in (("recall", self.recall(probes)), ("choice", self.choice(probes))):
             yield from hits_of(attack, setting, self.target, at, metric, probes, values)
-
-
-def fact_of(probe: Probe) -> str:
-    """The name of a probe's fact, of all topics."""
-    return f"{probe.topic}: {probe.fact_id}"
 
 
 def hits_of(

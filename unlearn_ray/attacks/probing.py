@@ -20,9 +20,9 @@ from statistics import mean
 import torch
 import torch.nn.functional as F
 
-from unlearn_ray.attacks.attack import Hit, Setup
+from unlearn_ray.attacks.attack import Hit, Setup, fact_of
 from unlearn_ray.attacks.layers import num_layers, states
-from unlearn_ray.attacks.local import MAX_TOKENS, Local, chosen, fact_of, hits_of, load
+from unlearn_ray.attacks.local import MAX_TOKENS, Local, chosen, hits_of, load
 from unlearn_ray.chat import num_shown
 from unlearn_ray.errors import InputError
 from unlearn_ray.evals.probes import PlacedProbe, wrong_references

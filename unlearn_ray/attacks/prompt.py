@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.attacks.attack import AttackedModel, Hit
-from unlearn_ray.attacks.context import AttackEngines, Context, Options, fact_of
+from unlearn_ray.attacks.attack import AttackedModel, Hit, fact_of
+from unlearn_ray.attacks.context import AttackEngines, Context, Options
 from unlearn_ray.attacks.templates import Conversation, PromptKind, Surroundings, conversations, expected, load_kinds
 from unlearn_ray.engines.protocols import Reply, Request, RowDict
 from unlearn_ray.evals import metrics

@@ -6,7 +6,7 @@ models/<name>/attacks/            attacks.json and attacks.html: the figures of 
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.attacks.attack import Hit
@@ -15,7 +15,7 @@ from unlearn_ray.attacks.figures import ATTACKS_FILE, AttackFigures, AttackRepor
 from unlearn_ray.attacks.page import PAGE, page
 from unlearn_ray.attacks.prompt import ANSWERS
 from unlearn_ray.attacks.table import ATTACKS, Attack
-from unlearn_ray.config import RunConfig, twin_path
+from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import ClusterError, ConfigError, EngineError, UnlearnError
 from unlearn_ray.evals.markdown import write_pages
 from unlearn_ray.stages.stage import JOINT, StageRun, State, Unit, finished_manifest, models_of, open_stage
@@ -94,13 +94,7 @@ def contexts_of(config: RunConfig, homes: Sequence[Folder], options: Options) ->
     """
     names = {home.name for home in homes}
     units = [unit for unit in models_of(config, config.topics, "") if unit.name in names]
-    return [read_context(unit, _guardrail(unit), _with_twin(options, unit)) for unit in units]
-
-
-def _with_twin(options: Options, unit: Unit) -> Options:
-    """The options, with the shipped model that never knew the topics where the user names none."""
-    twin = options.twin or twin_path(unit.config.model, [topic.name for topic in unit.topics])
-    return replace(options, twin=twin)
+    return [read_context(unit, _guardrail(unit), options) for unit in units]
 
 
 def perform(jobs: Sequence[Job], engines: Callable[[], AttackEngines], hooks: Hooks) -> list[tuple[Job, Exception]]:
