@@ -357,8 +357,8 @@ def test_rolling_back_what_is_not_there(cwd: Path) -> None:
     assert "no model 'dune' (harry-potter)" in refused(cwd, "rollback", "dune")
     assert "it has no earlier one" in refused(cwd, "rollback", "harry-potter")
     assert "has no version 7 (it has 1)" in refused(cwd, "rollback", "harry-potter@7")
-    assert "is no model's name" in refused(cwd, "rollback", "Harry Potter")
-    assert "is no model's name" in refused(cwd, "rollback", "harry-potter:guarded")
+    assert "is not a model's name" in refused(cwd, "rollback", "Harry Potter")
+    assert "is not a model's name" in refused(cwd, "rollback", "harry-potter:guarded")
 
 
 def test_a_damaged_registry(cwd: Path) -> None:
