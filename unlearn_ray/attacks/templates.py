@@ -284,7 +284,7 @@ PLACEHOLDERS: Mapping[str, Callable[[_Fields], str | None]] = {
 
 def _kind(path: str, name: Any, value: Any) -> PromptKind:
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-        raise InputError(f"{path}: {shown(name)} is no name of a kind: write small letters, digits and underscores")
+        raise InputError(f"{path}: {shown(name)} is not a name of a kind: write small letters, digits and underscores")
     if not isinstance(value, dict):
         raise InputError(f"{path}: {name} must hold keys, such as summary and user")
     if isinstance(value.get("user"), str):
