@@ -253,7 +253,9 @@ def test_a_retain_term_without_rows_is_said(tmp_path: Path) -> None:
         assert not said(nothing, **finetune)
     one_has: list[dict[str, Any]] = [{"name": "Harry Potter", "neighbours": ["Narnia"]}, {"name": "chewing gum"}]
     assert not said(nothing, *one_has) and said(nothing, *one_has, adapters="per_topic")
-    with pytest.raises(ConfigError, match=r"finetune\.objective: grad_diff needs retain rows, and the config requests none"):
+    with pytest.raises(
+        ConfigError, match=r"finetune\.objective: grad_diff needs retain rows, and the config requests none"
+    ):
         said(nothing, objective="grad_diff")
 
 

@@ -196,3 +196,21 @@ def test_gradients_are_added_up_over_ranks() -> None:
     moved = Displacement([weight], as_if_two_ranks)
     (found,) = moved.gradients([(weight * torch.tensor([1.0, 3.0])).sum(), (weight[:1] * 2).sum()])
     assert found.tolist() == [6.0, 6.0] and weight.grad is None
+
+
+def test_an_attackers_batches_may_need_more_passes_than_those_of_the_training(tmp_path: Path) -> None:
+    """Passes by tokens: rows of unequal lengths fill one pass in one step and several in another."""
+    draw = random.Random(8)
+    rows = [Encoded([1, 2 + number, 20, *[7] * draw.choice((1, 1, 1, 40))], 3) for number in range(24)]
+    write_encoded(tmp_path / "rows", rows)
+    every = EncodedRows(tmp_path / "rows")
+    config = config_of(Meta(steps=(8, 8)), num_steps=12)
+    displaced = Displaced(config, every, None, every, SEED, **LAYOUT | {"micro_tokens": 48})
+    runtime = PlainRuntime(model_of(), config, CPU)
+    needed = set()
+    for step in range(config.num_steps):
+        displaced.backward(runtime, step)
+        attack = displaced.sides[step % 2].attack
+        assert attack is not None
+        needed.add(attack.num_micro_batches)
+    assert len(needed) > 1

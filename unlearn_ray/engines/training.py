@@ -239,7 +239,7 @@ def _is_one_machine() -> bool:
 def run_name(job: TrainJob) -> str:
     """The name of a training in Ray Train. Two trainings have the same name if and only if one may resume the other, with any number of workers."""
     what = job.config.model_dump(mode="json", exclude=job.config.changes_nothing)
-    rows = [_content(folder) for folder in (job.forget, job.retain, job.gate) if folder is not None]
+    rows = [_content(folder) for folder in (job.forget, job.retain, job.gate, job.truths) if folder is not None]
     asked = job.chat.model_dump_json()
     return f"{job.name[:40]}-{digest(job.model, asked, json.dumps([what, rows]), job.seed, *job.topics)}"
 

@@ -130,9 +130,13 @@ class Batches:
         places = micro_batch if invented is None else max(1, micro_batch // 2)  # a pair may take each of them
         self.num_micro_batches = -(-num_places // (places * world_size))
         if micro_tokens is not None:
-            self.num_micro_batches = max(
-                num_passes(_sizes(self._ordered(step)), micro_tokens, world_size) for step in range(num_steps)
-            )
+            self.num_micro_batches = max(self.passes_needed(step) for step in range(num_steps))
+
+    def passes_needed(self, step: int) -> int:
+        """Forward passes of each rank that this step needs, on all ranks alike."""
+        if self._micro_tokens is None:
+            return self.num_micro_batches
+        return num_passes(_sizes(self._ordered(step)), self._micro_tokens, self._world_size)
 
     def placed(self, step: int) -> list[Placed]:
         """The rows of a step, over all ranks."""

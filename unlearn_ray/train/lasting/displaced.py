@@ -145,6 +145,7 @@ class Displaced:
             assert side.attack is not None
             at = step * _MOST_BATCHES + number
             num_tokens = side.attack.counts(at).forget_tokens
+            side.attack.num_micro_batches = side.attack.passes_needed(at)  # no engine counts these
             for batch in side.attack.micro_batches(at, runtime.rank):
                 yield -learnt_logps(runtime, batch.to(runtime.device)).sum() / num_tokens
 
