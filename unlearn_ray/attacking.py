@@ -121,9 +121,10 @@ def _attack(tools: Shell, contexts: "Sequence[Context]", jobs: "Sequence[Job]") 
     Raises:
         PartialError: some attacks failed, a line each; the others are done.
     """
-    from unlearn_ray.attacks.page import PAGE, table
-    from unlearn_ray.attacks.running import HOME, Hooks, perform, write_report
+    from unlearn_ray.attacks.page import table
+    from unlearn_ray.attacks.running import Hooks, perform, write_report
     from unlearn_ray.engines.run_engines import RunEngines
+    from unlearn_ray.evals.attacked import ATTACKS_PAGE, HOME
     from unlearn_ray.plan import locked
 
     config, progress = contexts[0].unit.base, Progression(tools.console)
@@ -158,7 +159,7 @@ def _attack(tools: Shell, contexts: "Sequence[Context]", jobs: "Sequence[Job]") 
     for context, report in zip(contexts, reports, strict=True):
         tools.console.print()
         tools.console.print(table(report))
-        tools.console.print(f"Look at  {plain(context.unit.home / HOME)}/{PAGE}", soft_wrap=True)
+        tools.console.print(f"Look at  {plain(context.unit.home / HOME)}/{ATTACKS_PAGE}", soft_wrap=True)
     if len(failures) == len(jobs) == 1:
         raise failures[0][1]
     if failures:

@@ -1,6 +1,8 @@
 """Attacks on a finished run, whose engines are scripted: what they measure, write, skip and resume."""
 
+import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +14,11 @@ from typer.testing import CliRunner
 
 from unlearn_ray.artifacts import Folder, read_manifest
 from unlearn_ray.attacks import table
-from unlearn_ray.attacks.attack import Hit, Setup
+from unlearn_ray.attacks.attack import AttackedModel, Hit, Setup
 from unlearn_ray.attacks.context import Context, Options
-from unlearn_ray.attacks.figures import AttackReport, figures_of, read_attacks
+from unlearn_ray.attacks.figures import AttackFigures, AttackReport, Figure, figures_of
+from unlearn_ray.attacks.page import table as worst_table
+from unlearn_ray.attacks.page import verdict
 from unlearn_ray.attacks.prompt import WORST
 from unlearn_ray.attacks.running import Hooks, Job, chosen, contexts_of, perform, write_report
 from unlearn_ray.attacks.table import ATTACKS, Attack
@@ -23,6 +27,8 @@ from unlearn_ray.cli import app
 from unlearn_ray.config import RunConfig
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.errors import ConfigError, EngineError, InputError
+from unlearn_ray.evals import attacked as reading
+from unlearn_ray.evals.attacked import read_attacks, worst_of
 
 FEW = ("plain", "answer_prefill", "multiple_choice", "best_of_32")
 PROMPT = next(attack for attack in ATTACKS if attack.name == "prompt")
@@ -85,7 +91,7 @@ def test_prompts_bring_back_what_at_least_one_kind_brings_back(config: RunConfig
     assert recall("plain", "base") == 1.0 and recall("plain") == recall("plain", "guarded") == 0.0
     assert recall("answer_prefill") == recall("best_of_32") == pytest.approx(1 / 6)
     assert recall(WORST) == pytest.approx(2 / 6) and recall(WORST, "base") == 1.0
-    worst = found.worst("unlearned", "recall")
+    worst = worst_of(found.figures, "recall")
     assert worst is not None and worst.setting == WORST
     told = [
         row
@@ -194,7 +200,7 @@ def test_a_new_attack_is_a_module_and_a_line(config: RunConfig, monkeypatch: pyt
 
 def test_each_attack_of_the_table_says_what_it_is() -> None:
     names = [attack.name for attack in ATTACKS]
-    assert len(set(names)) == len(names) and "prompt" in names
+    assert tuple(names) == reading.ATTACKS, "a gate can ask for each of them"
     assert all(attack.summary and attack.module.startswith("unlearn_ray.attacks.") for attack in ATTACKS)
 
 
@@ -235,16 +241,40 @@ def test_one_failed_attack_stops_no_other(config: RunConfig, monkeypatch: pytest
 def test_figures_of_another_training_are_not_shown(config: RunConfig) -> None:
     attacked(config, Engines())
     home = home_of(config)
-    assert read_attacks(home) is not None
+    assert read_attacks(home / "evaluate")
     manifest = json.loads((home / "finetune").read_text("manifest.json"))
     (home / "finetune").write_text("manifest.json", json.dumps(manifest | {"fingerprint": "another"}))
-    assert read_attacks(home) is None
+    assert read_attacks(home / "evaluate") == []
 
 
 def test_a_rank_is_no_share() -> None:
     hits = [Hit("steer", "lens", "unlearned", 3.0, "rank", f"{i}", f"{i}", 40.0 + i) for i in range(4)]
     (figure,) = figures_of(hits, 100, 0)
     assert figure.value == pytest.approx((40 * 41 * 42 * 43) ** 0.25) and figure.interval[1] > 1 and not figure.is_share
+
+
+def test_both_pages_tell_the_same_of_the_same_attack(config: RunConfig) -> None:
+    def figure(setting: str, model: AttackedModel, value: float) -> Figure:
+        return Figure(setting=setting, model=model, at=10, metric="recall", value=value, interval=(0.0, 1.0), num=30, num_facts=30)  # fmt: skip
+
+    tried = [
+        figure("full", "unlearned", 0.51),
+        figure("lora", "unlearned", 0.22),
+        figure("full", "base", 0.63),
+        figure("lora", "base", 0.97),
+        figure("full", "twin", 0.04),
+        figure("lora", "twin", 0.08),
+    ]
+    relearn = AttackFigures(name="relearn", summary="taught", axis="steps", fingerprint="a", seconds=1, figures=tried)
+    report = AttackReport(run="r", model="joint", topics=["Dune"], finetune="a", evaluate="b", attacks=[relearn])
+    (line,) = reading.worst_of_each(
+        [reading.AttackFigure(**each.model_dump(exclude={"num_facts"}), attack="relearn") for each in tried]
+    )
+    assert (line.base, line.twin) == ("97 %", "8 %")
+    assert f"51 % of the facts (base: {line.base}, never knew: {line.twin})" in verdict(report)
+    shown = Console(width=200, file=io.StringIO())
+    shown.print(worst_table(report))
+    assert re.findall(r"(\d+ %) \[", shown.file.getvalue()) == [line.base, "51 %", line.twin]  # type: ignore[attr-defined]
 
 
 # The command itself.

@@ -29,7 +29,7 @@ from unlearn_ray.evals.report import (
     warnings,
 )
 from unlearn_ray.evals.scoring import MODELS, TELLS, ModelName
-from unlearn_ray.evals.sentence import beside_prefix, sentence
+from unlearn_ray.evals.sentence import sentence
 from unlearn_ray.evals.table import MEASURES
 from unlearn_ray.evals.tradeoff import CAPTION, tradeoff
 from unlearn_ray.rows import GROUPS, Group, digest
@@ -107,7 +107,6 @@ def render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sentence=sentence(report, attacks),
-        beside_prefix=beside_prefix(report),
         headlines=headlines(report),
         verdict=verdict(report),
         warnings=warnings(report),
