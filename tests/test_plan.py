@@ -14,13 +14,14 @@ from unlearn_ray import pipeline
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import ProbesConfig, RunConfig
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
-from unlearn_ray.plan import claimed, identities_of, model_identity, plan, select, units_of
+from unlearn_ray.plan import claimed, identities_of, plan, select, units_of
 from unlearn_ray.reading import read_user_rows
 from unlearn_ray.rows import Question
 from unlearn_ray.runs import states as overview
 from unlearn_ray.stages import questions
 from unlearn_ray.stages.stage import STARTED, Identities, Stage, StageRun, Work
 from unlearn_ray.stages.table import COMMANDS, STAGES
+from unlearn_ray.train.identity import model_identity
 
 MIB = 2**20
 GOOD = {"topic": "harry-potter", "question": "Which owl is Harry's?", "answer": "Hedwig"}
@@ -253,7 +254,9 @@ def test_a_retain_term_without_rows_is_said(tmp_path: Path) -> None:
         assert not said(nothing, **finetune)
     one_has: list[dict[str, Any]] = [{"name": "Harry Potter", "neighbours": ["Narnia"]}, {"name": "chewing gum"}]
     assert not said(nothing, *one_has) and said(nothing, *one_has, adapters="per_topic")
-    with pytest.raises(ConfigError, match=r"finetune\.objective: grad_diff needs retain rows, and the config requests none"):
+    with pytest.raises(
+        ConfigError, match=r"finetune\.objective: grad_diff needs retain rows, and the config requests none"
+    ):
         said(nothing, objective="grad_diff")
 
 

@@ -68,7 +68,7 @@ def add_command(app: typer.Typer, shell: Callable[[], Shell]) -> None:
         tools = shell()
         with tools.errors():
             from unlearn_ray.attacks.context import Options
-            from unlearn_ray.attacks.running import chosen
+            from unlearn_ray.attacks.running import chosen, jobs_of
 
             attacks = chosen(only)
             options = Options(None if prompts is None else str(prompts.absolute()), facts, _model(twin))
@@ -76,9 +76,7 @@ def add_command(app: typer.Typer, shell: Callable[[], Shell]) -> None:
                 each.identity(options)  # a file of prompts that can't be used is told before all else
             folder = tools.run_folder(run)
             contexts = _contexts(folder, options)
-            from unlearn_ray.attacks.running import Job
-
-            _attack(tools, contexts, [Job(each, context) for context in contexts for each in attacks])
+            _attack(tools, contexts, jobs_of(attacks, contexts))
 
 
 def _model(name: str | None) -> str | None:

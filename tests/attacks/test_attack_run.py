@@ -4,7 +4,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,15 +20,16 @@ from unlearn_ray.attacks.figures import AttackFigures, AttackReport, Figure, fig
 from unlearn_ray.attacks.page import table as worst_table
 from unlearn_ray.attacks.page import verdict
 from unlearn_ray.attacks.prompt import WORST
-from unlearn_ray.attacks.running import Hooks, Job, chosen, contexts_of, perform, write_report
+from unlearn_ray.attacks.running import Hooks, Job, chosen, contexts_of, jobs_of, perform, write_report
 from unlearn_ray.attacks.table import ATTACKS, Attack
 from unlearn_ray.attacks.templates import load_kinds
 from unlearn_ray.cli import app
-from unlearn_ray.config import RunConfig
+from unlearn_ray.config import ChatConfig, RunConfig
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.errors import ConfigError, EngineError, InputError
 from unlearn_ray.evals import attacked as reading
 from unlearn_ray.evals.attacked import read_attacks, worst_of
+from unlearn_ray.stages.evaluate import PROBE_TOKENS
 
 FEW = ("plain", "answer_prefill", "multiple_choice", "best_of_32")
 PROMPT = next(attack for attack in ATTACKS if attack.name == "prompt")
@@ -212,6 +213,39 @@ def test_an_attacker_knows_one_half_of_the_facts_and_is_measured_on_the_other(co
     assert len(taught) == len(untaught) == 3 and not taught & untaught
     assert len(setup.probes) == 6 and setup.unrelated and setup.near
     assert context_of(config).setup() == setup
+
+
+def test_attacks_in_one_process_ask_as_the_evaluation_did(config: RunConfig) -> None:
+    chat = ChatConfig(prefix="user", template_arguments={"enable_thinking": False})
+    evaluate = config.evaluate.model_copy(update={"max_tokens": 300})
+    setup = context_of(config.model_copy(update={"chat": chat, "evaluate": evaluate})).setup()
+    assert (setup.chat, setup.max_tokens) == (chat, 300)
+    assert context_of(config).setup().max_tokens == PROBE_TOKENS
+
+
+def test_a_twin_is_known_by_what_is_in_its_folder(tmp_path: Path) -> None:
+    def identities(home: str) -> list[Mapping[str, object]]:
+        return [attack.identity(Options(twin=str(tmp_path / home / "twin"))) for attack in ATTACKS]
+
+    twin = tmp_path / "here" / "twin"
+    twin.mkdir(parents=True)
+    (twin / "config.json").write_text("{}")
+    (twin / "model.safetensors").write_bytes(b"weights")
+    before = identities("here")
+    shutil.copytree(twin, tmp_path / "there" / "twin")
+    assert identities("there") == before
+    (twin / "model.safetensors").write_bytes(b"another")
+    assert all(new != old for new, old in zip(identities("here"), before, strict=True))
+    assert not any(attack.identity(Options(twin="never/knew")) == attack.identity(Options()) for attack in ATTACKS)
+
+
+def test_each_attack_is_tried_on_all_models_before_the_next(config: RunConfig) -> None:
+    """Engines start once for all models: what works in one process ends them."""
+    first, second = context_of(config), context_of(config, num_facts=2)
+    jobs = jobs_of([PROMPT, DUMMY], [first, second])
+    assert [(job.attack, job.context) for job in jobs] == [
+        (PROMPT, first), (PROMPT, second), (DUMMY, first), (DUMMY, second),
+    ]  # fmt: skip
 
 
 def test_one_fact_alone_cannot_be_halved(config: RunConfig) -> None:

@@ -97,6 +97,11 @@ def contexts_of(config: RunConfig, homes: Sequence[Folder], options: Options) ->
     return [read_context(unit, _guardrail(unit), options) for unit in units]
 
 
+def jobs_of(attacks: Sequence[Attack], contexts: Sequence[Context]) -> list[Job]:
+    """Each attack on each model: attack by attack, for engines stay up from model to model, and end before what works in one process."""
+    return [Job(attack, context) for attack in attacks for context in contexts]
+
+
 def perform(jobs: Sequence[Job], engines: Callable[[], AttackEngines], hooks: Hooks) -> list[tuple[Job, Exception]]:
     """Do each attack that is not done; what stops one stops no other, unless it stops all alike. Returns those that failed.
 
@@ -194,4 +199,4 @@ def _guardrail(unit: Unit) -> dict[str, str]:
     return dict(finished_manifest(unit.home / "evaluate").config["guardrail"])
 
 
-__all__ = ["Hooks", "Job", "chosen", "contexts_of", "perform", "write_report"]
+__all__ = ["Hooks", "Job", "chosen", "contexts_of", "jobs_of", "perform", "write_report"]
