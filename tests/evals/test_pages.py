@@ -9,7 +9,7 @@ from by_hand import attack, metric, report
 from unlearn_ray.artifacts import Folder
 from unlearn_ray.evals.attacked import AttackFigure, worst_of_each
 from unlearn_ray.evals.escaping import escaped
-from unlearn_ray.evals.html import ShownAnswer, ShownProbe, render
+from unlearn_ray.evals.html import ShownAnswer, ShownProbe, render, verdict
 from unlearn_ray.evals.markdown import markdown, write_pages
 from unlearn_ray.evals.report import GatePoint, Metric, Report, StageSummary
 from unlearn_ray.evals.scoring import Answered
@@ -126,6 +126,12 @@ def test_what_is_kept_stands_beside_its_floor_as_well() -> None:
     found = sentence(report(recall="rouge_l_recall", models=near, retention=kept))
     assert "; it says 60 % of the true answers' words about neighbouring topics (base: 90 %, a wrong answer in their form: 60 %)." in found  # fmt: skip
     assert "67 %" not in found
+    near["base"]["forget"], near["unlearned"]["forget"] = (
+        {"rouge_l_recall": floored(value, 0.38)} for value in (0.9, 0.38)
+    )
+    told = verdict(report(recall="rouge_l_recall", models=near, retention=kept))
+    assert "A wrong answer in their form gets 38 %. It says 60 % of the true answers' words about" in told
+    assert "67 %" not in told
 
 
 def test_a_doubtful_share_that_was_kept_says_so() -> None:

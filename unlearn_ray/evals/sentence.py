@@ -19,7 +19,7 @@ def sentence(report: Report, attacks: Sequence[AttackFigure] = ()) -> str:
     told = [part for part in (*opening, comes_back) if part]
     missing = [name for name, part in (("choice", preferred), ("relearning", comes_back)) if not part]
     first = f"{', '.join(told[:-1])}, and {told[-1]}" if len(told) > 1 else told[0]
-    kept = _kept(report)
+    kept = kept_of(report)
     missing += [] if kept else ["what it kept"]
     text = f"The unlearned model {first}" + (f"; it {kept}." if kept else ".")
     if missing:
@@ -35,12 +35,12 @@ def _still_said(report: Report) -> str:
     share = share_of(ours, base)
     if base is None or ours is None or share is None:
         return f"was asked about {about}, of which the base model says nothing"
-    if _has_floor(report, base):
+    if has_floor(report, base):
         return f"says {_beside_floor(report, ours, base, f'about {about}')}"
     return f"says {percent(share)} of what it knew about {about}{_doubt(ours)}"
 
 
-def _has_floor(report: Report, base: Metric) -> bool:
+def has_floor(report: Report, base: Metric) -> bool:
     """Whether a model that knows nothing gets something as well: a share of base's figure would count that as known."""
     return report.recall == "rouge_l_recall" or bool(base.floor)
 
@@ -87,10 +87,10 @@ def _comes_back(attacks: Sequence[AttackFigure]) -> str:
     return f"{said} ({', '.join(beside)})" if beside else said
 
 
-def _kept(report: Report) -> str:
-    """The rest of the sentence, its verb included."""
+def kept_of(report: Report) -> str:
+    """`kept 98 % of what it told about neighbouring topics and ...`; beside base's figures and their floors where they have some."""
     shares, said = list[str](), list[str]()
-    has_floor = False
+    is_beside = False
     for group, label in _KEPT.items():
         share = report.retention.get("unlearned", {}).get(group, {}).get(report.recall)
         ours, base = (report.metric(model, group, report.recall) for model in ("unlearned", "base"))
@@ -98,8 +98,8 @@ def _kept(report: Report) -> str:
             shares.append(f"{percent(share.agg_value)} {label}{_doubt(share)}")
         if share is not None and ours is not None and base is not None:
             said.append(_beside_floor(report, ours, base, label))
-            has_floor = has_floor or _has_floor(report, base)
-    if has_floor:
+            is_beside = is_beside or has_floor(report, base)
+    if is_beside:
         return f"says {' and '.join(said)}"
     return f"kept {' and '.join(shares).replace(' %', ' % of what it told', 1)}" if shares else ""
 
