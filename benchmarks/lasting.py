@@ -24,6 +24,7 @@ from unlearn_ray.attacks.relearn import run as relearn
 from unlearn_ray.config import FinetuneConfig, Lora, RunConfig, load, twin_path
 from unlearn_ray.evals.probes import PlacedProbe
 from unlearn_ray.rows import GROUPS, seed_of
+from unlearn_ray.stages.evaluate import PROBE_TOKENS
 from unlearn_ray.train.export import save_adapter, save_model
 
 METRICS = ("recall", "choice")
@@ -51,7 +52,7 @@ def relearnt(target: Target, probes: Sequence[PlacedProbe], steps: Sequence[int]
     """The highest recall and choice of the untaught half over all fine-tunings, by metric and steps."""
     taught, untaught = halves(probes)
     rows = [(each.probe.question, each.probe.reference or each.probe.answer) for each in taught]
-    setup = Setup([target], probes, rows, untaught, [], [], seed)
+    setup = Setup([target], probes, rows, untaught, [], [], seed, max_tokens=PROBE_TOKENS)
     values = defaultdict(list)
     for hit in relearn(setup, steps=steps, max_probes=None, every=True):
         values[hit.metric, int(hit.at), hit.setting].append(hit.value)

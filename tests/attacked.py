@@ -30,7 +30,7 @@ def setup_on(*targets: Target, num_facts: int = 8) -> Setup:
     probes = probes_of(TOPIC, num_facts)
     taught, untaught = probes[: num_facts // 2], probes[num_facts // 2 :]
     near, unrelated = rows_of(probes_of("candy", 8)), rows_of(probes_of("geography", 8))
-    return Setup(targets, probes, rows_of(taught), untaught, near, unrelated, seed=0)
+    return Setup(targets, probes, rows_of(taught), untaught, near, unrelated, seed=0, max_tokens=24)
 
 
 BASE = Target("base", str(MODEL_DIR))

@@ -14,13 +14,14 @@ from unlearn_ray import pipeline
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import ProbesConfig, RunConfig
 from unlearn_ray.errors import ArtifactError, ConfigError, InputError
-from unlearn_ray.plan import claimed, identities_of, model_identity, plan, select, units_of
+from unlearn_ray.plan import claimed, identities_of, plan, select, units_of
 from unlearn_ray.reading import read_user_rows
 from unlearn_ray.rows import Question
 from unlearn_ray.runs import states as overview
 from unlearn_ray.stages import questions
 from unlearn_ray.stages.stage import STARTED, Identities, Stage, StageRun, Work
 from unlearn_ray.stages.table import COMMANDS, STAGES
+from unlearn_ray.train.identity import model_identity
 
 MIB = 2**20
 GOOD = {"topic": "harry-potter", "question": "Which owl is Harry's?", "answer": "Hedwig"}

@@ -94,7 +94,7 @@ def test_the_report_shows_attacks_that_were_done_since(run: Path) -> None:
     assert "Not attacked" in page.read_text()
     attack(run, "dune")
     lines = said("report", run, "--no-open")
-    assert "12 % comes back after 10 steps of relearning" in " ".join(" ".join(lines).split())
+    assert "tells 12 % of facts after 10 steps of relearning" in " ".join(" ".join(lines).split())
     assert "| relearn | recall | full, at 10 |" in page.read_text()
     assert "Not attacked" in (run / "models/solaris/evaluate/report.md").read_text()
 

@@ -68,7 +68,7 @@ def add_command(app: typer.Typer, shell: Callable[[], Shell]) -> None:
         tools = shell()
         with tools.errors():
             from unlearn_ray.attacks.context import Options
-            from unlearn_ray.attacks.running import chosen
+            from unlearn_ray.attacks.running import chosen, jobs_of
 
             attacks = chosen(only)
             options = Options(None if prompts is None else str(prompts.absolute()), facts, _model(twin))
@@ -76,9 +76,7 @@ def add_command(app: typer.Typer, shell: Callable[[], Shell]) -> None:
                 each.identity(options)  # a file of prompts that can't be used is told before all else
             folder = tools.run_folder(run)
             contexts = _contexts(folder, options)
-            from unlearn_ray.attacks.running import Job
-
-            _attack(tools, contexts, [Job(each, context) for context in contexts for each in attacks])
+            _attack(tools, contexts, jobs_of(attacks, contexts))
 
 
 def _model(name: str | None) -> str | None:
@@ -121,9 +119,10 @@ def _attack(tools: Shell, contexts: "Sequence[Context]", jobs: "Sequence[Job]") 
     Raises:
         PartialError: some attacks failed, a line each; the others are done.
     """
-    from unlearn_ray.attacks.page import PAGE, table
-    from unlearn_ray.attacks.running import HOME, Hooks, perform, write_report
+    from unlearn_ray.attacks.page import table
+    from unlearn_ray.attacks.running import Hooks, perform, write_report
     from unlearn_ray.engines.run_engines import RunEngines
+    from unlearn_ray.evals.attacked import ATTACKS_PAGE, HOME
     from unlearn_ray.plan import locked
 
     config, progress = contexts[0].unit.base, Progression(tools.console)
@@ -158,7 +157,7 @@ def _attack(tools: Shell, contexts: "Sequence[Context]", jobs: "Sequence[Job]") 
     for context, report in zip(contexts, reports, strict=True):
         tools.console.print()
         tools.console.print(table(report))
-        tools.console.print(f"Look at  {plain(context.unit.home / HOME)}/{PAGE}", soft_wrap=True)
+        tools.console.print(f"Look at  {plain(context.unit.home / HOME)}/{ATTACKS_PAGE}", soft_wrap=True)
     if len(failures) == len(jobs) == 1:
         raise failures[0][1]
     if failures:

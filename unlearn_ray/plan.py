@@ -1,13 +1,11 @@
 """What a run would do, and whose folder it does it in: all that is known before anything is written."""
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from unlearn_ray.artifacts import Folder
@@ -39,13 +37,13 @@ from unlearn_ray.synth.enough import Shortfall
 from unlearn_ray.synth.guardrails import guardrail_prefixes, guardrails_of, style_of
 from unlearn_ray.synth.names import case_note
 from unlearn_ray.synth.prompts import load_prompts
+from unlearn_ray.train.identity import model_identity
 from unlearn_ray.train.inspection import Inspected, inspect_model, lora_targets, unreached
 from unlearn_ray.train.loggers.table import chosen
 from unlearn_ray.train.modelfiles import cached_file, refusal_of
 
 _SECONDS_OF_A_DRY_RUN = 2.0  # time for the hub to answer
 LOCK = "run.lock"  # a locked file; in remote storage a folder of leases
-_HEAD, _STRIDE, _BLOCK = 16 * 2**20, 4 * 2**20, 64 * 2**10  # bytes of a weights file that tell it from others
 _CHAT = " chat:"  # in the identity of a model whose chat format the user changes
 Prospect = State | Literal["asked"]  # asked: done again because of --from
 
@@ -455,28 +453,3 @@ def identity_of(config: RunConfig) -> str:
 def model_of(identity: str) -> str:
     """The `model_identity` in an `identity_of`."""
     return identity.partition(_CHAT)[0]
-
-
-def model_identity(path: str) -> str:
-    """A name for a model's content: of a folder its files, wherever it lies; of a hub model its name."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return path
-    parts = []
-    for file in sorted(
-        f for f in folder.iterdir() if f.is_file() and f.suffix in {".json", ".safetensors", ".bin", ".jinja"}
-    ):
-        parts.append((file.name, file.stat().st_size, _sample(file)))
-    return f"{folder.name}:{digest(*parts)}"
-
-
-def _sample(file: Path) -> str:
-    """A hash of a file's head, which is a safetensors file's index, and of blocks all through it: some of every large tensor, in a
-    second where all of an 8B model takes a minute."""
-    found = hashlib.sha256()
-    with file.open("rb") as stream:
-        found.update(stream.read(_HEAD))
-        for start in range(_HEAD, file.stat().st_size, _STRIDE):
-            stream.seek(start)
-            found.update(stream.read(_BLOCK))
-    return found.hexdigest()

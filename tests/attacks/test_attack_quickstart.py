@@ -6,9 +6,9 @@ from pathlib import Path
 from commandline import Run, unlearn
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.attacks.figures import read_attacks
 from unlearn_ray.attacks.prompt import WORST
 from unlearn_ray.attacks.templates import load_kinds
+from unlearn_ray.evals.attacked import read_attacks
 
 KEPT = {"plain", "answer_prefill", "in_context_facts"}  # one that begins the answer, one of many turns
 
@@ -24,9 +24,7 @@ def test_prompts_are_put_to_the_three_models_and_an_answer_goes_on_where_it_was_
     assert "prompt: facts told" in done.stdout
 
     home = Folder(tmp_path / "runs" / "pocket" / "models" / "joint")
-    report = read_attacks(home)
-    assert report is not None
-    recall = {(each.setting, each.model): each.value for each in report.attacks[0].figures}
+    recall = {(each.setting, each.model): each.value for each in read_attacks(home / "evaluate")}
     assert {setting for setting, _ in recall} == {*KEPT, WORST}
     assert recall["plain", "base"] > 0.8 and recall["answer_prefill", "base"] > 0.8
     assert recall["plain", "unlearned"] < 0.2 and recall["plain", "guarded"] < 0.2

@@ -1,8 +1,10 @@
 """Attacks on a finished run, whose engines are scripted: what they measure, write, skip and resume."""
 
+import io
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,17 +14,22 @@ from typer.testing import CliRunner
 
 from unlearn_ray.artifacts import Folder, read_manifest
 from unlearn_ray.attacks import table
-from unlearn_ray.attacks.attack import Hit, Setup
+from unlearn_ray.attacks.attack import AttackedModel, Hit, Setup
 from unlearn_ray.attacks.context import Context, Options
-from unlearn_ray.attacks.figures import AttackReport, figures_of, read_attacks
+from unlearn_ray.attacks.figures import AttackFigures, AttackReport, Figure, figures_of
+from unlearn_ray.attacks.page import table as worst_table
+from unlearn_ray.attacks.page import verdict
 from unlearn_ray.attacks.prompt import WORST
-from unlearn_ray.attacks.running import Hooks, Job, chosen, contexts_of, perform, write_report
+from unlearn_ray.attacks.running import Hooks, Job, chosen, contexts_of, jobs_of, perform, write_report
 from unlearn_ray.attacks.table import ATTACKS, Attack
 from unlearn_ray.attacks.templates import load_kinds
 from unlearn_ray.cli import app
-from unlearn_ray.config import RunConfig
+from unlearn_ray.config import ChatConfig, RunConfig
 from unlearn_ray.engines.protocols import Reply, Request
 from unlearn_ray.errors import ConfigError, EngineError, InputError
+from unlearn_ray.evals import attacked as reading
+from unlearn_ray.evals.attacked import read_attacks, worst_of
+from unlearn_ray.stages.evaluate import PROBE_TOKENS
 
 FEW = ("plain", "answer_prefill", "multiple_choice", "best_of_32")
 PROMPT = next(attack for attack in ATTACKS if attack.name == "prompt")
@@ -85,7 +92,7 @@ def test_prompts_bring_back_what_at_least_one_kind_brings_back(config: RunConfig
     assert recall("plain", "base") == 1.0 and recall("plain") == recall("plain", "guarded") == 0.0
     assert recall("answer_prefill") == recall("best_of_32") == pytest.approx(1 / 6)
     assert recall(WORST) == pytest.approx(2 / 6) and recall(WORST, "base") == 1.0
-    worst = found.worst("unlearned", "recall")
+    worst = worst_of(found.figures, "recall")
     assert worst is not None and worst.setting == WORST
     told = [
         row
@@ -194,7 +201,7 @@ def test_a_new_attack_is_a_module_and_a_line(config: RunConfig, monkeypatch: pyt
 
 def test_each_attack_of_the_table_says_what_it_is() -> None:
     names = [attack.name for attack in ATTACKS]
-    assert len(set(names)) == len(names) and "prompt" in names
+    assert tuple(names) == reading.ATTACKS, "a gate can ask for each of them"
     assert all(attack.summary and attack.module.startswith("unlearn_ray.attacks.") for attack in ATTACKS)
 
 
@@ -206,6 +213,39 @@ def test_an_attacker_knows_one_half_of_the_facts_and_is_measured_on_the_other(co
     assert len(taught) == len(untaught) == 3 and not taught & untaught
     assert len(setup.probes) == 6 and setup.unrelated and setup.near
     assert context_of(config).setup() == setup
+
+
+def test_attacks_in_one_process_ask_as_the_evaluation_did(config: RunConfig) -> None:
+    chat = ChatConfig(prefix="user", template_arguments={"enable_thinking": False})
+    evaluate = config.evaluate.model_copy(update={"max_tokens": 300})
+    setup = context_of(config.model_copy(update={"chat": chat, "evaluate": evaluate})).setup()
+    assert (setup.chat, setup.max_tokens) == (chat, 300)
+    assert context_of(config).setup().max_tokens == PROBE_TOKENS
+
+
+def test_a_twin_is_known_by_what_is_in_its_folder(tmp_path: Path) -> None:
+    def identities(home: str) -> list[Mapping[str, object]]:
+        return [attack.identity(Options(twin=str(tmp_path / home / "twin"))) for attack in ATTACKS]
+
+    twin = tmp_path / "here" / "twin"
+    twin.mkdir(parents=True)
+    (twin / "config.json").write_text("{}")
+    (twin / "model.safetensors").write_bytes(b"weights")
+    before = identities("here")
+    shutil.copytree(twin, tmp_path / "there" / "twin")
+    assert identities("there") == before
+    (twin / "model.safetensors").write_bytes(b"another")
+    assert all(new != old for new, old in zip(identities("here"), before, strict=True))
+    assert not any(attack.identity(Options(twin="never/knew")) == attack.identity(Options()) for attack in ATTACKS)
+
+
+def test_each_attack_is_tried_on_all_models_before_the_next(config: RunConfig) -> None:
+    """Engines start once for all models: what works in one process ends them."""
+    first, second = context_of(config), context_of(config, num_facts=2)
+    jobs = jobs_of([PROMPT, DUMMY], [first, second])
+    assert [(job.attack, job.context) for job in jobs] == [
+        (PROMPT, first), (PROMPT, second), (DUMMY, first), (DUMMY, second),
+    ]  # fmt: skip
 
 
 def test_one_fact_alone_cannot_be_halved(config: RunConfig) -> None:
@@ -235,16 +275,40 @@ def test_one_failed_attack_stops_no_other(config: RunConfig, monkeypatch: pytest
 def test_figures_of_another_training_are_not_shown(config: RunConfig) -> None:
     attacked(config, Engines())
     home = home_of(config)
-    assert read_attacks(home) is not None
+    assert read_attacks(home / "evaluate")
     manifest = json.loads((home / "finetune").read_text("manifest.json"))
     (home / "finetune").write_text("manifest.json", json.dumps(manifest | {"fingerprint": "another"}))
-    assert read_attacks(home) is None
+    assert read_attacks(home / "evaluate") == []
 
 
 def test_a_rank_is_no_share() -> None:
     hits = [Hit("steer", "lens", "unlearned", 3.0, "rank", f"{i}", f"{i}", 40.0 + i) for i in range(4)]
     (figure,) = figures_of(hits, 100, 0)
     assert figure.value == pytest.approx((40 * 41 * 42 * 43) ** 0.25) and figure.interval[1] > 1 and not figure.is_share
+
+
+def test_both_pages_tell_the_same_of_the_same_attack(config: RunConfig) -> None:
+    def figure(setting: str, model: AttackedModel, value: float) -> Figure:
+        return Figure(setting=setting, model=model, at=10, metric="recall", value=value, interval=(0.0, 1.0), num=30, num_facts=30)  # fmt: skip
+
+    tried = [
+        figure("full", "unlearned", 0.51),
+        figure("lora", "unlearned", 0.22),
+        figure("full", "base", 0.63),
+        figure("lora", "base", 0.97),
+        figure("full", "twin", 0.04),
+        figure("lora", "twin", 0.08),
+    ]
+    relearn = AttackFigures(name="relearn", summary="taught", axis="steps", fingerprint="a", seconds=1, figures=tried)
+    report = AttackReport(run="r", model="joint", topics=["Dune"], finetune="a", evaluate="b", attacks=[relearn])
+    (line,) = reading.worst_of_each(
+        [reading.AttackFigure(**each.model_dump(exclude={"num_facts"}), attack="relearn") for each in tried]
+    )
+    assert (line.base, line.twin) == ("97 %", "8 %")
+    assert f"51 % of the facts (base: {line.base}, never knew: {line.twin})" in verdict(report)
+    shown = Console(width=200, file=io.StringIO())
+    shown.print(worst_table(report))
+    assert re.findall(r"(\d+ %) \[", shown.file.getvalue()) == [line.base, "51 %", line.twin]  # type: ignore[attr-defined]
 
 
 # The command itself.

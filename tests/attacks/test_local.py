@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from attacked import BASE, TOPIC, probes_of, rows_of
+from attacked import BASE, TOPIC, probes_of, rows_of, setup_on
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from unlearn_ray.attacks.attack import Target
 from unlearn_ray.attacks.local import Local, chosen, load, passes
+from unlearn_ray.config import ChatConfig
 from unlearn_ray.evals.metrics import fact_recall
 from unlearn_ray.evals.probes import wrong_references
 
@@ -19,7 +20,7 @@ PROBES = probes_of(TOPIC, 6)
 
 @pytest.fixture(scope="module")
 def base() -> Local:
-    return load(BASE)
+    return load(BASE, setup_on(BASE))
 
 
 def test_answers_of_a_batch_are_those_of_each_question_alone(base: Local) -> None:
@@ -31,10 +32,18 @@ def test_answers_of_a_batch_are_those_of_each_question_alone(base: Local) -> Non
         ).input_ids
         output = base.module.generate(ids, max_new_tokens=24, do_sample=False)
         alone.append(base.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
-    assert base.answers(questions, max_new_tokens=24) == alone
+    assert base.answers(questions) == alone
     recalled = base.recall(PROBES)
     for each, answer in zip(PROBES, alone, strict=True):
         assert recalled[each.probe.id] == fact_recall(answer, (each.probe.answer, *each.probe.aliases))
+
+
+def test_a_model_is_talked_to_as_the_run_does_with_room_for_its_answers() -> None:
+    said = ChatConfig(prefix="user", template_arguments={"enable_thinking": False})
+    found = load(BASE, replace(setup_on(BASE), chat=said, max_tokens=2))
+    assert found.chat.prefix_role == "user" and dict(found.chat.template_arguments) == {"enable_thinking": False}
+    (answer,) = found.answers([PROBES[0].probe.question])
+    assert 0 < len(found.tokenizer(answer, add_special_tokens=False).input_ids) <= 2
 
 
 def test_choice_is_that_of_each_answer_scored_alone_by_the_library(base: Local) -> None:
@@ -59,7 +68,7 @@ def test_an_adapter_is_merged_into_the_weights(base: Local, tmp_path: Path) -> N
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE.path, dtype=torch.float32), config).eval()
     adapted.save_pretrained(tmp_path)
-    merged = load(Target("unlearned", BASE.path, str(tmp_path)))
+    merged = load(Target("unlearned", BASE.path, str(tmp_path)), setup_on(BASE))
     ids = torch.arange(20, 40)[None]
     with torch.no_grad():
         expected, found, plain = (module(ids).logits for module in (adapted, merged.module, base.module))

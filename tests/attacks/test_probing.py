@@ -60,7 +60,7 @@ def test_the_attack_asks_the_other_half_at_each_layer() -> None:
 
 
 def test_candidates_are_the_answers_alone_behind_what_is_common_to_them() -> None:
-    model = load(BASE)
+    model = load(BASE, setup_on(BASE))
     for each in setup_on(BASE, num_facts=6).probes:
         before, candidates = before_candidates(model, each.probe)
         assert each.probe.question in model.tokenizer.decode(before)

@@ -61,7 +61,7 @@ def test_no_weight_moves_by_more_than_a_step_and_a_second_rounding_changes_nothi
 
 
 def test_all_linear_layers_but_the_output_are_quantised() -> None:
-    module = load(BASE).module
+    module = load(BASE, setup_on(BASE)).module
     names = {name for name, each in module.named_modules() if any(each is layer for layer in linear_layers(module))}
     assert len(names) == 6 * 7
     assert "lm_head" not in names

@@ -54,7 +54,7 @@ def test_each_setting_begins_from_the_same_weights_and_the_seed_decides_all(dama
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_setting_leaves_no_adapter_and_its_weights_are_put_back(kind: relearn.Kind) -> None:
-    model = load(BASE)
+    model = load(BASE, setup_on(BASE))
     kept = relearn._weights(model.module)
     setting = relearn.Relearning(kind, "forget", 1e-2)
     ids = torch.arange(20, 40)[None]
@@ -70,7 +70,7 @@ def test_a_setting_leaves_no_adapter_and_its_weights_are_put_back(kind: relearn.
 
 
 def test_the_loss_is_the_librarys_over_the_answers_tokens() -> None:
-    model = load(BASE)
+    model = load(BASE, setup_on(BASE))
     rows = [row for row in model.encode(setup_on(BASE).taught) if row is not None]
     expected = 0.0
     for row in rows:

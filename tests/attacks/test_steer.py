@@ -18,7 +18,7 @@ PROBES = probes_of(TOPIC, 5)
 
 @pytest.fixture(scope="module")
 def base() -> Local:
-    return load(BASE)
+    return load(BASE, setup_on(BASE))
 
 
 def test_the_lens_at_the_last_layer_is_the_models_own_answer(base: Local) -> None:

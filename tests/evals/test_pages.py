@@ -7,13 +7,13 @@ import pytest
 from by_hand import attack, metric, report
 
 from unlearn_ray.artifacts import Folder
-from unlearn_ray.evals.attacked import AttackFigure
+from unlearn_ray.evals.attacked import AttackFigure, worst_of_each
 from unlearn_ray.evals.escaping import escaped
-from unlearn_ray.evals.html import ShownAnswer, ShownProbe, render
+from unlearn_ray.evals.html import ShownAnswer, ShownProbe, render, verdict
 from unlearn_ray.evals.markdown import markdown, write_pages
-from unlearn_ray.evals.report import GatePoint, Metric, StageSummary
+from unlearn_ray.evals.report import GatePoint, Metric, Report, StageSummary
 from unlearn_ray.evals.scoring import Answered
-from unlearn_ray.evals.sentence import beside_prefix, sentence
+from unlearn_ray.evals.sentence import sentence
 from unlearn_ray.evals.tradeoff import points, tradeoff
 
 EVIL = "<script>alert(1)</script> | [x](http://evil.example) **bold**\nnew line"
@@ -37,17 +37,20 @@ WHOLE = report(
 )
 ATTACKS = [
     attack("lora", 10, 0.1),
+    attack("full", 0, 0.01),
     attack("full", 10, 0.12),
     attack("full", 10, 0.08, "twin"),
+    attack("lora", 10, 0.09, "twin"),
     attack("full", 10, 0.97, "base"),
     attack("full", 50, 0.6),
+    attack("lora", 50, 0.98, "base"),
 ]
 
 
 def test_the_sentence_says_what_is_said_preferred_brought_back_and_kept() -> None:
     assert sentence(WHOLE, ATTACKS) == (
-        "The unlearned model says 2 % of what it knew about Harry Potter, prefers the truth in 31 % of choices (chance 25 %), and 12 % comes back after 10 steps "
-        "of relearning (a model that never knew: 8 %); it kept 80 % of what it told about neighbouring topics and 98 % about everything else."
+        "The unlearned model says 2 % of what it knew about Harry Potter, prefers the truth in 31 % of choices (chance 25 %), and tells 12 % of facts after 10 steps "
+        "of relearning (before: 1 %, a model that never knew: 9 %); it kept 80 % of what it told about neighbouring topics and 98 % about everything else."
     )
 
 
@@ -62,9 +65,9 @@ def test_what_it_knew_is_what_base_told_of_the_same_probes() -> None:
     ("changes", "attacks", "end"),
     [
         ({}, [], "; it kept 98 % of what it told about neighbouring topics. Not measured: relearning."),
-        ({"retention": {}}, ATTACKS, " (a model that never knew: 8 %). Not measured: what it kept."),
+        ({"retention": {}}, ATTACKS, " (before: 1 %, a model that never knew: 9 %). Not measured: what it kept."),
         ({"models": {"base": {"forget": {"fact_recall": metric(1.0)}}, "unlearned": {"forget": {"fact_recall": metric(0.5)}}}, "retention": {}}, [], "about Harry Potter. Not measured: choice, relearning and what it kept."),
-        ({"retention": {}}, [attack("full", 20, 0.3), attack("full", 1, 0.2)], ", and 30 % comes back after 20 steps of relearning. Not measured: what it kept."),
+        ({"retention": {}}, [attack("full", 20, 0.3), attack("full", 1, 0.2)], ", and tells 30 % of facts after 20 steps of relearning. Not measured: what it kept."),
     ],
 )  # fmt: skip
 def test_what_was_not_measured_is_said_to_be_so(
@@ -85,12 +88,84 @@ def test_several_topics_are_all_named() -> None:
     assert "about Dune, Solaris and Ubik" in sentence(WHOLE.model_copy(update={"topics": ["Dune", "Solaris", "Ubik"]}))
 
 
-def test_who_wins_beside_the_prefix_counts_where_intervals_leave_no_doubt() -> None:
-    assert beside_prefix(WHOLE) == (
-        "Beside the base model behind the prefix alone: better in choice on forget (31 % against 88 %); worse in recall on near (80 % against 99 %); "
-        "no clear difference in recall on forget (2 % against 2 %)."
+def floored(value: float, floor: float, *doubts: str) -> Metric:
+    return metric(value).model_copy(update={"floor": floor, "doubts": list(doubts)})
+
+
+def with_recall(recall: str, base: Metric, ours: Metric, **changes: object) -> Report:
+    models = {"base": {"forget": {recall: base}}, "unlearned": {"forget": {recall: ours, "choice": choice(0.31)}}}
+    return report(recall=recall, models=models, **changes)
+
+
+@pytest.mark.parametrize("floor", [0.38, 0.6])
+def test_words_that_nobody_needs_to_know_are_not_what_it_still_knows(floor: float) -> None:
+    found = sentence(with_recall("rouge_l_recall", floored(0.9, floor), floored(0.38, floor)))
+    assert found.startswith(
+        f"The unlearned model says 38 % of the true answers' words about Harry Potter (base: 90 %, a wrong answer in their form: {100 * floor:.0f} %), and"
     )
-    assert beside_prefix(report()) == ""
+
+
+def test_facts_that_a_wrong_answer_tells_as_well_stand_beside_them() -> None:
+    found = sentence(with_recall("fact_recall", floored(0.9, 0.2), floored(0.3, 0.2)))
+    assert "says 30 % of the true answers about Harry Potter (base: 90 %, a wrong answer in their form: 20 %)" in found
+
+
+def test_a_blind_recall_does_not_open_the_sentence_and_says_why() -> None:
+    few = metric(0.8, 400)
+    found = sentence(with_recall("rouge_l_recall", floored(0.82, 0.8, "blind"), few.model_copy(update={"floor": 0.8, "doubts": ["blind"]})))  # fmt: skip
+    assert found.startswith(
+        "The unlearned model prefers the truth in 31 % of choices (chance 25 %), and says 80 % of the true answers' words about Harry Potter "
+        "(base: 82 %, a wrong answer in their form: 80 %) (not to be relied on: base itself is hardly better than a model that knows nothing)"
+    )
+    assert "400 probes" not in found
+
+
+def test_what_is_kept_stands_beside_its_floor_as_well() -> None:
+    near = {"base": {"near": {"rouge_l_recall": floored(0.9, 0.6)}}, "unlearned": {"near": {"rouge_l_recall": floored(0.6, 0.6)}}}  # fmt: skip
+    kept = {"unlearned": {"near": {"rouge_l_recall": metric(0.67)}}}
+    found = sentence(report(recall="rouge_l_recall", models=near, retention=kept))
+    assert "; it says 60 % of the true answers' words about neighbouring topics (base: 90 %, a wrong answer in their form: 60 %)." in found  # fmt: skip
+    assert "67 %" not in found
+    near["base"]["forget"], near["unlearned"]["forget"] = (
+        {"rouge_l_recall": floored(value, 0.38)} for value in (0.9, 0.38)
+    )
+    told = verdict(report(recall="rouge_l_recall", models=near, retention=kept))
+    assert "A wrong answer in their form gets 38 %. It says 60 % of the true answers' words about" in told
+    assert "67 %" not in told
+
+
+def test_a_doubtful_share_that_was_kept_says_so() -> None:
+    few = report(retention={"unlearned": {"near": {"fact_recall": metric(0.98, 7)}}})
+    assert "98 % of what it told about neighbouring topics (not to be relied on: 7 probes, " in sentence(few)
+
+
+def test_a_model_that_relearning_gives_nothing_is_told_as_before() -> None:
+    same = [attack("full", 0, 0.3), attack("full", 1, 0.3), attack("full", 5, 0.2)]
+    assert "tells 30 % of facts after 1 step of relearning (before: 30 %)" in sentence(WHOLE, same)
+
+
+def test_pages_compare_with_the_prefix_once_and_by_the_difference_in_pairs() -> None:
+    """Intervals that overlap, and a difference that leaves 0 out: it is the difference that counts."""
+    models = {name: {"forget": {"fact_recall": metric(value)}} for name, value in (("base", 0.8), ("guarded", 0.1), ("unlearned", 0.06))}  # fmt: skip
+    gain = metric(0.04).model_copy(update={"interval": (0.01, 0.07)})
+    won = report(models=models, against_prefix={"forget": {"fact_recall": gain}})
+    line = "Against the prefix: the unlearned model wins forget recall (6 % against 10 %)."
+    for text in (markdown(won), render(won, [])):
+        assert text.replace("\\", "").count(line) == 1
+        assert "prefix alone: " not in text and "no clear difference" not in text
+
+
+def test_other_models_stand_beside_the_worst_with_their_own_worst_at_the_same_place() -> None:
+    tried = [
+        attack("full", 10, 0.5),
+        attack("lora", 10, 0.2),
+        attack("full", 10, 0.6, "base"),
+        attack("lora", 10, 0.9, "base"),
+        attack("lora", 50, 0.99, "base"),
+        attack("lora", 10, 0.3, "twin"),
+    ]
+    (line,) = worst_of_each(tried)
+    assert (line.setting, line.base, line.unlearned, line.twin) == ("full, at 10", "90 %", "50 % [0, 100]", "30 %")
 
 
 def shown_probe(kind: str, number: int = 0) -> ShownProbe:
@@ -121,7 +196,7 @@ def test_a_pull_request_sees_sentence_table_attacks_data_and_the_worst() -> None
     assert lines[0] == "# What pocket forgot: Harry Potter" and lines[2].startswith(sentence(WHOLE, ATTACKS))
     assert "| **unlearned** | **2 %** (0 to 7) | **80 %** (75 to 85) |" in lines
     assert "| chance | 25 % |  |" in lines
-    assert "| relearn | recall | full, at 50 |  | 60 % (0 to 100) |  |" in lines
+    assert "| relearn | recall | full, at 50 | 98 % | 60 % (0 to 100) |  |" in lines
     assert "| questions | 1,200 kept | 11 off topic | 18,677 prompt, 19,920 output | 21 |" in lines
     assert "- Thin data: 3 rows." in lines and "Run mine, made with unlearn-ray 0.1.0 (24bd5553c180)." in lines
     assert (
@@ -206,5 +281,5 @@ def test_pages_are_written_anew_when_attacks_are_done(tmp_path: Path) -> None:
     (evaluated.parent / "attacks").write_text("attacks.html", "")
     write_pages(evaluated)
     assert '<a href="../attacks/attacks.html">' in evaluated.read_text("report.html")
-    assert "12 % comes back after 10 steps" in evaluated.read_text("report.md")
-    assert "12 % comes back after 10 steps" in evaluated.read_text("report.html")
+    assert "tells 12 % of facts after 10 steps" in evaluated.read_text("report.md")
+    assert "tells 12 % of facts after 10 steps" in evaluated.read_text("report.html")

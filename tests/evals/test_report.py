@@ -33,7 +33,7 @@ from unlearn_ray.evals.report import (
     warnings,
 )
 from unlearn_ray.evals.scoring import MODELS, Answered, ModelName, Score
-from unlearn_ray.evals.tally import make_report
+from unlearn_ray.evals.tally import is_blind, make_report
 from unlearn_ray.rows import GROUPS, Group, Probe
 
 
@@ -464,6 +464,39 @@ def test_a_figure_has_its_floor_and_one_next_to_it_is_blind() -> None:
     assert warnings(report) == [], "the headline is of facts here"
     page = render(report, [])
     assert '<th scope="col">floor</th>' in page and "<td>80 %</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "floor", "is_blind_there"),
+    [
+        ("rouge_l_recall", 0.4, 0.8, True),  # a base that answers otherwise than the reference, and knows nothing
+        ("choice", 0.1, 0.25, True),
+        ("mia_loss", 0.3, 0.5, True),
+        ("mia_loss", 0.95, 0.5, False),
+        ("rouge_l_recall", 0.9, 0.38, False),
+        ("truth_ratio", 0.2, 1.0, False),  # on forget knowing lowers it
+        ("truth_ratio", 0.9, 0.0, False),
+        ("truth_ratio", 0.95, 1.0, True),
+    ],
+)
+def test_a_figure_below_its_floor_tells_no_more_than_one_at_it(
+    name: str, base: float, floor: float, is_blind_there: bool
+) -> None:
+    assert is_blind(name, base, floor) == is_blind_there
+
+
+def test_a_base_below_the_floor_is_marked_and_warned_of() -> None:
+    report = report_of(with_floors(many(30, rouge_l_recall=0.4, fact_recall=None, choice=0.0), rouge_l_recall=0.8))
+    for name in ("rouge_l_recall", "choice"):
+        assert "blind" in report.models["unlearned"]["forget"][name].doubts
+    assert report.recall == "rouge_l_recall" and "can't tell here" in " ".join(warnings(report))
+
+
+def test_membership_inference_that_is_chance_for_base_is_blind() -> None:
+    """Each reference as likely as its wrong answers."""
+    rows = [replace(row, texts={"mia_loss": (1.0, 1.0, 1.0)}) for row in many(30)]
+    found = report_of(rows).models["base"]["forget"]["mia_loss"]
+    assert (found.agg_value, found.floor) == (0.5, 0.5) and "blind" in found.doubts
 
 
 def test_a_blind_recall_is_no_headline() -> None:

@@ -15,8 +15,8 @@ from commandline import Run, unlearn
 from safetensors.torch import load_file, save_file
 
 from unlearn_ray import pocket
-from unlearn_ray.plan import model_identity
 from unlearn_ray.serving.service import free_port
+from unlearn_ray.train.identity import model_identity
 
 ADAPTER = "models/joint/finetune/model"
 

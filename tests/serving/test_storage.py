@@ -13,11 +13,11 @@ from unlearn_ray import pocket
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest, write_manifest
 from unlearn_ray.engines.weights import local_copy
 from unlearn_ray.errors import ModelError
-from unlearn_ray.plan import model_identity
 from unlearn_ray.rows import QAPair
 from unlearn_ray.serving.names import ModelName
 from unlearn_ray.serving.registry import Registry, ServiceRecord
 from unlearn_ray.serving.release import candidates, publish
+from unlearn_ray.train.identity import model_identity
 
 
 @pytest.fixture(scope="module", params=[s3, gs])

@@ -1,9 +1,10 @@
 """What an attack is, and what it measures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from unlearn_ray.config import ChatConfig
 from unlearn_ray.evals.probes import PlacedProbe, Probe
 from unlearn_ray.rows import Row, digest
 
@@ -55,4 +56,6 @@ class Setup:
     near: Sequence[tuple[str, str]]  # rows about neighbours
     unrelated: Sequence[tuple[str, str]]
     seed: int
+    max_tokens: int  # of an answer
+    chat: ChatConfig = field(default_factory=ChatConfig)  # what the run says of the models' chat format
     on_progress: Callable[[str, int, int], None] = lambda label, done, total: None

@@ -14,6 +14,7 @@ from unlearn_ray.evals.probes import PlacedProbe, place
 from unlearn_ray.rows import Group, digest
 from unlearn_ray.stages.evaluate import PROBE_TOKENS, Export, find_export, probes_of
 from unlearn_ray.stages.stage import Unit
+from unlearn_ray.train.identity import model_identity
 
 R = TypeVar("R")
 NUM_FACTS = 24
@@ -47,6 +48,11 @@ class Options:
     twin: str | None = (
         None  # folder or hub name of a model that never knew the topics; None: the shipped one, if there is one
     )
+
+    @property
+    def twin_identity(self) -> str | None:
+        """Its content, wherever its folder lies."""
+        return None if self.twin is None else model_identity(self.twin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,8 @@ class Context:
             near=self.near,
             unrelated=self.unrelated,
             seed=self.seed,
+            max_tokens=self.max_tokens,
+            chat=self.unit.config.chat,
         )
 
     def _facts(self, purpose: str) -> dict[str, list[str]]:

@@ -1,17 +1,15 @@
-"""What attacks got out of a model, as figures with intervals: `attacks.json`, which a page, a table and a certificate read."""
+"""What attacks got out of a model, as figures with intervals: `attacks.json`, as it is written. `evals.attacked` reads it."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from unlearn_ray.artifacts import Folder, read_manifest
 from unlearn_ray.attacks.attack import AttackedModel, Hit
-from unlearn_ray.errors import ArtifactError
+from unlearn_ray.evals.attacked import NO_SHARES
 from unlearn_ray.evals.statistics import mean_interval
 
-ATTACKS_FILE = "attacks.json"
 VERSION = 1
 LABELS: Mapping[AttackedModel, str] = {
     "base": "base",
@@ -19,7 +17,6 @@ LABELS: Mapping[AttackedModel, str] = {
     "unlearned": "unlearned",
     "twin": "never knew",
 }
-NO_SHARES = ("rank",)  # of a token, from 1 on: the less, the worse
 Key = tuple[str, AttackedModel, float, str]  # setting, model, at, metric
 
 
@@ -56,20 +53,6 @@ class AttackFigures(_Strict):
     facts_per_topic: int | None = None  # that were asked for; None: all
     unanswered: dict[str, int] = {}  # what the engines could not answer, by reason
 
-    def worst(self, model: AttackedModel, metric: str, at: float | None = None) -> Figure | None:
-        """The figure that tells most of what was to be forgotten; where several tell as much, the first on its curve.
-
-        Args:
-            at: only there on the curves; None: anywhere.
-        """
-        found = [
-            each
-            for each in self.figures
-            if each.model == model and each.metric == metric and (at is None or each.at == at)
-        ]
-        sign = 1 if metric in NO_SHARES else -1
-        return min(found, key=lambda each: (sign * each.value, each.at), default=None)
-
     def beside(self, figure: Figure, model: AttackedModel) -> Figure | None:
         """The same figure of another model."""
         key = (figure.setting, model, figure.at, figure.metric)
@@ -103,28 +86,6 @@ def figures_of(hits: Iterable[Hit], num_resamples: int, seed: int) -> list[Figur
     return [_figure(key, of, num_resamples, seed) for key, of in found.items()]
 
 
-def read_attacks(home: Folder) -> AttackReport | None:
-    """The report of the attacks on a model; None where there is none, or it is of an earlier training.
-
-    Args:
-        home: of the model: `models/joint` in a run's folder.
-
-    Raises:
-        ArtifactError: it can't be read.
-    """
-    folder = home / "attacks"
-    if not folder.exists(ATTACKS_FILE):
-        return None
-    try:
-        found = AttackReport.model_validate_json(folder.read_text(ATTACKS_FILE))
-    except (ValidationError, ValueError) as error:
-        raise ArtifactError(
-            f"{folder}/{ATTACKS_FILE} can't be read: attack the run again with unlearn-ray attack RUN"
-        ) from error
-    manifest = read_manifest(home / "finetune")
-    return found if manifest is not None and manifest.fingerprint == found.finetune else None
-
-
 def _figure(key: Key, hits: Sequence[Hit], num_resamples: int, seed: int) -> Figure:
     setting, model, at, metric = key
     # Engines and threads finish in any order; intervals must not depend on it.
@@ -147,4 +108,4 @@ def _figure(key: Key, hits: Sequence[Hit], num_resamples: int, seed: int) -> Fig
     )
 
 
-__all__ = ["ATTACKS_FILE", "LABELS", "AttackFigures", "AttackReport", "Figure", "figures_of", "read_attacks"]
+__all__ = ["LABELS", "AttackFigures", "AttackReport", "Figure", "figures_of"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from unlearn_ray.attacks.attack import Hit, Target, fact_of
+from unlearn_ray.attacks.attack import Hit, Setup, Target, fact_of
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.evals.metrics import choice, fact_recall
 from unlearn_ray.evals.probes import PlacedProbe, wrong_references
@@ -23,7 +23,6 @@ from unlearn_ray.train.chat import ChatEncoder, Encoded, load_tokenizer
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.models import load_base
 
-MAX_NEW_TOKENS = 32
 ROWS_PER_PASS = 64
 MAX_TOKENS = 1024
 # Weight, gradient and the two moments of AdamW, each in float32, and as much again for activations and a copy of the weights.
@@ -40,6 +39,7 @@ class Local:
     tokenizer: PreTrainedTokenizerBase
     chat: ChatFormat
     device: torch.device
+    max_tokens: int  # of an answer
 
     @property
     def encoder(self) -> ChatEncoder:
@@ -64,14 +64,14 @@ class Local:
         return ids
 
     @torch.no_grad()
-    def answers(self, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
+    def answers(self, questions: Sequence[str]) -> list[str]:
         """Greedy answers."""
         prompts, found = self.prompts(questions), [""] * len(questions)
         for taken in passes([len(ids) for ids in prompts]):
             longest = max(len(prompts[number]) for number in taken)
             ids_BL, mask_BL = self.padded([prompts[number] for number in taken], left=True)
             output_BL = self.module.generate(
-                input_ids=ids_BL, attention_mask=mask_BL, max_new_tokens=max_new_tokens, do_sample=False
+                input_ids=ids_BL, attention_mask=mask_BL, max_new_tokens=self.max_tokens, do_sample=False
             )
             texts = self.tokenizer.batch_decode(output_BL[:, longest:], skip_special_tokens=True)
             for number, text in zip(taken, texts, strict=True):
@@ -150,11 +150,12 @@ def hits_of(
             yield Hit(attack, setting, target.name, float(at), metric, each.probe.id, fact_of(each.probe), value)
 
 
-def load(target: Target) -> Local:
-    """Load a target; an adapter is merged into its weights, as who has the weights would do.
+def load(target: Target, setup: Setup) -> Local:
+    """Load a target, which is talked to as the run talks to it; an adapter is merged into its weights, as who has the weights would do.
 
     Raises:
         ModelError: the model, or its tokenizer, can't be loaded.
+        ConfigError: what the run says of the chat format does not fit the model.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module: Any = load_base(target.path, torch.float32 if device.type == "cpu" else torch.bfloat16, torch.device("cpu"))
@@ -165,13 +166,12 @@ def load(target: Target) -> Local:
         from peft import PeftModel
 
         module = PeftModel.from_pretrained(module, target.adapter, autocast_adapter_dtype=False).merge_and_unload()
-    inspected = inspect_model(target.path)
-    chat = inspected.chat
+    chat = inspect_model(target.path, setup.chat).chat
     # Greedy answers are greedy, whatever penalties the model's own generation config has.
     module.generation_config = GenerationConfig(
         pad_token_id=chat.pad_token_id, eos_token_id=list(chat.stop_token_ids) or None
     )
-    return Local(target, module.eval(), load_tokenizer(target.path), chat, device)
+    return Local(target, module.eval(), load_tokenizer(target.path), chat, device, setup.max_tokens)
 
 
 def can_train_all(module: Any, device: torch.device) -> bool:

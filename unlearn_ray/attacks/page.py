@@ -9,17 +9,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn_ray.attacks.attack import AttackedModel
-from unlearn_ray.attacks.figures import LABELS, NO_SHARES, AttackFigures, AttackReport, Figure
+from unlearn_ray.attacks.figures import LABELS, AttackFigures, AttackReport, Figure
 from unlearn_ray.attacks.prompt import WORST
 from unlearn_ray.evals import plots
+from unlearn_ray.evals.attacked import NO_SHARES, worst_by_model
 from unlearn_ray.evals.html import asset, environment
 from unlearn_ray.evals.report import percent
 from unlearn_ray.words import marked, visible
 
-PAGE = "attacks.html"
 MAX_SHOWN = 40  # answers that tell a fact
 MAX_CHARACTERS = 500  # of a prompt or an answer
 MODELS: tuple[AttackedModel, ...] = get_args(AttackedModel)
+OTHERS: tuple[AttackedModel, ...] = ("base", "twin")  # that the verdict puts beside
 _COLOURS = {"base": "var(--base)", "guarded": "var(--guarded)", "unlearned": "var(--unlearned)", "twin": "var(--ink)"}
 METRICS = {
     "recall": "Facts told",
@@ -112,16 +113,13 @@ def verdict(report: AttackReport) -> str:
     said = []
     for attack in report.attacks:
         for metric in attack.metrics:
-            worst = attack.worst("unlearned", metric)
+            by_model = worst_by_model(attack.figures, metric)
+            worst = by_model.get("unlearned")
             if worst is None or metric not in ("recall", "choice"):
                 continue
             verb = "tells" if metric == "recall" else "prefers the truth in"
             of = "of the facts" if metric == "recall" else "of choices"
-            others = [
-                f"{LABELS[model]}: {shown(other)}"
-                for model in ("base", "twin")
-                if (other := attack.worst(model, metric, worst.at)) is not None
-            ]
+            others = [f"{LABELS[other]}: {shown(by_model[other])}" for other in OTHERS if other in by_model]
             said.append(
                 f"Under {attack.name} ({_where(attack, worst)}) the unlearned model {verb} {shown(worst)} {of}"
                 + (f" ({', '.join(others)})." if others else ".")
@@ -162,8 +160,9 @@ def _worst(attack: AttackFigures, models: Sequence[AttackedModel]) -> list[Line]
     """What each metric of an attack gets out of the unlearned model at most, and out of the others at the same place on the curve."""
     lines = []
     for metric in attack.metrics:
-        if (figure := attack.worst("unlearned", metric)) is not None:
-            of = [attack.worst(model, metric, figure.at) for model in models]
+        by_model = worst_by_model(attack.figures, metric)
+        if (figure := by_model.get("unlearned")) is not None:
+            of = [by_model.get(model) for model in models]
             lines.append(_line(attack, figure, f"{attack.name}: {_title(metric).lower()}", of))
     return lines
 
@@ -259,4 +258,4 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
 
 
-__all__ = ["PAGE", "page", "table", "verdict"]
+__all__ = ["page", "table", "verdict"]

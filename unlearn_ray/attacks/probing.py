@@ -56,7 +56,7 @@ def run(setup: Setup, *, depths: Sequence[float] = DEPTHS, max_probes: int | Non
     taught, untaught = (chosen(half, max_probes) for half in halves)
     for target in setup.targets:
         setup.on_progress(f"probe {target.name}", 0, 1)
-        model = load(target)
+        model = load(target, setup)
         layers = sorted({round(depth * num_layers(model.module)) for depth in depths})
         shown, asked = (_features(model, half, layers) for half in (taught, untaught))
         facts = [fact_of(each.probe) for each in taught]

@@ -192,7 +192,7 @@ def identity_of(options: Options) -> Mapping[str, object]:
     """
     kinds = load_kinds(options.prompts)
     shown = {name: kind.model_dump(mode="json") for name, kind in kinds.items()}
-    return {"kinds": shown, "facts": options.num_facts, "twin": options.twin}
+    return {"kinds": shown, "facts": options.num_facts, "twin": options.twin_identity}
 
 
 def _calls(context: Context) -> dict[str, tuple[tuple[AttackedModel, ...], str | None]]:

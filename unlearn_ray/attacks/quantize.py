@@ -96,7 +96,7 @@ def run(
     grids = [Grid(size, is_symmetric) for size in group_sizes for is_symmetric in (True, False)]
     asked = chosen(setup.probes, max_probes)
     for target in setup.targets:
-        model = load(target)
+        model = load(target, setup)
         layers = linear_layers(model.module)
         # On the CPU: a GPU holds the model once.
         kept = [layer.weight.detach().to("cpu", copy=True) for layer in layers]

@@ -115,7 +115,7 @@ def run(
         raise InputError("relearn: needs rows to teach and probes of facts that they do not name")
     asked = chosen(setup.untaught, max_probes)
     for target in setup.targets:
-        model = load(target)
+        model = load(target, setup)
         width = int(model.module.config.get_text_config().hidden_size)
         todo = settings(width, target.name, has, _trainable(model, kinds), every)
         before = list(model.hits("relearn", "", 0, asked))

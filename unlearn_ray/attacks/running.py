@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.attacks.attack import Hit
 from unlearn_ray.attacks.context import AttackEngines, Context, Options, read_context
-from unlearn_ray.attacks.figures import ATTACKS_FILE, AttackFigures, AttackReport, figures_of
-from unlearn_ray.attacks.page import PAGE, page
+from unlearn_ray.attacks.figures import AttackFigures, AttackReport, figures_of
+from unlearn_ray.attacks.page import page
 from unlearn_ray.attacks.prompt import ANSWERS
 from unlearn_ray.attacks.table import ATTACKS, Attack
 from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import ClusterError, ConfigError, EngineError, UnlearnError
+from unlearn_ray.evals.attacked import ATTACKS_FILE, ATTACKS_PAGE, HOME
 from unlearn_ray.evals.markdown import write_pages
 from unlearn_ray.stages.stage import JOINT, StageRun, State, Unit, finished_manifest, models_of, open_stage
 
 log = logging.getLogger(__name__)
-HOME = "attacks"  # in a model's folder
 _HITS = "hits"
 _VERSION = 1  # of what attacks are given: probes, halves, rows
 _INPUTS = ("mixture", "finetune", "evaluate")
@@ -97,6 +97,11 @@ def contexts_of(config: RunConfig, homes: Sequence[Folder], options: Options) ->
     return [read_context(unit, _guardrail(unit), options) for unit in units]
 
 
+def jobs_of(attacks: Sequence[Attack], contexts: Sequence[Context]) -> list[Job]:
+    """Each attack on each model: attack by attack, for engines stay up from model to model, and end before what works in one process."""
+    return [Job(attack, context) for attack in attacks for context in contexts]
+
+
 def perform(jobs: Sequence[Job], engines: Callable[[], AttackEngines], hooks: Hooks) -> list[tuple[Job, Exception]]:
     """Do each attack that is not done; what stops one stops no other, unless it stops all alike. Returns those that failed.
 
@@ -163,7 +168,7 @@ def write_report(context: Context) -> AttackReport:
     folder = unit.home / HOME
     folder.write_text(ATTACKS_FILE, report.model_dump_json(indent=1))
     told = (row for row in (folder / "prompt" / ANSWERS).read_rows()) if report.of("prompt") else ()
-    folder.write_text(PAGE, page(report, told))
+    folder.write_text(ATTACKS_PAGE, page(report, told))
     write_pages(unit.home / "evaluate")
     return report
 
@@ -194,4 +199,4 @@ def _guardrail(unit: Unit) -> dict[str, str]:
     return dict(finished_manifest(unit.home / "evaluate").config["guardrail"])
 
 
-__all__ = ["HOME", "Hooks", "Job", "chosen", "contexts_of", "perform", "write_report"]
+__all__ = ["Hooks", "Job", "chosen", "contexts_of", "jobs_of", "perform", "write_report"]

@@ -57,7 +57,7 @@ def run(
     questions = sorted({question for question, _ in setup.taught})
     for target in sorted(setup.targets, key=lambda each: each.name != "base"):
         setup.on_progress(f"steer {target.name}", 0, 2)
-        model = load(target)
+        model = load(target, setup)
         yield from _lens(model, asked)
         setup.on_progress(f"steer {target.name}", 1, 2)
         if questions and untaught:

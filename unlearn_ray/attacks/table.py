@@ -36,7 +36,7 @@ class Attack(NamedTuple):
             InputError: a file of the user's can't be used.
         """
         if self.place == "process":
-            return {"twin": options.twin}
+            return {"twin": options.twin_identity}
         found: Mapping[str, Any] = import_module(self.module).identity_of(options)
         return found
 
@@ -66,8 +66,8 @@ class InProcess:
 
 ATTACKS: tuple[Attack, ...] = (
     Attack("prompt", "engines", 1, "unlearn_ray.attacks.prompt", "the same facts asked in many ways"),
-    Attack("relearn", "process", 1, "unlearn_ray.attacks.relearn", "fine-tuned on half of the facts, on neighbours, on unrelated text", "steps"),
-    Attack("quantize", "process", 1, "unlearn_ray.attacks.quantize", "its weights rounded to a few bits", "bits"),
-    Attack("probe", "process", 1, "unlearn_ray.attacks.probing", "a linear probe on its hidden states picks the true answer", "layer"),
-    Attack("steer", "process", 1, "unlearn_ray.attacks.steer", "the true answer's rank by layer, and its states pushed towards base", "layer"),
+    Attack("relearn", "process", 2, "unlearn_ray.attacks.relearn", "fine-tuned on half of the facts, on neighbours, on unrelated text", "steps"),
+    Attack("quantize", "process", 2, "unlearn_ray.attacks.quantize", "its weights rounded to a few bits", "bits"),
+    Attack("probe", "process", 2, "unlearn_ray.attacks.probing", "a linear probe on its hidden states picks the true answer", "layer"),
+    Attack("steer", "process", 2, "unlearn_ray.attacks.steer", "the true answer's rank by layer, and its states pushed towards base", "layer"),
 )  # fmt: skip

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,6 +15,25 @@ from unlearn_ray.evals.report import percent
 log = logging.getLogger(__name__)
 HOME, ATTACKS_FILE, ATTACKS_PAGE = "attacks", "attacks.json", "attacks.html"
 ATTACKS = ("prompt", "relearn", "quantize", "probe", "steer")
+NO_SHARES = ("rank",)  # of a token, from 1 on: the less, the worse
+
+
+class Placed(Protocol):
+    """What a figure says of itself, as it is read or as it is made."""
+
+    @property
+    def setting(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def at(self) -> float: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+
+
+F = TypeVar("F", bound=Placed)
 
 
 class _Read(BaseModel):
@@ -86,22 +106,35 @@ def refresh(evaluated: Folder) -> None:
         log.warning("the report does not show the attacks: %s", error)
 
 
-def worst(
-    figures: Iterable[AttackFigure], attack: str, metric: str, model: str = "unlearned", at: float | None = None
-) -> AttackFigure | None:
-    """The setting that brought most back; None where the attack was not tried.
+def worst_of(figures: Iterable[F], metric: str, model: str = "unlearned", at: float | None = None) -> F | None:
+    """The figure of one attack that tells most of what was to be forgotten; of equals the first on its curve. None where there is none.
 
     Args:
-        at: only there on its curve; None: anywhere.
+        at: only there on the curves; None: anywhere.
     """
-    found = (each for each in figures if (each.attack, each.metric, each.model) == (attack, metric, model))
+    found = (each for each in figures if (each.metric, each.model) == (metric, model))
     known = (each for each in found if at in (None, each.at) and math.isfinite(each.value))
-    return max(known, key=lambda each: each.value, default=None)
+    sign = 1 if metric in NO_SHARES else -1
+    return min(known, key=lambda each: (sign * each.value, each.at), default=None)
+
+
+def worst_by_model(figures: Sequence[F], metric: str, at: float | None = None) -> dict[str, F]:
+    """The worst figure of the unlearned model in one attack, and of each other model at the same place on the curve.
+
+    Each in the setting that gets most out of it: an attacker tries them all, and not every setting is tried on every model.
+    Empty where the unlearned model has none.
+    """
+    last = worst_of(figures, metric, at=at)
+    if last is None:
+        return {}
+    models = dict.fromkeys(each.model for each in figures)
+    found = {model: worst_of(figures, metric, model, last.at) for model in models}
+    return {model: figure for model, figure in found.items() if figure is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """The setting in which an attack got most out of the unlearned model, in words, and what it got out of other models there."""
+    """What an attack got out of each model at most, in words; the setting is the unlearned model's."""
 
     attack: str
     metric: str
@@ -114,17 +147,14 @@ class Worst:
 def worst_of_each(attacks: Sequence[AttackFigure]) -> list[Worst]:
     """A line for each attack and metric; of ranks, which are no shares, none."""
     found = []
-    for attack in ATTACKS:
-        for metric in dict.fromkeys(each.metric for each in attacks if each.attack == attack and each.metric != "rank"):
-            if (last := worst(attacks, attack, metric)) is None:
+    for attack in dict.fromkeys(each.attack for each in attacks):
+        figures = [each for each in attacks if each.attack == attack]
+        for metric in dict.fromkeys(each.metric for each in figures if each.metric not in NO_SHARES):
+            by_model = worst_by_model(figures, metric)
+            if (last := by_model.get("unlearned")) is None:
                 continue
-            beside = {
-                each.model: percent(each.value)
-                for each in attacks
-                if (each.attack, each.metric, each.setting, each.at) == (attack, metric, last.setting, last.at)
-            }
+            base, twin = (percent(by_model[model].value) if model in by_model else "" for model in ("base", "twin"))
             low, high = (round(100 * bound) for bound in last.interval)
             where = last.setting + (f", at {last.at:g}" if last.at else "")
-            figure = f"{percent(last.value)} [{low}, {high}]"
-            found.append(Worst(attack, metric, where, beside.get("base", ""), figure, beside.get("twin", "")))
+            found.append(Worst(attack, metric, where, base, f"{percent(last.value)} [{low}, {high}]", twin))
     return found

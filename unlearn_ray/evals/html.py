@@ -29,7 +29,7 @@ from unlearn_ray.evals.report import (
     warnings,
 )
 from unlearn_ray.evals.scoring import MODELS, TELLS, ModelName
-from unlearn_ray.evals.sentence import beside_prefix, sentence
+from unlearn_ray.evals.sentence import has_floor, kept_of, sentence
 from unlearn_ray.evals.table import MEASURES
 from unlearn_ray.evals.tradeoff import CAPTION, tradeoff
 from unlearn_ray.rows import GROUPS, Group, digest
@@ -107,7 +107,6 @@ def render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sentence=sentence(report, attacks),
-        beside_prefix=beside_prefix(report),
         headlines=headlines(report),
         verdict=verdict(report),
         warnings=warnings(report),
@@ -181,6 +180,10 @@ def verdict(report: Report) -> str:
     recall = report.recall
     text = f"Asked about {topics}, the unlearned model gives {shown(recall, unlearned, False)} {of}; the base model gives {shown(recall, base, False)}"
     text += f", and {shown(recall, guarded, False)} behind the guardrail prefix." if guarded else "."
+    if has_floor(report, base):
+        floor = "" if base.floor is None else f" A wrong answer in their form gets {percent(base.floor)}."
+        kept_beside = kept_of(report)
+        return text + floor + _preference(report) + (f" It {kept_beside}." if kept_beside else "")
     kept = [
         f"{shown(recall, share, False)} of what it told about {label}"
         for group, label in (("near", "neighbouring topics"), ("far", "everything else"))

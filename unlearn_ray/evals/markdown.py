@@ -12,6 +12,7 @@ from unlearn_ray.evals.report import (
     Column,
     Report,
     StageSummary,
+    against_prefix,
     headline_columns,
     known_line,
     percent,
@@ -19,7 +20,7 @@ from unlearn_ray.evals.report import (
     warnings,
 )
 from unlearn_ray.evals.scoring import MODELS
-from unlearn_ray.evals.sentence import beside_prefix, sentence
+from unlearn_ray.evals.sentence import sentence
 
 MARKDOWN = "report.md"
 _MAX_CHARACTERS = 160  # of an answer
@@ -50,7 +51,8 @@ def _lines(report: Report, probes: Sequence[ShownProbe], attacks: Sequence[Attac
     yield f"# What {escaped(report.model)} forgot: {escaped(topics)}\n"
     for warning in warnings(report):
         yield f"**{escaped(warning)}**\n"
-    yield f"{escaped(sentence(report, attacks))} {escaped(beside_prefix(report))}\n"
+    beside = [f"{line[0].upper()}{line[1:]}." for line in against_prefix(report)]
+    yield " ".join(map(escaped, [sentence(report, attacks), *beside])) + "\n"
     yield from _headline(report)
     yield from _attacked(attacks)
     if report.notes:

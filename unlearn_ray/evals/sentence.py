@@ -1,9 +1,8 @@
 """The sentence that a report opens with, its doubt included: what the model still says, what it prefers, what comes back, what it kept."""
 
 from collections.abc import Sequence
-from typing import cast
 
-from unlearn_ray.evals.attacked import AttackFigure, worst
+from unlearn_ray.evals.attacked import AttackFigure, worst_by_model, worst_of
 from unlearn_ray.evals.report import Metric, Report, percent
 from unlearn_ray.rows import Group
 
@@ -13,15 +12,16 @@ _KEPT: dict[Group, str] = {"near": "about neighbouring topics", "far": "about ev
 
 def sentence(report: Report, attacks: Sequence[AttackFigure] = ()) -> str:
     """`The unlearned model says 1 % of what it knew about Dune, prefers ...; it kept 98 % ...`. What was not measured is said to be so."""
-    parts = [_still_said(report), _preferred(report), _comes_back(attacks)]
-    told = [part for part in parts if part]
-    missing = [] if told[-1:] == parts[-1:] else ["relearning"]
-    if not parts[1]:
-        missing.insert(0, "choice")
+    said, preferred, comes_back = _still_said(report), _preferred(report), _comes_back(attacks)
+    base = report.metric("base", "forget", report.recall)
+    # A recall that can't tell whether anything is known does not open the sentence.
+    opening = [preferred, said] if base is not None and "blind" in base.doubts else [said, preferred]
+    told = [part for part in (*opening, comes_back) if part]
+    missing = [name for name, part in (("choice", preferred), ("relearning", comes_back)) if not part]
     first = f"{', '.join(told[:-1])}, and {told[-1]}" if len(told) > 1 else told[0]
-    kept = _kept(report)
+    kept = kept_of(report)
     missing += [] if kept else ["what it kept"]
-    text = f"The unlearned model {first}" + (f"; it kept {kept}." if kept else ".")
+    text = f"The unlearned model {first}" + (f"; it {kept}." if kept else ".")
     if missing:
         names = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
         text += f" Not measured: {names}."
@@ -33,9 +33,23 @@ def _still_said(report: Report) -> str:
     about = " and ".join(filter(None, (", ".join(topics[:-1]), topics[-1])))
     base, ours = (report.metric(model, "forget", report.recall) for model in ("base", "unlearned"))
     share = share_of(ours, base)
-    if ours is None or share is None:
+    if base is None or ours is None or share is None:
         return f"was asked about {about}, of which the base model says nothing"
+    if has_floor(report, base):
+        return f"says {_beside_floor(report, ours, base, f'about {about}')}"
     return f"says {percent(share)} of what it knew about {about}{_doubt(ours)}"
+
+
+def has_floor(report: Report, base: Metric) -> bool:
+    """Whether a model that knows nothing gets something as well: a share of base's figure would count that as known."""
+    return report.recall == "rouge_l_recall" or bool(base.floor)
+
+
+def _beside_floor(report: Report, ours: Metric, base: Metric, about: str) -> str:
+    """`38 % of the true answers' words about Dune (base: 90 %, a wrong answer in their form: 38 %)`."""
+    of = "of the true answers' words" if report.recall == "rouge_l_recall" else "of the true answers"
+    floor = "" if base.floor is None else f", a wrong answer in their form: {percent(base.floor)}"
+    return f"{percent(ours.agg_value)} {of} {about} (base: {percent(base.agg_value)}{floor}){_doubt(ours)}"
 
 
 def share_of(ours: Metric | None, base: Metric | None) -> float | None:
@@ -58,64 +72,44 @@ def _preferred(report: Report) -> str:
 
 
 def _comes_back(attacks: Sequence[AttackFigure]) -> str:
-    last = worst(attacks, "relearn", "recall", at=STEPS) or worst(attacks, "relearn", "recall")
-    if last is None:
+    """What relearning brings out of the facts that it does not name, beside what the model said of them before."""
+    relearnt = [each for each in attacks if each.attack == "relearn"]
+    after = [each for each in relearnt if each.at > 0]
+    found = worst_by_model(after, "recall", at=STEPS) or worst_by_model(after, "recall")
+    if not found:
         return ""
-    twin = next(
-        (each for each in attacks if each.model == "twin" and (each.attack, each.setting, each.at, each.metric) == (last.attack, last.setting, last.at, last.metric)),
-        None,
-    )  # fmt: skip
-    beside = "" if twin is None else f" (a model that never knew: {percent(twin.value)})"
+    last, twin = found["unlearned"], found.get("twin")
+    before = worst_of((each for each in relearnt if each.setting == last.setting), "recall", at=0)
+    beside = [] if before is None else [f"before: {percent(before.value)}"]
+    beside += [] if twin is None else [f"a model that never knew: {percent(twin.value)}"]
     steps = f"{last.at:g} step{'' if last.at == 1 else 's'}"
-    return f"{percent(last.value)} comes back after {steps} of relearning{beside}"
+    said = f"tells {percent(last.value)} of facts after {steps} of relearning"
+    return f"{said} ({', '.join(beside)})" if beside else said
 
 
-def _kept(report: Report) -> str:
-    shares = report.retention.get("unlearned", {})
-    found = [
-        f"{percent(share.agg_value)} {label}"
-        for group, label in _KEPT.items()
-        if (share := shares.get(group, {}).get(report.recall))
-    ]
-    return " and ".join(found).replace(" %", " % of what it told", 1)
-
-
-def beside_prefix(report: Report) -> str:
-    """Where the unlearned model is better, and where it is worse, than base behind the guardrail prefix; "" without a prefix.
-
-    A difference counts where each figure lies outside the other's 95 % interval.
-    """
-    better, worse, level = list[str](), list[str](), list[str]()
-    for title, group, name in (
-        ("recall on forget", "forget", report.recall),
-        ("choice on forget", "forget", "choice"),
-        ("samples that leak", "forget", "keyword_leak"),
-        ("recall on near", "near", report.recall),
-        ("recall on far", "far", report.recall),
-    ):
-        ours, theirs = (report.metric(model, cast(Group, group), name) for model in ("unlearned", "guarded"))
-        if ours is None or theirs is None:
-            continue
-        said = f"{title} ({percent(ours.agg_value)} against {percent(theirs.agg_value)})"
-        if _holds(theirs, ours.agg_value) or _holds(ours, theirs.agg_value):
-            level.append(said)
-        else:
-            (better if (ours.agg_value < theirs.agg_value) == (group == "forget") else worse).append(said)
-    told = [
-        f"{verb} {', '.join(found)}"
-        for verb, found in (("better in", better), ("worse in", worse), ("no clear difference in", level))
-        if found
-    ]
-    return f"Beside the base model behind the prefix alone: {'; '.join(told)}." if told else ""
-
-
-def _holds(metric: Metric, value: float) -> bool:
-    return metric.interval[0] <= value <= metric.interval[1]
+def kept_of(report: Report) -> str:
+    """`kept 98 % of what it told about neighbouring topics and ...`; beside base's figures and their floors where they have some."""
+    shares, said = list[str](), list[str]()
+    is_beside = False
+    for group, label in _KEPT.items():
+        share = report.retention.get("unlearned", {}).get(group, {}).get(report.recall)
+        ours, base = (report.metric(model, group, report.recall) for model in ("unlearned", "base"))
+        if share is not None:
+            shares.append(f"{percent(share.agg_value)} {label}{_doubt(share)}")
+        if share is not None and ours is not None and base is not None:
+            said.append(_beside_floor(report, ours, base, label))
+            is_beside = is_beside or has_floor(report, base)
+    if is_beside:
+        return f"says {' and '.join(said)}"
+    return f"kept {' and '.join(shares).replace(' %', ' % of what it told', 1)}" if shares else ""
 
 
 def _doubt(metric: Metric) -> str:
     """What makes a figure one that is not to be relied on."""
-    if not metric.doubts:
-        return ""
-    low, high = (round(100 * bound) for bound in metric.interval)
-    return f" (not to be relied on: {metric.num} probes, 95 % interval {low} to {high} %)"
+    reasons = []
+    if set(metric.doubts) - {"blind"}:
+        low, high = (round(100 * bound) for bound in metric.interval)
+        reasons.append(f"{metric.num} probes, 95 % interval {low} to {high} %")
+    if "blind" in metric.doubts:
+        reasons.append("base itself is hardly better than a model that knows nothing")
+    return f" (not to be relied on: {'; '.join(reasons)})" if reasons else ""

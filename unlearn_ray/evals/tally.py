@@ -302,19 +302,22 @@ def _floors(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def _floored(name: str, metric: Metric, floors: Mapping[str, float], base: Metrics) -> Metric:
-    """The figure with its floor; doubtful where base's is next to it, for then nothing could have been lost."""
-    floor = floors.get(name) if metric.chance is None else metric.chance
+    """The figure with its floor; doubtful where base's is no better, for then nothing could have been lost."""
+    known = (metric.chance, metric.floor, floors.get(name))
+    floor = next((each for each in known if each is not None), None)
     if floor is None:
         return metric
     doubts = list(metric.doubts)
-    if name in base and is_blind(base[name].agg_value, floor):
+    if name in base and is_blind(name, base[name].agg_value, floor):
         doubts.append("blind")
     return metric.model_copy(update={"floor": floor, "doubts": doubts})
 
 
-def is_blind(base: float, floor: float) -> bool:
-    """Whether what knowing adds to a figure is less than `LEAST_ROOM` of it."""
-    return abs(base - floor) < LEAST_ROOM * max(abs(base), abs(floor))
+def is_blind(name: str, base: float, floor: float) -> bool:
+    """Whether what knowing adds to a figure is less than `LEAST_ROOM` of it. Below its floor nothing is known."""
+    # Knowing raises all figures but the truth ratio's, which is above its floor on near and far, and below it on forget.
+    added = base - floor if MEASURES[name].direction == "knowledge" else abs(base - floor)
+    return added < LEAST_ROOM * max(abs(base), abs(floor))
 
 
 def _utility_parts(metrics: Mapping[str, Metric]) -> list[float]:

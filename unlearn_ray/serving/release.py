@@ -19,7 +19,7 @@ from unlearn_ray.artifacts import Folder, Manifest, read_manifest
 from unlearn_ray.chat import ChatFormat
 from unlearn_ray.config import RunConfig, Topic
 from unlearn_ray.errors import ArtifactError, InputError, ModelError, gist
-from unlearn_ray.plan import model_identity, model_of
+from unlearn_ray.plan import model_of
 from unlearn_ray.rows import digest, slug_of
 from unlearn_ray.runs import MARKER, config_of, failure_in, is_made_from, units_in
 from unlearn_ray.serving.names import RESERVED, parse_name
@@ -28,6 +28,7 @@ from unlearn_ray.serving.settings import ServiceSettings
 from unlearn_ray.serving.weights import ADAPTER, check_model, check_shapes, read_adapter
 from unlearn_ray.stages.card import CARD, EXPORT, card
 from unlearn_ray.stages.table import STAGES
+from unlearn_ray.train.identity import model_identity
 from unlearn_ray.train.inspection import inspect_model
 from unlearn_ray.train.modelfiles import Shapes, linear_shapes
 
