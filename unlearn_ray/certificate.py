@@ -37,7 +37,7 @@ from unlearn_ray.config import RunConfig
 from unlearn_ray.errors import ArtifactError, InputError, gist
 from unlearn_ray.evals.attacked import AttackFigure, read_attacks
 from unlearn_ray.evals.report import REPORT, Metric, Report
-from unlearn_ray.runs import config_of, evaluated
+from unlearn_ray.runs import config_of, evaluated, unevaluated
 from unlearn_ray.stages.card import EXPORT, base_of
 from unlearn_ray.stages.stage import finished_manifest
 from unlearn_ray.train.modelfiles import cached_file
@@ -122,12 +122,17 @@ def certify(folder: Folder, key: Ed25519PrivateKey) -> list[Folder]:
     """Write the certificate of each evaluated model of a run; returns the models' folders.
 
     Raises:
-        ArtifactError: none is evaluated, or what a certificate is of can't be read.
+        ArtifactError: a model or topic is not evaluated, or what a certificate is of can't be read.
     """
     config = config_of(folder)
     homes = [each.parent for each in evaluated(folder)]
     if not homes:
         raise ArtifactError(f"{folder} is unfinished: finish it with unlearn-ray run CONFIG")
+    if lacking := unevaluated(folder):
+        said = "; ".join(f"{topic} was not evaluated ({reason})" for topic, reason in lacking.items())
+        raise ArtifactError(
+            f"{folder}: {said}: finish it with unlearn-ray run CONFIG, or take the topic out of its config"
+        )
     base = _base(config)
     for home in homes:
         unsigned = _certificate(home, config, base)
