@@ -27,7 +27,7 @@ class AttackFigure(_Read):
     setting: str  # "lora, forget, 1e-3", "role_play"
     model: str  # base, guarded, unlearned, twin
     at: float  # steps, bits, layer; 0 where there is no curve
-    metric: str  # recall, choice, accuracy, rank
+    metric: str  # recall, rouge_l_recall, choice, accuracy, rank
     value: float
     interval: tuple[float, float]  # 95 %
     num: int
