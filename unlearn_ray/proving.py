@@ -129,7 +129,7 @@ def add_commands(app: typer.Typer, shell: Callable[[], Shell]) -> None:
                 metavar="FILE|HUB_NAME", help="Rows of TOFU, RWKU, MUSE, WMDP or RETURN, known by their columns."
             ),
         ],
-        output: Annotated[Path, typer.Option(metavar="FILE", help="The .jsonl file to write.")],
+        output: Annotated[str, typer.Option(metavar="FILE", help="The .jsonl file to write, which is not there yet.")],
         topic: Annotated[
             str, typer.Option(metavar="NAME", help="What the rows are about, where they do not say.")
         ] = "",
