@@ -220,6 +220,39 @@ def test_what_was_certified_is_verified_with_its_weights(certified: Certified) -
     certified.verify("--model", certified.model)
 
 
+def test_weights_that_change_after_the_training_are_not_certified(tmp_path: Path) -> None:
+    base = tmp_path / "theirs"
+    shutil.copytree(pocket.MODEL_DIR, base)
+    config = config_of(tmp_path, "Dune", model=str(base))
+    with claimed(config):
+        pipeline.run(config, Engines())
+    key, _ = write_keys(tmp_path)
+    said("certify", config.folder, "--key", key)
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[0:4096] = bytes(4096)
+    (base / "model.safetensors").write_bytes(weights)
+    (line,) = said("certify", config.folder, "--key", key, code=2)
+    assert f"{base} is not the model that" in line and "changed since finetune" in line
+
+
+def test_a_merged_export_is_certified_beside_its_adapter(run: Path, tmp_path: Path) -> None:
+    merged = run / "models/dune/finetune/merged"
+    merged.mkdir()
+    (merged / "config.json").write_text("{}")
+    (merged / "model.safetensors").write_text("weights")
+    (merged / "README.md").write_text("a card")
+    key, public = write_keys(tmp_path)
+    said("certify", run, "--key", key)
+    certificate = run / "models/dune/certificate.json"
+    assert set(json.loads(certificate.read_text())["unlearned"]["merged"]) == {"config.json", "model.safetensors"}
+    for folder in (merged, run / "models/dune/finetune/model"):
+        lines = said("verify", certificate, "--public-key", public, "--model", folder)
+        assert any("has the files of the certificate" in line for line in lines)
+    (merged / "model.safetensors").write_text("others")
+    (line,) = said("verify", certificate, "--public-key", public, "--model", merged, code=3)
+    assert "merged/model.safetensors is not the file of the certificate" in line
+
+
 def test_a_key_as_openssh_writes_it_signs_as_well(run: Path, tmp_path: Path) -> None:
     key, public = write_keys(tmp_path, form="ssh")
     said("certify", run, "--key", key)

@@ -299,7 +299,7 @@ def _verify(tools: Shell, file: Path, public_key: Path, model: str | None, base:
     if not faults:
         tools.console.print(f"[green]✓[/] signed with this key on {plain(values['issued_at'])}", soft_wrap=True)
     for what, folder, files in (
-        ("model", model, values["unlearned"]["files"]),
+        ("model", model, certificate.files_of(values, Folder(model)) if model else {}),
         ("base", base, values["base"]["files"]),
     ):
         if folder is None:
