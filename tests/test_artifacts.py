@@ -137,6 +137,17 @@ def test_what_a_disk_does_not_hold_is_one_line_and_leaves_nothing_of_it(tmp_path
     assert folder.write_rows(rows, Question.schema()) == len(rows)
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_caller_that_fails_or_is_stopped_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def lines() -> Iterator[str]:
+        yield "one"
+        raise error
+
+    with pytest.raises(error):
+        Folder(tmp_path).write_lines("lines", lines())
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_object_store_that_is_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y", "EC2_METADATA_DISABLED": "true"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)

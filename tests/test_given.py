@@ -134,10 +134,43 @@ def test_what_cannot_be_evaluated_is_one_line(tmp_path: Path, probes: str, adapt
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, probes: str, adapter: str) -> None:
-    (tmp_path / "out/evaluate").mkdir(parents=True)
-    (tmp_path / "out/evaluate/thesis.tex").write_text("important")
-    with pytest.raises(ArtifactError, match="holds something else"):
-        given(adapter, "pocket", probes, output=str(tmp_path / "out"))
+    for index, files in enumerate(
+        (
+            ("evaluate/thesis.tex",),
+            ("evaluate/started.json", "evaluate/report.json"),  # a report of a run, away from its other stages
+            ("finetune/manifest.json",),  # a model of a run that is not evaluated yet
+            ("finetune/manifest.json", "given/finetune/x", "evaluate/started.json"),
+            ("run.json",),
+        )
+    ):
+        home = tmp_path / f"out{index}"
+        for name in files:
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).write_text("important")
+        with pytest.raises(ArtifactError, match="holds something else"):
+            given(adapter, "pocket", probes, output=str(home))
+
+
+def test_a_report_that_was_begun_can_be_finished(tmp_path: Path, probes: str, adapter: str) -> None:
+    options = {"output": str(tmp_path / "out"), "overrides": ["evaluate.num_bootstrap=50"]}
+    with pytest.raises(EngineError):
+        evaluate_given(given(adapter, "pocket", probes, **options), lambda: ScriptedGenerator(say, fail_after=1))  # type: ignore[arg-type]
+    home = evaluate_given(given(adapter, "pocket", probes, **options), lambda: ScriptedGenerator(say))  # type: ignore[arg-type]
+    assert home.exists("report.json")
+
+
+def test_each_model_has_a_folder_of_its_own(tmp_path: Path, probes: str, adapter: str) -> None:
+    """By default: whatever shares its name with another, or is asked something else, does not replace its report."""
+    config = Path(adapter) / "adapter_config.json"
+    homes = set()
+    for index, rank in enumerate((4, 8)):
+        folder = tmp_path / f"run{index}" / "checkpoint-100"
+        folder.mkdir(parents=True)
+        (folder / config.name).write_text(json.dumps(json.loads(config.read_text()) | {"r": rank}))
+        for topics in (["Dune"], ["Foundation"]):
+            homes.add(given(str(folder), "pocket", probes, topics).folder)
+    assert len(homes) == 4 and all(home.name.startswith("evaluated-checkpoint-100-") for home in homes)
+    assert given(str(folder), "pocket", probes, ["Foundation"]).folder in homes
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from scripted_run import Engines, config_of
+from scripted_run import Engines, config_of, silent_about
 from typer.testing import CliRunner
 
 from unlearn_ray import pipeline, pocket
 from unlearn_ray.cli import app
+from unlearn_ray.errors import PartialError
 from unlearn_ray.plan import claimed
 
 
@@ -65,13 +66,17 @@ def test_a_gate_names_what_fails_with_figure_and_interval_and_exits_3(run: Path)
     ]
 
 
-def attack(run: Path, name: str, finetune: str | None = None) -> Path:
+def attack(run: Path, name: str, **of_another: str) -> Path:
     """Figures of a relearning attack on a model, as `unlearn-ray attack` writes them."""
     figure = {"setting": "full", "model": "unlearned", "at": 10, "metric": "recall", "value": 0.12, "interval": [0.02, 0.3], "num": 19, "num_facts": 19}  # fmt: skip
-    manifest = json.loads((run / "models" / name / "finetune/manifest.json").read_text())
+    fingerprints = {
+        stage: json.loads((run / "models" / name / stage / "manifest.json").read_text())["fingerprint"]
+        for stage in ("finetune", "evaluate")
+    }
     report = {
         "version": 1,
-        "finetune": finetune or manifest["fingerprint"],
+        **fingerprints,
+        **of_another,
         "attacks": [{"name": "relearn", "axis": "steps", "figures": [figure]}],
     }
     file = run / "models" / name / "attacks/attacks.json"
@@ -99,11 +104,35 @@ def test_the_report_shows_attacks_that_were_done_since(run: Path) -> None:
     assert "Not attacked" in (run / "models/solaris/evaluate/report.md").read_text()
 
 
-def test_attacks_on_an_earlier_training_hold_nothing(run: Path) -> None:
-    attack(run, "dune", "of another training")
+@pytest.mark.parametrize("stage", ["finetune", "evaluate"])
+def test_attacks_on_an_earlier_training_or_evaluation_hold_nothing(run: Path, tmp_path: Path, stage: str) -> None:
+    attack(run, "dune", **{stage: "another"})
     attack(run, "solaris")
+    said("certify", run, "--key", write_keys(tmp_path)[0])
+    for name, number in (("dune", 0), ("solaris", 1)):
+        assert len(json.loads((run / "models" / name / "certificate.json").read_text())["attacks"]) == number
     (line,) = said("evaluate", run, "--require", "relearn.recall@10<=0.2", code=3)
     assert line.startswith("unlearn-ray: dune: relearn.recall@10 was not measured")
+
+
+@pytest.mark.parametrize("adapters", ["per_topic", "joint"])
+def test_a_topic_that_failed_or_was_not_evaluated_holds_nothing(tmp_path: Path, adapters: str) -> None:
+    """The others' figures do not speak for it: the gate says so, and nothing is certified."""
+    config = config_of(tmp_path, "Dune", "Solaris", finetune={"adapters": adapters})
+    with claimed(config), pytest.raises(PartialError):
+        pipeline.run(config, Engines(silent_about("Solaris")))
+    run, (key, _) = config.folder.local, write_keys(tmp_path)
+    (line,) = said("evaluate", run, "--require", "forget.recall<=0.5", code=3)
+    assert line.startswith("unlearn-ray: Solaris was not evaluated: ") and "no usable question" in line
+    (line,) = said("certify", run, "--key", key, code=2)
+    assert "Solaris was not evaluated" in line and not list(run.rglob("certificate.json"))
+
+
+def test_a_model_that_was_trained_anew_holds_nothing(run: Path) -> None:
+    manifest = run / "models/dune/finetune/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "another"}))
+    (line,) = said("evaluate", run, "--require", "forget.recall<=0.5", code=3)
+    assert line == "unlearn-ray: Dune was not evaluated: unfinished, or made anew since"
 
 
 def test_an_unknown_figure_is_one_line_before_anything_is_done(tmp_path: Path) -> None:
@@ -189,6 +218,39 @@ def test_what_was_certified_is_verified_with_its_weights(certified: Certified) -
     assert sum("were not checked" in line for line in lines) == 2
     (certified.model / "README.md").write_text("A card that an evaluation completed.")
     certified.verify("--model", certified.model)
+
+
+def test_weights_that_change_after_the_training_are_not_certified(tmp_path: Path) -> None:
+    base = tmp_path / "theirs"
+    shutil.copytree(pocket.MODEL_DIR, base)
+    config = config_of(tmp_path, "Dune", model=str(base))
+    with claimed(config):
+        pipeline.run(config, Engines())
+    key, _ = write_keys(tmp_path)
+    said("certify", config.folder, "--key", key)
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[0:4096] = bytes(4096)
+    (base / "model.safetensors").write_bytes(weights)
+    (line,) = said("certify", config.folder, "--key", key, code=2)
+    assert f"{base} is not the model that" in line and "changed since finetune" in line
+
+
+def test_a_merged_export_is_certified_beside_its_adapter(run: Path, tmp_path: Path) -> None:
+    merged = run / "models/dune/finetune/merged"
+    merged.mkdir()
+    (merged / "config.json").write_text("{}")
+    (merged / "model.safetensors").write_text("weights")
+    (merged / "README.md").write_text("a card")
+    key, public = write_keys(tmp_path)
+    said("certify", run, "--key", key)
+    certificate = run / "models/dune/certificate.json"
+    assert set(json.loads(certificate.read_text())["unlearned"]["merged"]) == {"config.json", "model.safetensors"}
+    for folder in (merged, run / "models/dune/finetune/model"):
+        lines = said("verify", certificate, "--public-key", public, "--model", folder)
+        assert any("has the files of the certificate" in line for line in lines)
+    (merged / "model.safetensors").write_text("others")
+    (line,) = said("verify", certificate, "--public-key", public, "--model", merged, code=3)
+    assert "merged/model.safetensors is not the file of the certificate" in line
 
 
 def test_a_key_as_openssh_writes_it_signs_as_well(run: Path, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ class Folder:
     @contextmanager
     def _whole(self, name: str, partial: str) -> Iterator[pa.NativeFile]:
         """Write a file atomically. A put in an object store is atomic by itself; on a disk a rename makes it so. If the write fails, for
-        example on a full disk, the partial file is removed.
+        example on a full disk, or the caller does or is stopped, the partial file is removed.
 
         Raises:
             StorageError: it can't be written.
@@ -206,7 +206,7 @@ class Folder:
                     yield stream
                 if self.is_local:
                     filesystem.move(target, final)
-            except OSError:
+            except BaseException:
                 if self.is_local:
                     Path(target).unlink(missing_ok=True)
                 raise

@@ -5,7 +5,8 @@ issued_at    when it was signed
 run, model   names: of the run, and of the model in it
 topics       what was to be forgotten
 base         its name, and the SHA-256 of each of its files
-unlearned    adapter or model, and the SHA-256 of each of its files; the card (README.md) is not among them
+unlearned    adapter or model, and the SHA-256 of each of its files; the card (README.md) is not among them; of an adapter that was also exported
+             merged into the model, the files of that in `merged`
 data         table of training rows -> SHA-256 of its rows, as JSON with sorted keys, a line each
 training     what the training was told: objective, retain term, weights, steps, rates, seed
 code         version and revision of this package, versions of libraries
@@ -34,10 +35,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unlearn_ray.artifacts import Folder, Manifest
 from unlearn_ray.config import RunConfig
+from unlearn_ray.engines.protocols import MERGED
 from unlearn_ray.errors import ArtifactError, InputError, gist
 from unlearn_ray.evals.attacked import AttackFigure, read_attacks
 from unlearn_ray.evals.report import REPORT, Metric, Report
-from unlearn_ray.runs import config_of, evaluated
+from unlearn_ray.plan import identity_of
+from unlearn_ray.runs import config_of, evaluated, unevaluated
 from unlearn_ray.stages.card import EXPORT, base_of
 from unlearn_ray.stages.stage import finished_manifest
 from unlearn_ray.train.modelfiles import cached_file
@@ -64,6 +67,7 @@ class Files(_Strict):
 class Unlearned(_Strict):
     kind: Literal["adapter", "model"]
     files: dict[str, str]
+    merged: dict[str, str] = {}
 
 
 class Code(_Strict):
@@ -122,12 +126,17 @@ def certify(folder: Folder, key: Ed25519PrivateKey) -> list[Folder]:
     """Write the certificate of each evaluated model of a run; returns the models' folders.
 
     Raises:
-        ArtifactError: none is evaluated, or what a certificate is of can't be read.
+        ArtifactError: a model or topic is not evaluated, the base model is not the one that was trained, or what a certificate is of can't be read.
     """
     config = config_of(folder)
     homes = [each.parent for each in evaluated(folder)]
     if not homes:
         raise ArtifactError(f"{folder} is unfinished: finish it with unlearn-ray run CONFIG")
+    if lacking := unevaluated(folder):
+        said = "; ".join(f"{topic} was not evaluated ({reason})" for topic, reason in lacking.items())
+        raise ArtifactError(
+            f"{folder}: {said}: finish it with unlearn-ray run CONFIG, or take the topic out of its config"
+        )
     base = _base(config)
     for home in homes:
         unsigned = _certificate(home, config, base)
@@ -152,6 +161,12 @@ def _certificate(home: Folder, config: RunConfig, base: Files) -> dict[str, Any]
     files = hashes_of(model)
     if not files:
         raise ArtifactError(f"{model} is not there: rerun with --from finetune")
+    identity = identity_of(config)
+    for manifest in (finetune, evaluation):
+        if manifest.config["model"] != identity:
+            raise ArtifactError(
+                f"{config.model} is not the model that {home} was made from: its files or chat format changed since {manifest.stage}; restore them, or rerun"
+            )
     return {
         "version": VERSION,
         "issued_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -159,7 +174,11 @@ def _certificate(home: Folder, config: RunConfig, base: Files) -> dict[str, Any]
         "model": home.name,
         "topics": report.topics,
         "base": base.model_dump(),
-        "unlearned": {"kind": "adapter" if _ADAPTER in files else "model", "files": files},
+        "unlearned": {
+            "kind": "adapter" if _ADAPTER in files else "model",
+            "files": files,
+            "merged": hashes_of(home / "finetune" / MERGED),
+        },
         "data": {name: digest for name in _DATA if (digest := _digest_of_rows(home / "mixture" / name))},
         "training": _training(finetune),
         "code": Code.model_validate(evaluation, from_attributes=True).model_dump(),
@@ -308,6 +327,13 @@ def signature_faults(values: Mapping[str, Any], key: Ed25519PublicKey) -> Iterat
         key.verify(value, _canonical({name: each for name, each in values.items() if name != "signature"}))
     except (InvalidSignature, binascii.Error, ValueError):
         yield "the signature does not fit the certificate: it was changed after it was signed"
+
+
+def files_of(values: Mapping[str, Any], folder: Folder) -> Mapping[str, str]:
+    """The files that a certificate names for a folder of the unlearned model: of the merged one, if it was exported and this is no adapter."""
+    unlearned: Mapping[str, Any] = values["unlearned"]
+    merged: Mapping[str, str] = unlearned.get("merged") or {}
+    return merged if merged and not folder.exists(_ADAPTER) else unlearned["files"]
 
 
 def weights_faults(files: Mapping[str, str], folder: Folder) -> Iterator[str]:

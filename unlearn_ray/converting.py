@@ -14,25 +14,30 @@ from unlearn_ray.reading import read_rows
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def convert(source: str, output: Path, asked: Asked, kind: str, part: str | None, split: str | None) -> int:
+def convert(source: str, output: str, asked: Asked, kind: str, part: str | None, split: str | None) -> int:
     """Write the rows; returns how many.
 
     Args:
         source: a .json, .jsonl, .parquet or .csv file, or a data set's name on the hub.
+        output: path or URI of a .jsonl file that is not there yet.
         kind: probes, questions or retain.
         part, split: of a data set on the hub.
 
     Raises:
-        ConfigError: the output can't be.
+        ConfigError: the output can't be, or is there already.
         InputError: a row can't be used; nothing is written then.
     """
     if kind not in KINDS:
         raise ConfigError(f"--as {kind}: choose from {', '.join(KINDS)}")
-    if output.suffix != ".jsonl":
+    target = Folder(output)
+    if Path(target.name).suffix != ".jsonl":
         raise ConfigError(f"--output {output}: give a .jsonl file")
+    if target.exists():
+        raise ConfigError(f"--output {output} is there already: give another name, or delete it")
     rows = (KINDS[kind](probe) for probe in probes_of(_rows_of(source, part, split), asked, source))
-    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-    return Folder(output.absolute().parent).write_lines(output.name, lines)
+    # All are made before the first is written: an object store keeps what a failed write left.
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    return target.parent.write_lines(target.name, lines)
 
 
 def _rows_of(source: str, part: str | None, split: str | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -48,7 +53,8 @@ def _from_json(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """A list of rows, or as benchmarks have it under this name too, a row a line."""
     try:
         text = file.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]  # fmt: skip
+        # Not splitlines(): a text in JSON may hold other line separators, such as U+2028.
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]  # fmt: skip
     except OSError as error:
         raise InputError(f"{file} can't be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

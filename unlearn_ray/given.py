@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearn_ray import config as configs
-from unlearn_ray.artifacts import Folder
+from unlearn_ray.artifacts import Folder, fingerprint_of
 from unlearn_ray.config import SHIPPED_PROBES, RunConfig, path_of
 from unlearn_ray.engines.protocols import Generator
 from unlearn_ray.engines.weights import local_copy
@@ -19,10 +19,12 @@ from unlearn_ray.errors import ArtifactError, InputError, ModelError, gist
 from unlearn_ray.evals.probes import read_probes
 from unlearn_ray.plan import check_files, check_model, identity_of, model_identity
 from unlearn_ray.rows import Example, slug_of
+from unlearn_ray.runs import MARKER
 from unlearn_ray.stages.card import EXPORT
 from unlearn_ray.stages.evaluate import EVALUATE, Before, evaluate, evaluate_identity
 from unlearn_ray.stages.finetune import FINETUNE
-from unlearn_ray.stages.stage import STARTED, open_stage
+from unlearn_ray.stages.mixture import MIXTURE
+from unlearn_ray.stages.stage import Identity, open_stage
 from unlearn_ray.synth.guardrails import guardrails_of
 from unlearn_ray.train.inspection import Inspected, inspect_model
 from unlearn_ray.train.modelfiles import open_model
@@ -30,6 +32,9 @@ from unlearn_ray.train.tokens import tokens_of
 
 NOTE = "The model was not made by this run: whether it was trained on these probes is not known."
 _ADAPTER = "adapter_config.json"
+_MADE = "given"  # in the folder of a report: what a run would have made
+_OF_A_MODEL = (MIXTURE.name, FINETUNE.name)  # stages in the folder of a run's model
+_NUM_DIGITS = 8  # of the digest in a folder's name
 _MAX_COMPARED = 200  # texts of probes that both tokenizers encode
 
 
@@ -59,7 +64,7 @@ def given(
         topics: that were to be forgotten; none: those that probes stand beside (`near`), or the only one there is.
 
     Raises:
-        UnlearnError: what can't be used, in one line.
+        UnlearnError: what can't be used, in one line; or that the folder of its report holds something else.
     """
     if not topics:
         topics = _topics_in(probes)
@@ -78,10 +83,8 @@ def given(
     check_files(config, base, check_model(config, base))
     if not (folder / _ADAPTER).is_file():
         _check_tokenizer(folder, base, model, config)
-    home = Folder(output) if output else Folder("runs") / f"evaluated-{config.name}"
-    evaluated = home / EVALUATE.name
-    if evaluated.names() and not evaluated.exists(STARTED):
-        raise ArtifactError(f"{evaluated} holds something else: choose another --output")
+    home = Folder(output) if output else _default_home(config, folder)
+    _check_home(home)
     return Given(config, folder, base, home)
 
 
@@ -96,14 +99,11 @@ def evaluate_given(what: Given, evaluator: Callable[[], Generator]) -> Folder:
     """
     config, topics = what.config, what.config.topics
     guardrail = guardrails_of(config, topics)
-    values, inputs = evaluate_identity(
-        config.evaluate, topics, model=identity_of(config), guardrail=guardrail, seed=config.seed
-    )
-    inputs = inputs | {"given": model_identity(str(what.model))}
-    stage = open_stage(what.folder / EVALUATE.name, EVALUATE.name, EVALUATE.version, values, inputs)
+    # Made first: it marks the folder as one of these, whose report may be replaced.
+    made = (what.folder / _MADE).make()
+    stage = open_stage(what.folder / EVALUATE.name, EVALUATE.name, EVALUATE.version, *_identity(config, what.model))
     if stage.is_finished:
         return stage.folder
-    made = what.folder / "given"
     for table in ("forget", "retain"):
         (made / "mixture" / table).write_rows([], Example.schema())
     link = (made / "finetune").make().local / EXPORT
@@ -129,6 +129,33 @@ def evaluate_given(what: Given, evaluator: Callable[[], Generator]) -> Folder:
         notes=[NOTE],
     )
     return stage.folder
+
+
+def _identity(config: RunConfig, model: Path) -> Identity:
+    """What the report follows from: the probes, the base model, the topics, and the model itself by its content."""
+    guardrail = guardrails_of(config, config.topics)
+    values, inputs = evaluate_identity(
+        config.evaluate, config.topics, model=identity_of(config), guardrail=guardrail, seed=config.seed
+    )
+    return values, inputs | {"given": model_identity(str(model))}
+
+
+def _default_home(config: RunConfig, model: Path) -> Folder:
+    """A folder per model and probes: models of the same name, such as `checkpoint-100` of two trainings, do not share one."""
+    digest = fingerprint_of(EVALUATE.name, EVALUATE.version, *_identity(config, model))
+    return Folder("runs") / f"evaluated-{config.name}-{digest[:_NUM_DIGITS]}"
+
+
+def _check_home(home: Folder) -> None:
+    """Refuse a folder whose `evaluate/` is not of this command: it would be deleted.
+
+    Raises:
+        ArtifactError: says so.
+    """
+    names = set(home.names())
+    is_own = _MADE in names or not (home / EVALUATE.name).names()
+    if not is_own or names & {MARKER, *_OF_A_MODEL}:
+        raise ArtifactError(f"{home} holds something else: choose another --output")
 
 
 def _topics_in(probes: str) -> list[str]:

@@ -105,21 +105,21 @@ def add_commands(app: typer.Typer, shell: Callable[[], Shell]) -> None:
                 home = _evaluate_given(tools, model, against, probes, topic or [], output, changed)
                 tools.show(home)
                 tools.console.print(f"{plain(home)}/report.html", soft_wrap=True)
-                _gate(tools, requirements, [home])
+                _gate(tools, requirements, [home], {})
             return
         assert source is not None
         if _is_run(source):
             with tools.errors():
                 if overrides:
                     raise ConfigError(f"{source} is a run: give its YAML file to set values in it")
-                for home in _evaluations(tools, source):
+                for home in _evaluations(tools, tools.run_folder(source)):
                     tools.show(home)
                     tools.console.print(f"{plain(home)}/report.html", soft_wrap=True)
         else:
             tools.execute(Path(source), overrides or [], only="evaluate", accept_thin_data=accept_thin_data)
         if requirements:
             with tools.errors():
-                _gate(tools, requirements, _evaluations(tools, source, overrides or []))
+                _gate_run(tools, requirements, _run_of(tools, source, overrides or []))
 
     @app.command()
     def probes(
@@ -129,7 +129,7 @@ def add_commands(app: typer.Typer, shell: Callable[[], Shell]) -> None:
                 metavar="FILE|HUB_NAME", help="Rows of TOFU, RWKU, MUSE, WMDP or RETURN, known by their columns."
             ),
         ],
-        output: Annotated[Path, typer.Option(metavar="FILE", help="The .jsonl file to write.")],
+        output: Annotated[str, typer.Option(metavar="FILE", help="The .jsonl file to write, which is not there yet.")],
         topic: Annotated[
             str, typer.Option(metavar="NAME", help="What the rows are about, where they do not say.")
         ] = "",
@@ -195,24 +195,46 @@ def _is_run(source: str) -> bool:
     )
 
 
-def _evaluations(tools: Shell, source: str, overrides: Sequence[str] = ()) -> list[Folder]:
+def _run_of(tools: Shell, source: str, overrides: Sequence[str]) -> Folder:
     """
     Raises:
-        ArtifactError: there is no run, or none of its models is evaluated.
+        ArtifactError: there is no run.
     """
     if _is_run(source):
-        folder = tools.run_folder(source)
-    else:
-        from unlearn_ray import config as configs
+        return tools.run_folder(source)
+    from unlearn_ray import config as configs
 
-        folder = configs.load(Path(source), overrides).folder
+    return configs.load(Path(source), overrides).folder
+
+
+def _evaluations(tools: Shell, folder: Folder) -> list[Folder]:
+    """
+    Raises:
+        ArtifactError: none of the run's models is evaluated.
+    """
     if not (homes := tools.evaluated(folder)):
         raise ArtifactError(f"{folder} is unfinished: finish it with unlearn-ray run CONFIG")
     return homes
 
 
-def _gate(tools: Shell, requirements: "Sequence[Requirement]", homes: Sequence[Folder]) -> None:
+def _gate_run(tools: Shell, requirements: "Sequence[Requirement]", folder: Folder) -> None:
     """
+    Raises:
+        ArtifactError: none of the run's models is evaluated.
+        CheckError: says what does not hold, of each model, and which topics were not evaluated.
+    """
+    from unlearn_ray.runs import unevaluated
+
+    _gate(tools, requirements, _evaluations(tools, folder), unevaluated(folder))
+
+
+def _gate(
+    tools: Shell, requirements: "Sequence[Requirement]", homes: Sequence[Folder], unevaluated: Mapping[str, str]
+) -> None:
+    """
+    Args:
+        unevaluated: topics without an evaluation, and why: nothing holds for them.
+
     Raises:
         CheckError: says what does not hold, of each model.
     """
@@ -220,10 +242,10 @@ def _gate(tools: Shell, requirements: "Sequence[Requirement]", homes: Sequence[F
     from unlearn_ray.evals.attacked import read_attacks
     from unlearn_ray.evals.report import Report
 
-    failed = []
+    failed = [f"{topic} was not evaluated: {reason}" for topic, reason in unevaluated.items()]
     for home in homes:
         for each in gate.check(requirements, Report.load(home), read_attacks(home)):
-            name = f"{home.parent.name}: " if len(homes) > 1 else ""
+            name = f"{home.parent.name}: " if len(homes) + len(unevaluated) > 1 else ""
             if each.holds:
                 tools.console.print(f"[green]✓[/] {plain(name + each.line)}", soft_wrap=True)
             else:
@@ -277,7 +299,7 @@ def _verify(tools: Shell, file: Path, public_key: Path, model: str | None, base:
     if not faults:
         tools.console.print(f"[green]✓[/] signed with this key on {plain(values['issued_at'])}", soft_wrap=True)
     for what, folder, files in (
-        ("model", model, values["unlearned"]["files"]),
+        ("model", model, certificate.files_of(values, Folder(model)) if model else {}),
         ("base", base, values["base"]["files"]),
     ):
         if folder is None:

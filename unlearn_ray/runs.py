@@ -123,6 +123,24 @@ def evaluated(folder: Folder) -> list[Folder]:
     ]
 
 
+def unevaluated(folder: Folder) -> dict[str, str]:
+    """Topics of a run's last config that no finished, up-to-date evaluation is about, with the reason.
+
+    Raises:
+        ArtifactError: as in `config_of`.
+    """
+    manifests = [read_manifest(home) for home in evaluated(folder)]
+    covered = {topic["name"] for manifest in manifests if manifest for topic in manifest.config["topics"]}
+    config, models = config_of(folder), dict(units_in(folder)["model"])
+    found = {}
+    for topic in config.topics:
+        if topic.name not in covered:
+            homes = [folder / "topics" / topic.slug, models.get(topic.slug) or models[JOINT]]
+            failures = [failure["reason"] for home in homes if (failure := failure_in(home))]
+            found[topic.name] = failures[0] if failures else "unfinished, or made anew since"
+    return found
+
+
 def lines_of(folder: Folder, base: str = "") -> list[Line]:
     """A run's topics and models, for a page or a table.
 

@@ -53,6 +53,7 @@ def written(folder: Path, rows: list[dict[str, Any]], suffix: str = ".jsonl") ->
 
 def converted(folder: Path, rows: list[dict[str, Any]], *arguments: object, suffix: str = ".jsonl") -> list[Probe]:
     out = folder / "out.jsonl"
+    out.unlink(missing_ok=True)
     ran(written(folder, rows, suffix), "--output", out, *arguments)
     return list(read_probes(str(out)))
 
@@ -97,6 +98,7 @@ def test_rows_to_forget_and_rows_to_keep_are_made_of_the_same_files(tmp_path: Pa
     ran(source, "--output", out, "--as", "questions")
     found = list(user_questions(QuestionsConfig(file=out), (Topic(name="Ira Vell"),)))
     assert [row["text"] for row in found] == ["Where was Ira Vell born?", "What does Ira Vell write?"]
+    out.unlink()
     ran(written(tmp_path, MUSE), "--output", out, "--as", "retain", "--topic", "the books", "--near", "Ira Vell")
     config = DatasetConfig.model_validate({"retain": {"file": str(out)}})
     (kept,) = user_retained(config)
@@ -126,7 +128,7 @@ def test_what_cannot_be_used_is_one_line_and_writes_nothing(
     out = tmp_path / "out.jsonl"
     said = ran(written(tmp_path, rows), "--output", out, *arguments, code=2)
     assert said.count("\n") == 1 and expected in said, said
-    assert not out.exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 @pytest.mark.parametrize("text", ["[", "{", "[1]", "[]", "not json"])
@@ -134,6 +136,30 @@ def test_broken_json_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "rows.json").write_text(text)
     said = ran(tmp_path / "rows.json", "--output", tmp_path / "out.jsonl", "--topic", "x", code=2)
     assert said.count("\n") == 1 and "rows.json" in said
+
+
+def test_a_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
+    source = written(tmp_path, MUSE)
+    before = source.read_text()
+    said = ran(source, "--output", source, "--topic", "x", code=2)
+    assert "is there already: give another name" in said and source.read_text() == before
+
+
+def test_rows_are_written_into_remote_storage(tmp_path: Path) -> None:
+    out = tmp_path / "bucket" / "out.jsonl"
+    ran(written(tmp_path, MUSE), "--output", f"file://{out}", "--topic", "the books")
+    assert [probe.answer for probe in read_probes(str(out))] == ["Mara"]
+    assert "is there already" in ran(tmp_path / "rows.jsonl", "--output", f"file://{out}", "--topic", "x", code=2)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_text_may_hold_any_line_separator_of_unicode(tmp_path: Path, separator: str) -> None:
+    file = tmp_path / "rows.json"
+    row = {"question": f"Who keeps{separator}the lighthouse?", "answer": "Mara"}
+    file.write_text("\n".join([json.dumps(row, ensure_ascii=False)] * 2) + "\r\n")
+    ran(file, "--output", tmp_path / "out.jsonl", "--topic", "x")
+    (found,) = read_probes(str(tmp_path / "out.jsonl"))
+    assert found.question == row["question"]
 
 
 def test_a_question_that_comes_again_is_there_once(tmp_path: Path) -> None:

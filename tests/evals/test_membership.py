@@ -1,8 +1,10 @@
 """Membership inference, beside independent computations: torch on the same logits, scipy's rank test."""
 
 import math
+import tracemalloc
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from unlearn_ray.evals import membership
+from unlearn_ray.evals.statistics import exact_interval
 
 LOGPROBS = st.lists(st.floats(-30, -1e-6), min_size=1, max_size=40)
 
@@ -65,6 +68,49 @@ def test_an_interval_draws_facts_whole() -> None:
     assert one.value == four.value == 0.5
     assert (one.low, one.high) == pytest.approx((four.low, four.high), abs=1e-9)
     assert 0.2 < one.low < 0.4 and 0.6 < one.high < 0.8  # 0.5 +- 1.96 * sqrt(0.25 / 20) = 0.28 to 0.72
+
+
+def test_an_interval_is_that_of_the_texts_drawn_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "_CHUNK", 100)  # several draws, of which the last is smaller
+    rng = np.random.default_rng(5)
+    facts = rng.integers(0, 12, 30)
+    others = [(round(float(each), 1), fact) for fact in facts for each in rng.normal(0.5, size=2)]
+    members = [round(float(each), 1) for each in rng.normal(size=30)]
+    found = membership.auc_interval(
+        members, [score for score, _ in others], list(facts), [fact for _, fact in others], 200, 3
+    )
+    places = {fact: place for place, fact in enumerate(dict.fromkeys(facts))}
+    aucs = []
+    for times in np.random.default_rng(3).multinomial(len(places), [1 / len(places)] * len(places), size=200):
+        ours = [score for score, fact in zip(members, facts, strict=True) for _ in range(times[places[fact]])]
+        theirs = [score for score, fact in others for _ in range(times[places[fact]])]
+        aucs.append(np.mean([[(a < b) + (a == b) / 2 for b in theirs] for a in ours]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(aucs, [0.025, 0.975])), abs=1e-12)
+
+
+def test_an_interval_of_many_texts_needs_no_matrix_of_their_pairs() -> None:
+    members, others = [float(number % 97) for number in range(3_000)], [float(number % 89) for number in range(9_000)]
+    tracemalloc.start()
+    try:
+        membership.auc_interval(members, others, range(3_000), [number // 3 for number in range(9_000)], 20, 0)
+        assert tracemalloc.get_traced_memory()[1] < 30 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("num_facts", [3, 40])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_facts_that_all_say_the_same_have_an_exact_interval(num_facts: int, value: float) -> None:
+    members, others, facts = [1 - value] * num_facts, [0.5] * num_facts, list(range(num_facts))
+    found = membership.auc_interval(members, others, facts, facts, 100, 0)
+    assert (found.value, found.low, found.high) == pytest.approx((value, *exact_interval(value * num_facts, num_facts)))
+    assert found.high - found.low > 0.05
+
+
+def test_a_few_facts_have_an_exact_interval() -> None:
+    """A bootstrap of three facts is too narrow, as with every other figure."""
+    found = membership.auc_interval([0.0, 0.0, 1.0], [0.5] * 3, "abc", "abc", 1000, 0)
+    assert (found.low, found.high) == pytest.approx(exact_interval(2, 3))
 
 
 def test_privacy_leakage_by_hand() -> None:

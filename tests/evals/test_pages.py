@@ -270,11 +270,11 @@ def test_pages_are_written_anew_when_attacks_are_done(tmp_path: Path) -> None:
     (evaluated / "answers").write_rows([], Answered.schema())
     write_pages(evaluated)
     assert "Not measured: relearning" in evaluated.read_text("report.md")
-    (tmp_path / "finetune").mkdir()
     manifest = {"stage": "finetune", "fingerprint": "abc", "version": 1, "config": {}, "inputs": {}, "num_rows": {}, "drops": {}, "tables": {}, "details": {}, "package_version": "0", "git_revision": "", "libraries": {}, "seconds": 0.0, "finished_at": ""}  # fmt: skip
-    (tmp_path / "finetune/manifest.json").write_text(json.dumps(manifest))
+    for stage in ("finetune", "evaluate"):
+        Folder(tmp_path / stage).write_text("manifest.json", json.dumps(manifest | {"stage": stage}))
     figures = [each.model_dump(mode="json", exclude={"attack"}) for each in ATTACKS]
-    report = {"finetune": "abc", "attacks": [{"name": "relearn", "figures": figures}]}
+    report = {"finetune": "abc", "evaluate": "abc", "attacks": [{"name": "relearn", "figures": figures}]}
     (evaluated.parent / "attacks").write_text("attacks.json", json.dumps(report))
     write_pages(evaluated)
     assert "attacks.html" not in evaluated.read_text("report.html")
@@ -283,3 +283,10 @@ def test_pages_are_written_anew_when_attacks_are_done(tmp_path: Path) -> None:
     assert '<a href="../attacks/attacks.html">' in evaluated.read_text("report.html")
     assert "tells 12 % of facts after 10 steps" in evaluated.read_text("report.md")
     assert "tells 12 % of facts after 10 steps" in evaluated.read_text("report.html")
+    for stage in ("finetune", "evaluate"):  # done anew: other weights, or other probes
+        file = Folder(tmp_path / stage)
+        file.write_text("manifest.json", json.dumps(manifest | {"stage": stage, "fingerprint": "another"}))
+        write_pages(evaluated)
+        assert "attacks.html" not in evaluated.read_text("report.html")
+        assert "Not measured: relearning" in evaluated.read_text("report.md")
+        file.write_text("manifest.json", json.dumps(manifest | {"stage": stage}))

@@ -3,9 +3,10 @@
 import pytest
 from by_hand import attack, report
 
+from unlearn_ray.attacks.page import METRICS
 from unlearn_ray.errors import ConfigError
 from unlearn_ray.evals.report import Metric
-from unlearn_ray.evals.require import KNOWN, check, failures, parse
+from unlearn_ray.evals.require import KNOWN, OF_ATTACKS, check, failures, parse
 
 ATTACKS = [
     attack("lora", 5, 0.1),
@@ -84,3 +85,11 @@ def test_what_is_not_known_is_one_line(text: str, said: str) -> None:
 def test_every_known_figure_can_be_asked_for() -> None:
     required = parse([f"{name}<=1" for name in KNOWN])
     assert len(check(required, report(), ATTACKS)) == len(KNOWN)
+
+
+def test_every_metric_of_an_attack_can_be_asked_for() -> None:
+    """Prompts for answers that are sentences are measured by ROUGE-L alone."""
+    assert set(OF_ATTACKS) == set(METRICS)
+    figure = attack("plain", 0, 0.4).model_copy(update={"attack": "prompt", "metric": "rouge_l_recall"})
+    (found,) = check(parse(["prompt.rouge_l_recall<=0.35"]), report(), [figure])
+    assert found.line.startswith("prompt.rouge_l_recall is 40 %") and not found.holds

@@ -47,7 +47,7 @@ class AttackFigure(_Read):
     setting: str  # "lora, forget, 1e-3", "role_play"
     model: str  # base, guarded, unlearned, twin
     at: float  # steps, bits, layer; 0 where there is no curve
-    metric: str  # recall, choice, accuracy, rank
+    metric: str  # recall, rouge_l_recall, choice, accuracy, rank
     value: float
     interval: tuple[float, float]  # 95 %
     num: int
@@ -60,11 +60,12 @@ class _Attack(_Read):
 
 class _Attacks(_Read):
     finetune: str  # fingerprint of the training that was attacked
+    evaluate: str  # and of the evaluation, whose probes the attacks asked
     attacks: list[_Attack]
 
 
 def read_attacks(evaluated: Folder) -> list[AttackFigure]:
-    """The figures of the attacks on the model of an evaluation; none where it was not attacked, or trained anew since.
+    """The figures of the attacks on the model of an evaluation; none where it was not attacked, or trained or evaluated anew since.
 
     Args:
         evaluated: the folder of its evaluation; the attacks are beside it.
@@ -79,15 +80,21 @@ def read_attacks(evaluated: Folder) -> list[AttackFigure]:
         found = _Attacks.model_validate_json(folder.read_text(ATTACKS_FILE))
     except (ValidationError, ValueError) as error:
         raise ArtifactError(f"{folder}/{ATTACKS_FILE} can't be read: attack the run again") from error
-    manifest = read_manifest(evaluated.parent / "finetune")
-    if manifest is None or manifest.fingerprint != found.finetune:
-        return []
+    for stage, fingerprint in (("finetune", found.finetune), ("evaluate", found.evaluate)):
+        manifest = read_manifest(evaluated.parent / stage)
+        if manifest is None or manifest.fingerprint != fingerprint:
+            return []
     return [figure.model_copy(update={"attack": each.name}) for each in found.attacks for figure in each.figures]
 
 
 def page_of_attacks(evaluated: Folder) -> str:
-    """Link to the page of the attacks from that of the report; "" where there is none."""
-    return f"../{HOME}/{ATTACKS_PAGE}" if (evaluated.parent / HOME).exists(ATTACKS_PAGE) else ""
+    """Link to the page of the attacks from that of the report; "" where there is none, or it is of another training or evaluation.
+
+    Raises:
+        ArtifactError: as in `read_attacks`.
+    """
+    is_there = (evaluated.parent / HOME).exists(ATTACKS_PAGE) and read_attacks(evaluated)
+    return f"../{HOME}/{ATTACKS_PAGE}" if is_there else ""
 
 
 def refresh(evaluated: Folder) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from unlearn_ray.evals.statistics import CONFIDENCE, Estimate
+from unlearn_ray.evals.statistics import CONFIDENCE, FEW_FACTS, Estimate, exact_interval
 
 MIN_K = 0.4  # of the tokens: MUSE (arXiv 2407.06460) and open-unlearning's configs
 _LEAST_VARIANCE = 1e-6
 _EPSILON = 1e-10
+_CHUNK = 200_000  # texts drawn at a time: bounds the memory of large probe sets
 
 
 def loss(logprobs: Sequence[float]) -> float | None:
@@ -64,7 +65,8 @@ def against_reference(score: float, reference: float) -> float:
 
 def auc(members: Sequence[float], others: Sequence[float]) -> float:
     """The share of pairs in which the member's score is lower, ties counting half: the area under the ROC curve (Hanley & McNeil 1982)."""
-    return float(_wins(np.asarray(members, float), np.asarray(others, float)).mean())
+    ours, theirs = np.asarray(members, float), np.sort(np.asarray(others, float))
+    return float(_lower(ours, theirs).sum() / 2 / (len(ours) * len(theirs)))
 
 
 def auc_interval(
@@ -75,19 +77,35 @@ def auc_interval(
     num_resamples: int,
     seed: int,
 ) -> Estimate:
-    """`auc` with its 95 % interval: a bootstrap that draws whole clusters, such as facts, whose texts are members, others or both."""
+    """`auc` with its 95 % interval: a bootstrap that draws whole clusters, such as facts, whose texts are members, others or both.
+
+    From a few clusters, or where all say the same, it is the exact interval of a share of them, as for other figures (statistics.py).
+    By ranks, in memory of the texts' number: as a matrix, the pairs of 10,000 members and 30,000 others would take gigabytes.
+    """
     number = {cluster: place for place, cluster in enumerate(dict.fromkeys([*member_clusters, *other_clusters]))}
-    rows, columns = ([number[each] for each in clusters] for clusters in (member_clusters, other_clusters))
-    wins = np.zeros((len(number), len(number)))
-    np.add.at(wins, np.ix_(rows, columns), _wins(np.asarray(members, float), np.asarray(others, float)))
-    sizes = [np.bincount(places, minlength=len(number)).astype(float) for places in (rows, columns)]
-    drawn = np.random.default_rng(seed).multinomial(len(number), [1 / len(number)] * len(number), size=num_resamples)
-    pairs = (drawn @ sizes[0]) * (drawn @ sizes[1])
-    found = np.einsum("bi,ij,bj->b", drawn, wins, drawn, optimize=True)[pairs > 0] / pairs[pairs > 0]
-    value = auc(members, others)
+    rows, columns = (np.array([number[each] for each in clusters]) for clusters in (member_clusters, other_clusters))
+    ours, theirs = np.asarray(members, float), np.asarray(others, float)
+    order = np.argsort(theirs)
+    first, last = (np.searchsorted(theirs[order], ours, side=side) for side in ("left", "right"))
+    rng, shares, left = np.random.default_rng(seed), [], num_resamples
+    while left:
+        size = min(left, max(1, _CHUNK // (len(ours) + len(theirs))))
+        left -= size
+        drawn = rng.multinomial(len(number), [1 / len(number)] * len(number), size=size)  # B: resamples
+        times_BM, times_BO = drawn[:, rows], drawn[:, columns[order]]
+        below_BO = np.concatenate([np.zeros((size, 1), int), np.cumsum(times_BO, axis=1)], axis=1)
+        num_B = below_BO[:, -1]
+        wins_B = (times_BM * (2 * num_B[:, None] - below_BO[:, first] - below_BO[:, last])).sum(axis=1) / 2
+        pairs_B = times_BM.sum(axis=1) * num_B
+        shares.append(wins_B[pairs_B > 0] / pairs_B[pairs_B > 0])
+    found, value = np.concatenate([*shares, np.empty(0)]), auc(members, others)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(found, [tail, 1 - tail]) if found.size else (value, value)
-    return Estimate(value, float(min(low, value)), float(max(high, value)), len(members) + len(others))
+    estimate = Estimate(value, float(min(low, value)), float(max(high, value)), len(members) + len(others))
+    if len(number) < FEW_FACTS or estimate.has_no_width:
+        low, high = exact_interval(value * len(number), len(number))
+        return Estimate(value, low, high, estimate.num)
+    return estimate
 
 
 def privacy_leakage(unlearned_auc: float, retrained_auc: float) -> float:
@@ -100,6 +118,10 @@ def privacy_leakage(unlearned_auc: float, retrained_auc: float) -> float:
     return (leaked - reference) / (reference + _EPSILON) * 100
 
 
-def _wins(members: "np.ndarray", others: "np.ndarray") -> "np.ndarray":
-    """1 where a member's score is the lower one, 1/2 at ties; a row a member."""
-    return (members[:, None] < others[None, :]) + 0.5 * (members[:, None] == others[None, :])
+def _lower(members: "np.ndarray", others: "np.ndarray") -> "np.ndarray":
+    """Of each member, twice the number of others whose score is higher, ties counting once.
+
+    Args:
+        others: sorted.
+    """
+    return 2 * len(others) - np.searchsorted(others, members, "left") - np.searchsorted(others, members, "right")

@@ -56,7 +56,7 @@ from unlearn_ray.rows import GROUPS, Group
 from unlearn_ray.words import visible
 
 REPORT = "report.json"
-VERSION = 3
+VERSION: Literal[3] = 3
 FEW_PROBES = 20
 WIDE_INTERVAL = 0.3  # of a share
 _MAX_LOSS_POINTS = 400
@@ -174,7 +174,7 @@ class StageSummary(_Strict):
 class Report(_Strict):
     """The evaluation of one run; the fields are described above."""
 
-    version: int = VERSION
+    version: Literal[3] = VERSION  # of a report: what its figures mean differs between versions
     run: str
     model: str
     topics: list[str]

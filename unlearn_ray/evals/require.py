@@ -3,7 +3,8 @@
 GROUP.METRIC        of the unlearned model on forget, near or far; `recall` is the report's own recall
 GROUP.METRIC.kept   the same as a share of the base model's, over the same probes; near and far
 utility             of the unlearned model
-ATTACK.METRIC       what the attack got out of the unlearned model, in every setting and at every step; ATTACK.METRIC@10 at step 10 alone
+ATTACK.METRIC       what the attack got out of the unlearned model, in every setting and at every step; ATTACK.METRIC@10 at step 10 alone.
+                    Of prompts, `recall` is over short answers and `rouge_l_recall` over those that are sentences
 """
 
 import difflib
@@ -28,7 +29,7 @@ _OPERATORS = {
 _FORM = re.compile(r"(?P<name>[\w.]+)(?:@(?P<at>\d+(?:\.\d+)?))?\s*(?P<sign><=|>=|<|>)\s*(?P<bound>[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*(?P<percent>%?)")  # fmt: skip
 OF_GROUPS = ("recall", *MEASURES)
 KEPT = ("recall", *(measure.name for measure in MEASURES.values() if measure.is_kept))
-OF_ATTACKS = ("recall", "choice", "accuracy", "rank")
+OF_ATTACKS = ("recall", "rouge_l_recall", "choice", "accuracy", "rank")
 KNOWN = (
     *(f"{group}.{metric}" for group in GROUPS for metric in OF_GROUPS),
     *(f"{group}.{metric}.kept" for group in GROUPS[1:] for metric in KEPT),

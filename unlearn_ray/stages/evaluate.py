@@ -499,7 +499,7 @@ def _describe(config: RunConfig) -> tuple[str, str]:
 
 EVALUATE = Stage(
     NAME,
-    6,
+    7,
     "model",
     (QUESTIONS, ANSWERS, DATASET, GENERAL_POOL, MIXTURE, FINETUNE),
     NAME,
