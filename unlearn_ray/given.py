@@ -17,7 +17,7 @@ from unlearn_ray.engines.protocols import Generator
 from unlearn_ray.engines.weights import local_copy
 from unlearn_ray.errors import ArtifactError, InputError, ModelError, gist
 from unlearn_ray.evals.probes import read_probes
-from unlearn_ray.plan import check_files, check_model, identity_of, model_identity
+from unlearn_ray.plan import check_files, check_model, identity_of
 from unlearn_ray.rows import Example, slug_of
 from unlearn_ray.runs import MARKER
 from unlearn_ray.stages.card import EXPORT
@@ -26,6 +26,7 @@ from unlearn_ray.stages.finetune import FINETUNE
 from unlearn_ray.stages.mixture import MIXTURE
 from unlearn_ray.stages.stage import Identity, open_stage
 from unlearn_ray.synth.guardrails import guardrails_of
+from unlearn_ray.train.identity import model_identity
 from unlearn_ray.train.inspection import Inspected, inspect_model
 from unlearn_ray.train.modelfiles import open_model
 from unlearn_ray.train.tokens import tokens_of
