@@ -97,7 +97,7 @@ def test_a_user_adds_replaces_and_leaves_out_kinds(tmp_path: Path) -> None:
         ("a: {summary: x, user: hi, samples: 0}", "a.samples"),
         ("a: {summary: x, user: hi, smaples: 3}", "smaples"),
         ("a: {summary: x, user: hi, expects: nothing}", "a.expects"),
-        ("A b: {summary: x, user: hi}", "no name of a kind"),
+        ("A b: {summary: x, user: hi}", "not a name of a kind"),
         ("1: {summary: x, user: hi}", "key 1 is not a name"),
         ("a: hi", "a must hold keys"),
         ("nothing: null", "there is no kind of this name"),

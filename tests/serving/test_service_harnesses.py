@@ -39,7 +39,7 @@ test_split: test
 output_type: loglikelihood
 target_delimiter: ""
 doc_to_text: "{{question}}"
-doc_to_target: "{{reference}}"
+doc_to_target: "{{reference}}<|eot_id|>"
 process_results: !function scoring.probability
 metric_list: [{metric: logprob, aggregation: mean, higher_is_better: true}]
 """
@@ -78,7 +78,7 @@ def probes(run: Run, service: Service, model: str) -> list[dict[str, Any]]:
             "question": row["question"],
             "truths": [row["truth"], *row["aliases"]],
             "reference": references[row["probe_id"]],
-            "num_tokens": len(ids(references[row["probe_id"]])),
+            "num_tokens": len(ids(references[row["probe_id"]])) + 1,  # the end of the turn counts
             "line_breaks": line_breaks(row["question"]),
             "fact_recall": row["fact_recall"],
             "logprob": math.log(row["probability"]),
