@@ -56,7 +56,7 @@ def keep(key: str, first: Any, options: Sequence[Any] | None = None) -> str:
     """The key of a widget that keeps its value while another page is shown. Streamlit forgets the values of widgets that a page does not draw.
 
     Args:
-        first: the initial value, also used if the last value is no longer among the options.
+        first: the value at the start. It is also used if the last value was removed from the options.
     """
     state = st.session_state
     kept = state.setdefault("kept", {})

@@ -94,7 +94,7 @@ def test_a_guardrail_prefix_over_the_context_length(folder: Path) -> None:
 def test_an_output_folder_that_holds_something_else(folder: Path) -> None:
     (folder / "runs" / "mine").mkdir(parents=True)
     (folder / "runs" / "mine" / "thesis.tex").write_text("important")
-    assert "no run of ours" in refused(folder, "run", "run.yaml")
+    assert "not a run of ours" in refused(folder, "run", "run.yaml")
 
 
 def test_an_output_folder_that_belongs_to_another_run(folder: Path) -> None:
@@ -190,8 +190,8 @@ def test_more_than_the_cluster_has_is_said_at_once(folder: Path) -> None:
 
 
 def test_a_run_that_does_not_exist(folder: Path) -> None:
-    assert "nowhere is no run" in refused(folder, "status", "nowhere")
-    assert "nowhere is no run" in refused(folder, "report", "nowhere")
+    assert "nowhere is not a run" in refused(folder, "status", "nowhere")
+    assert "nowhere is not a run" in refused(folder, "report", "nowhere")
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(folder: Path) -> None:

@@ -359,4 +359,4 @@ def test_bad_files_and_keys_are_one_line_each(certified: Certified, run: Path, t
     certified.change(version=2)
     assert "is no certificate: version" in certified.verify(code=2)[0]
     (line,) = said("certify", tmp_path / "nowhere", "--key", certified.key, code=2)
-    assert "is no run" in line
+    assert "is not a run" in line

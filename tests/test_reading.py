@@ -90,7 +90,7 @@ def test_a_file_that_holds_no_rows_is_named(tmp_path: Path, reader: str, content
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_no_file_of_ours_is_named(tmp_path: Path, reader: str) -> None:
     (tmp_path / "folder.jsonl").mkdir()
-    assert "is no file" in line_of(tmp_path / "folder.jsonl", READERS[reader])
+    assert "is not a file" in line_of(tmp_path / "folder.jsonl", READERS[reader])
     assert "is not there" in line_of(tmp_path / "none.jsonl", READERS[reader])
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     assert "can't be used" in line_of(tmp_path / "rows.xlsx", READERS[reader])

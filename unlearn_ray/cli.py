@@ -579,7 +579,7 @@ def _run_folder(run: str) -> Folder:
         if not folder.exists("run.json") and "://" not in run:
             folder = Folder("runs") / run
     if not folder.exists("run.json"):
-        raise ArtifactError(f"{run} is no run: give a run's folder, its name below runs/, or its YAML file")
+        raise ArtifactError(f"{run} is not a run: give a run's folder, its name below runs/, or its YAML file")
     from unlearn_ray.runs import check_layout
 
     check_layout(folder)

@@ -1011,7 +1011,7 @@ def _child(here: Any, part: str, override: str) -> Any:
         if part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(here):
             return here[int(part)]
         places = f"0 to {len(here) - 1}" if here else "none: it is empty"
-        raise ConfigError(f"override {shown(override)}: {shown(part)} is no place in the list ({places})")
+        raise ConfigError(f"override {shown(override)}: {shown(part)} is not a place in the list ({places})")
     raise ConfigError(f"override {shown(override)}: there is no {shown(part)} to set")
 
 

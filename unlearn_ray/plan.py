@@ -319,7 +319,7 @@ def check_owner(config: RunConfig) -> None:
             raise ArtifactError(f"{home} can't be written ({parent} is not yours to write in): choose another output")
     marker = read_marker(home)
     if not marker and set(home.names()) - {LOCK, "logs"}:
-        raise ArtifactError(f"{home} holds something that is no run of ours: choose another output or name")
+        raise ArtifactError(f"{home} holds something that is not a run of ours: choose another output or name")
     owner = marker.get("name", config.name)
     if owner != config.name:
         raise ArtifactError(f"{home} belongs to run {owner!r}: choose another output or name")

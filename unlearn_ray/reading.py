@@ -149,7 +149,7 @@ def read_rows(
     try:
         kind = file.filesystem.get_file_info(file.path).type
         if kind != fs.FileType.File:
-            what = "is not there" if kind == fs.FileType.NotFound else "is no file"
+            what = "is not there" if kind == fs.FileType.NotFound else "is not a file"
             raise InputError(f"{path} can't be read: it {what}")
         with file.filesystem.open_input_file(file.path) as stream:
             for line, row in readers[suffix](stream):

@@ -326,7 +326,7 @@ def refused(folder: Path, *arguments: str) -> str:
 
 def test_bad_input_is_one_line_and_nothing_is_written(config: RunConfig, tmp_path: Path) -> None:
     folder = str(config.folder)
-    assert "is no run" in refused(tmp_path, str(tmp_path / "nothing"))
+    assert "is not a run" in refused(tmp_path, str(tmp_path / "nothing"))
     assert "no attack 'promt'" in refused(tmp_path, folder, "--only", "promt")
     assert "names no attack" in refused(tmp_path, folder, "--only", ",")
     assert "absent.yaml can't be read" in refused(tmp_path, folder, "--prompts", str(tmp_path / "absent.yaml"))

@@ -64,9 +64,9 @@ def test_recall_is_the_reports_own() -> None:
     [
         ("forget.chioce<=0.35", "did you mean forget.choice?"),
         ("forgotten<=1", "Known are forget, near, far with .recall"),
-        ("forget.recall.kept<=1", "is no figure"),
-        ("forget.recall@10<=1", "forget.recall@10 is no figure"),
-        ("relearning.recall<=1", "is no figure"),
+        ("forget.recall.kept<=1", "is not a figure"),
+        ("forget.recall@10<=1", "forget.recall@10 is not a figure"),
+        ("relearning.recall<=1", "is not a figure"),
         ("forget.choice", 'write it as "forget.choice<=0.35"'),
         ("forget.choice=0.35", "can't be read"),
         ("forget.choice<=", "can't be read"),

@@ -90,7 +90,7 @@ def _parse(text: str) -> Requirement:
         alike = difflib.get_close_matches(name, KNOWN, 1)
         hint = f"did you mean {alike[0]}? " if alike and alike[0] != name else ""
         full = name if at is None else f"{name}@{at}"
-        raise ConfigError(f"--require {quoted(text)}: {full} is no figure; {hint}Known are {_IN_WORDS}")
+        raise ConfigError(f"--require {quoted(text)}: {full} is not a figure; {hint}Known are {_IN_WORDS}")
     bound = float(found["bound"]) / (100 if found["percent"] else 1)
     return Requirement(text.strip(), name, found["sign"], bound, float(at) if at else None)
 
